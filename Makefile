@@ -1,0 +1,52 @@
+# Everything sets itself up: `make demo` and `make test` work on a fresh machine with Python 3.11+, pip and make.
+PYTHON ?= python3
+SECONDS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test check bench faults deploy-check clean
+
+help:
+	@echo "make demo          a real clip and real photos through an embedded server (SECONDS=20 ends it)"
+	@echo "make test          all tests, with coverage"
+	@echo "make check         format, lint, types"
+	@echo "make bench         benchmarks of this machine"
+	@echo "make faults        the fault tests, the long way"
+	@echo "make deploy-check  the manifests, the image and the compose file"
+	@echo "make setup         only the virtual environment; make clean removes it"
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("coatstream needs Python 3.11 or newer, and $(PYTHON) is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[demo]" --group dev $(PIP_ARGS)
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/coatstream demo $(if $(SECONDS),--seconds $(SECONDS))
+
+test: $(READY)
+	$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS)
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/coatstream bench host
+	$(BIN)/coatstream bench engine
+	$(BIN)/coatstream bench queue
+
+faults: $(READY)
+	$(BIN)/python -m pytest tests/faults --no-cov $(PYTEST_ARGS)
+
+deploy-check: $(READY)
+	$(BIN)/python deploy/check/check_manifests.py
+	$(BIN)/python -m pytest tests/test_deploy.py --no-cov
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage build dist *.egg-info

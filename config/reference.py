@@ -1,0 +1,67 @@
+"""The settings as a table for the README. The words are the comments of coatstream.yaml: one source for both."""
+
+import json
+from importlib import resources
+from typing import Any
+
+from config import keys
+from config.settings import CameraSettings, SettingsTree
+
+SAMPLE = "coatstream.yaml"
+
+
+def sample() -> str:
+    """The text of coatstream.yaml, which ships beside this module."""
+    return resources.files("config").joinpath(SAMPLE).read_text(encoding="utf-8")
+
+
+def comments() -> dict[str, str]:
+    """The comment above each key of coatstream.yaml: of sections, of settings, and of the sample camera's keys.
+
+    A line that starts with `#` and two spaces belongs to the sample camera and is read as if it were no comment.
+    """
+    found, section, note = {}, "", []
+    for line in sample().splitlines():
+        code = line.removeprefix("#") if line.startswith("#  ") else line
+        text = code.strip()
+        if text.startswith("#"):
+            note.append(text.lstrip("# "))
+            continue
+        if text:
+            name = text.removeprefix("- ").partition(":")[0]
+            section = section if code.startswith(" ") else name
+            found[_key(section, name)] = " ".join(note)
+        note = []
+    return found
+
+
+def _key(section: str, name: str) -> str:
+    if name == section:
+        return name
+    return f"cameras[].{name}" if section == "cameras" else f"{section}.{name}"
+
+
+def settings_table() -> str:
+    """A Markdown table of every setting: key, default, meaning."""
+    meanings = comments()
+    rows = [(f"`{key}`", default, meanings[key].replace("|", "\\|")) for key, default in _defaults()]
+    lines = [f"| {' | '.join(row)} |" for row in [("key", "default", "meaning"), ("---", "---", "---"), *rows]]
+    return "\n".join([*lines, ""])
+
+
+def _defaults() -> list[tuple[str, str]]:
+    tree = SettingsTree().model_dump(mode="json")
+    found = []
+    for path in keys.settings():
+        value: Any = tree
+        for step in path:
+            value = value[step]
+        found.append((keys.dotted(path), _default(value)))
+    return found + [
+        (f"cameras[].{name}", "required" if field.is_required() else _default(field.get_default()))
+        for name, field in CameraSettings.model_fields.items()
+    ]
+
+
+def _default(value: object) -> str:
+    return f"`{value if isinstance(value, str) else json.dumps(value)}`"

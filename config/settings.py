@@ -1,0 +1,157 @@
+"""Every option of coatstream: frozen sections, defaults, units, cross-checks. Unknown keys are refused.
+
+Durations are seconds, sizes are counts unless a name says otherwise. How settings are found and how a wrong one is
+reported is `config.loading`'s business.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Name = Annotated[str, Field(min_length=1, max_length=128)]
+Key = Annotated[str, Field(min_length=1, max_length=256)]
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+
+
+class Section(BaseModel):
+    """One block of the settings tree."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
+
+
+class RedisSettings(Section):
+    """Where labels go, and where queue frames come from."""
+
+    url: SecretStr | None = None  # redis://, rediss:// or unix://; may hold a user and password
+    username: str | None = None
+    password: SecretStr | None = None
+    connect_timeout: Seconds = 5.0
+    socket_timeout: Seconds = 5.0  # for one reply; a blocking read waits for at most a fifth of it
+
+    @field_validator("url")
+    @classmethod
+    def _known_scheme(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must start with redis://, rediss:// or unix://")
+        return url
+
+
+class QueueSettings(Section):
+    """Frames from a Redis stream with a consumer group."""
+
+    enabled: bool = True
+    stream: Key = "frames"
+    group: Key = "coatstream"
+    dead_stream: Key = "frames:dead"
+    dead_max_length: Count = 10_000  # entries kept for inspection; the oldest go first
+    prefetch: Annotated[int, Field(ge=0, le=4096)] = 0  # frames read ahead of the model; 0 = two batches
+    decode_threads: Annotated[int, Field(ge=0, le=256)] = 0  # 0 = one per core that this process may use
+    max_bytes: Annotated[int, Field(ge=1, le=512 * 1024**2)] = 16 * 1024**2  # of one encoded or raw picture
+    max_pixels: Count = 50_000_000  # of one decoded picture: 150 MB
+    min_idle: Seconds = 15.0  # how long an entry may lie with a silent worker before another takes it
+    max_deliveries: Annotated[int, Field(ge=1, le=1000)] = 5  # tries before a frame becomes a dead letter
+
+
+class ResultsSettings(Section):
+    """Labels out. The channel of a source is `<stream>:<source>`, the hash of newest labels `<stream>:latest`."""
+
+    stream: Key = "labels"
+    max_length: Count = 100_000  # entries kept, approximately; about 1 kB each
+    latest_max_sources: Count = 10_000
+
+
+class ModelSettings(Section):
+    """What classifies."""
+
+    name: Name = "coat_lite_mini.in1k"  # any timm classifier
+    weights: Annotated[str, Field(min_length=1)] = "hub"  # hub, random, package:<name>, or a .safetensors or .pth file
+    labels: Path | None = None  # one class name a line, or a JSON list; None: ImageNet's where the head is ImageNet's
+    engine: Literal["auto", "eager", "noop"] = "auto"
+    device: Annotated[
+        str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto, cpu, cuda, cuda:<number> or mps")
+    ] = "auto"
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0  # of one stream on a CPU; 0 = share the cores out
+    streams: Annotated[int, Field(ge=0, le=64)] = 0  # batches at once; 0 = the engine's choice
+    top_k: Annotated[int, Field(ge=1, le=100)] = 5
+    embeddings: bool = False
+    noop_delay: Annotated[float, Field(ge=0, le=3600)] = 0.0  # the noop engine's time for a batch
+
+
+class BatchSettings(Section):
+    """When a batch leaves."""
+
+    max_size: Annotated[int, Field(ge=1, le=1024)] = 8
+    max_wait: Annotated[float, Field(ge=0, le=60)] = 0.0  # after the batch's first frame; 0 = take what is there
+    prepared: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = ()  # sizes to pad to; () = the engine's choice
+
+    @field_validator("prepared")
+    @classmethod
+    def _sizes_fit(cls, prepared: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        max_size = info.data.get("max_size")  # absent when it is wrong itself
+        if prepared and max_size is not None and (prepared[-1] != max_size or list(prepared) != sorted(set(prepared))):
+            raise ValueError(f"must ascend and end with batch.max_size ({max_size}), or be empty")
+        return prepared
+
+
+class CameraSettings(Section):
+    """One camera, or a file that is read like one."""
+
+    name: Name
+    url: SecretStr  # rtsp(s)://, http(s)://, a path, or a device index; may hold a user and password
+    username: str | None = None  # apart from the URL, percent-encoded for you
+    password: SecretStr | None = None
+    fps: Annotated[float, Field(ge=0, le=1000)] = 5.0  # frames sampled a second; 0 = every one
+    realtime: bool | None = None  # None: live sources yes, files no (lossless, as fast as the model takes them)
+    loop: bool = False  # files only: begin again at the end
+    max_age: Seconds | None = None  # a frame older than this when its batch leaves is dropped as stale
+    open_timeout: Seconds = 10.0
+    read_timeout: Seconds = 5.0
+
+    @field_validator("url", mode="before")
+    @classmethod
+    def _device_index_is_text(cls, url: object) -> object:
+        return str(url) if isinstance(url, int) and not isinstance(url, bool) else url
+
+
+class HttpSettings(Section):
+    """/metrics, /healthz and /readyz."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8080  # 0 = any free one, said in the log
+
+
+class LogSettings(Section):
+    """Logs go to stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "console", "json"] = "auto"  # auto: console on a terminal, else JSON
+
+
+class DrainSettings(Section):
+    """What happens between the first signal and the end."""
+
+    timeout: Seconds = 20.0  # for publishing what has been read; the rest stays in the queue
+
+
+class SettingsTree(Section):
+    """The whole tree. `config.loading.load` fills it from the command line, the environment, secrets and a file."""
+
+    redis: RedisSettings = RedisSettings()
+    queue: QueueSettings = QueueSettings()
+    results: ResultsSettings = ResultsSettings()
+    model: ModelSettings = ModelSettings()
+    batch: BatchSettings = BatchSettings()
+    cameras: tuple[CameraSettings, ...] = ()
+    http: HttpSettings = HttpSettings()
+    log: LogSettings = LogSettings()
+    drain: DrainSettings = DrainSettings()
+
+    @field_validator("cameras")
+    @classmethod
+    def _names_are_unique(cls, cameras: tuple[CameraSettings, ...]) -> tuple[CameraSettings, ...]:
+        names = [camera.name for camera in cameras]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"camera names must be unique, and {', '.join(twice)} is there twice")
+        return cameras

@@ -1,0 +1,395 @@
+"""A camera's life against real servers and real files: reading, sampling, losing it, stopping."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+import worker
+from config.settings import CameraSettings
+from tests.cameras.http import HttpCamera
+from tests.cameras.listener import Listener
+from tests.cameras.rtsp import CLIP, FPS, LENGTH, RtspCamera, number_of
+from worker.errors import BadFrame, DeadReason, SourceLost
+from worker.frames import Frame, Pixels
+from worker.opencv import cv2
+from worker.sources import Source
+from worker.sources.camera import Camera
+
+COCKATOO = Path(worker.__file__).parent / "assets" / "cockatoo_360p.mp4"  # 280 frames of 640 x 360, 20 a second
+NASTY = "p@ss:/?#%&+ wörd"
+
+
+def whole(picture: Pixels) -> Pixels:
+    return picture
+
+
+def camera(url: str | Path, **settings: Any) -> Camera:
+    defaults = {"name": "door", "url": str(url), "fps": 0, "open_timeout": 5.0, "read_timeout": 2.0}
+    return Camera(CameraSettings(**(defaults | settings)), prepare=whole)
+
+
+def read(source: Camera, count: int | None = None) -> list[Frame]:
+    """The first `count` frames of a source, or all of them."""
+    with closing(source.frames(threading.Event())) as frames:
+        return list(islice(frames, count))
+
+
+def why_lost(source: Camera) -> str:
+    with pytest.raises(SourceLost) as caught:
+        read(source)
+    return str(caught.value)
+
+
+def red_picture() -> Pixels:
+    picture = np.zeros((120, 160, 3), np.uint8)
+    picture[:] = (0, 0, 255)  # BGR
+    return picture
+
+
+@pytest.fixture(scope="module")
+def red_jpeg() -> bytes:
+    return cv2.imencode(".jpg", red_picture())[1].tobytes()
+
+
+@pytest.fixture
+def red_clip(tmp_path: Path) -> Path:
+    """A second of red, ten pictures."""
+    path = tmp_path / "red.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (160, 120))
+    for _ in range(10):
+        writer.write(red_picture())
+    writer.release()
+    return path
+
+
+def is_red(pixels: Pixels) -> bool:
+    red, green, blue = pixels.reshape(-1, 3).mean(axis=0)
+    return bool(red > 230 and green < 25 and blue < 25)
+
+
+class Hourglass(threading.Event):
+    """A stop event that never waits: time passes at once, and adds up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 100.0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.now += timeout or 0.0
+        return self.is_set()
+
+
+# A live stream
+
+
+def test_a_live_camera_gives_its_newest_pictures_in_order() -> None:
+    with RtspCamera() as server:
+        lags, numbers = [], []
+        with closing(camera(server.url()).frames(threading.Event())) as frames:
+            for frame in islice(frames, 20):
+                numbers.append(number_of(frame.pixels))
+                lags.append((server.now_showing - numbers[-1]) % LENGTH)
+
+    assert [(b - a) % LENGTH for a, b in pairwise(numbers)] == [1] * 19
+    assert max(lags) < FPS / 2
+
+
+def test_a_live_camera_is_sampled_at_the_rate_asked() -> None:
+    with RtspCamera() as server:
+        numbers = [number_of(frame.pixels) for frame in read(camera(server.url(), fps=10), 16)]
+
+    assert (numbers[-1] - numbers[0]) % LENGTH / 15 == pytest.approx(FPS / 10, rel=0.15)
+
+
+def test_a_frame_says_where_and_when_it_was_taken() -> None:
+    before = time.time()
+    with RtspCamera() as server:
+        first, second = read(camera(server.url()), 2)
+
+    assert (first.source, first.width, first.height) == ("door", 320, 240)
+    assert before < first.captured_at < second.captured_at < time.time()
+    assert first.frame_id.startswith("door-")
+    assert first.frame_id != second.frame_id
+
+
+def test_lost_and_damaged_packets_do_not_end_a_stream() -> None:
+    with RtspCamera() as server:
+        assert len(read(camera(server.url("?drop=0.05&corrupt=0.05")), 15)) == 15
+
+
+def test_a_motion_jpeg_camera_is_read_over_http_in_the_right_colours(red_jpeg: bytes) -> None:
+    with HttpCamera(red_jpeg, credentials=f"jo:{NASTY}") as server:
+        (frame,) = read(camera(server.url(), username="jo", password=NASTY), 1)
+
+    assert is_red(frame.pixels)
+
+
+def test_a_raw_stream_is_read_over_tcp() -> None:
+    def serve(connection: socket.socket, closing: threading.Event) -> None:
+        clip = CLIP.read_bytes()
+        for start in range(0, len(clip), 2000):
+            connection.sendall(clip[start : start + 2000])
+            closing.wait(0.02)
+
+    with Listener(serve) as server:
+        assert len(read(camera(f"tcp://127.0.0.1:{server.port}"), 5)) == 5
+
+
+@pytest.mark.parametrize("scheme", ["basic", "digest"])
+def test_a_password_with_special_characters_opens_the_camera(scheme: Literal["basic", "digest"]) -> None:
+    with RtspCamera(user="jo@home", password=NASTY, scheme=scheme) as server:
+        assert read(camera(server.url(), username="jo@home", password=NASTY), 1)
+
+
+# Losing it
+
+
+@pytest.mark.parametrize("scheme", ["basic", "digest"])
+def test_a_wrong_password_is_a_loss_that_says_what_to_check_and_prints_no_credentials(
+    scheme: Literal["basic", "digest"], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with RtspCamera(user="jo", password="right", scheme=scheme) as server:
+        why = why_lost(camera(server.url(credentials="jo:hunter2")))
+
+    assert why == "camera 'door' cannot be opened: no stream comes from it; check its path, user and password"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_camera_that_refuses_the_connection_is_a_loss() -> None:
+    with Listener(lambda *_: None) as gone:
+        pass
+
+    why = why_lost(camera(f"rtsp://jo:hunter2@127.0.0.1:{gone.port}/cam"))
+
+    assert why == "camera 'door' cannot be opened: it cannot be reached (connection refused)"
+
+
+def test_a_camera_that_never_answers_is_a_loss_after_the_open_timeout() -> None:
+    with RtspCamera(silent=True) as server:
+        before = time.monotonic()
+        why = why_lost(camera(server.url(), open_timeout=0.5))
+
+    assert why == "camera 'door' cannot be opened: no answer within 0.5 s"
+    assert time.monotonic() - before < 2
+
+
+def test_a_camera_that_does_not_answer_holds_up_no_other(red_clip: Path) -> None:
+    asked = threading.Event()
+
+    def keep_waiting(_: socket.socket, closing: threading.Event) -> None:
+        asked.set()
+        closing.wait()
+
+    with Listener(keep_waiting) as server:
+        waiting = threading.Thread(target=why_lost, args=[camera(f"rtsp://127.0.0.1:{server.port}/cam")])
+        waiting.start()
+        assert asked.wait(5)
+
+        assert read(camera(red_clip), 1)
+        assert waiting.is_alive()
+    waiting.join(timeout=5)
+
+
+def test_a_camera_that_dies_is_a_loss_at_once() -> None:
+    with RtspCamera() as server, closing(camera(server.url()).frames(threading.Event())) as frames:
+        next(frames)
+
+        server.close()
+        before = time.monotonic()
+        with pytest.raises(SourceLost, match=r"camera 'door' was lost: its stream ended"):
+            list(frames)
+
+    assert time.monotonic() - before < 1
+
+
+def test_a_camera_that_falls_silent_is_a_loss_after_the_read_timeout_and_gives_no_stale_frame() -> None:
+    arrivals: list[float] = []
+    with RtspCamera() as server:
+        frames = camera(server.url("?hang=2"), read_timeout=1).frames(threading.Event())
+        with pytest.raises(SourceLost, match=r"camera 'door' stalled: no picture for 1\.\d s"):
+            arrivals.extend(time.monotonic() for _ in frames)
+        silence = time.monotonic() - arrivals[-1]
+
+    assert max(b - a for a, b in pairwise(arrivals)) < 0.9
+    assert 0.9 <= silence < 2
+
+
+def test_an_http_camera_that_hangs_up_is_a_loss(red_jpeg: bytes) -> None:
+    with HttpCamera(red_jpeg) as server:
+        assert "its stream ended" in why_lost(camera(server.url("?die=1")))
+
+
+def test_a_camera_that_came_back_is_read_anew_under_new_frame_ids(red_jpeg: bytes) -> None:
+    with HttpCamera(red_jpeg) as server:
+        source = camera(server.url())
+
+        once, again = read(source, 2), read(source, 2)
+
+    assert len({frame.frame_id for frame in once + again}) == 4
+
+
+def test_a_device_that_is_not_there_is_a_loss() -> None:
+    assert why_lost(camera("250")) == (
+        "camera 'door' cannot be opened: there is no such device, or another program holds it"
+    )
+
+
+# Stopping
+
+
+def test_a_reader_that_waits_for_a_silent_camera_stops_within_the_read_timeout() -> None:
+    with RtspCamera() as server:
+        stop, source = threading.Event(), camera(server.url("?hang=2"), read_timeout=1.5)
+        reader = threading.Thread(target=lambda: list(source.frames(stop)))
+        reader.start()
+        assert server.hung.wait(10)
+
+        stop.set()
+        reader.join(timeout=2.5)
+
+        assert not reader.is_alive()
+
+
+def test_a_running_camera_stops_at_its_next_picture(red_jpeg: bytes) -> None:
+    stop = threading.Event()
+    with HttpCamera(red_jpeg) as server:
+        frames = camera(server.url()).frames(stop)
+        next(frames)
+
+        stop.set()
+
+        assert list(frames) == []
+
+
+# Files
+
+
+@pytest.mark.parametrize(("fps", "count"), [(0, 280), (5, 70), (8, 112)])
+def test_a_file_gives_every_frame_that_was_asked_for_and_ends(fps: float, count: int) -> None:
+    frames = read(camera(COCKATOO, fps=fps))
+
+    assert len(frames) == count
+    assert len({frame.frame_id for frame in frames}) == count
+
+
+def test_a_file_without_timestamps_is_sampled_by_its_rate() -> None:
+    numbers = [number_of(frame.pixels) for frame in read(camera(CLIP, fps=5))]
+
+    assert numbers == list(range(0, LENGTH, 5))
+
+
+def test_a_file_waits_for_its_reader_and_a_stream_does_not() -> None:
+    source: Source = camera(COCKATOO)
+
+    assert not source.live
+    assert camera(COCKATOO, realtime=True).live
+    assert camera("rtsp://cam/main").live
+
+
+def test_a_frame_is_what_prepare_made_of_it_in_rgb_with_the_original_size(red_clip: Path) -> None:
+    spent: list[str] = []
+    source = Camera(
+        CameraSettings(name="clip", url=str(red_clip), fps=1),
+        prepare=lambda picture: picture[10:42, 20:84],
+        clock=lambda: 1_700_000_000.25,
+        observe=lambda stage, seconds: spent.append(stage) if seconds >= 0 else None,
+    )
+
+    (frame,) = read(source)
+
+    assert frame.pixels.shape == (32, 64, 3)
+    assert frame.pixels.dtype == np.uint8
+    assert frame.pixels.flags.c_contiguous
+    assert frame.pixels.base is None
+    assert is_red(frame.pixels)
+    assert (frame.width, frame.height, frame.captured_at) == (160, 120, 1_700_000_000.25)
+    assert spent == ["decode", "prepare"]
+
+
+def test_a_picture_that_cannot_be_prepared_is_counted_and_passed_over(red_clip: Path) -> None:
+    seen: Iterator[int] = iter(range(100))
+
+    def refuse_the_third(picture: Pixels) -> Pixels:
+        if next(seen) == 2:
+            raise BadFrame(DeadReason.TOO_LARGE, "too large")
+        return picture
+
+    settings = CameraSettings(name="clip", url=str(red_clip), fps=0)
+    source = Camera(settings, prepare=refuse_the_third)
+
+    assert len(read(source)) == 9
+    assert source.lost == 1
+
+
+def test_a_file_in_real_time_takes_as_long_as_it_lasts() -> None:
+    stop = Hourglass()
+    settings = CameraSettings(name="clip", url=str(COCKATOO), fps=5, realtime=True)
+    source = Camera(settings, prepare=whole, monotonic=lambda: stop.now, clock=lambda: stop.now)
+
+    frames = list(source.frames(stop))
+
+    assert stop.now - 100.0 == pytest.approx(13.95)
+    assert np.diff([frame.captured_at for frame in frames]) == pytest.approx(np.full(69, 0.2))
+
+
+def test_a_file_in_real_time_stops_while_it_waits() -> None:
+    stop = threading.Event()
+    frames = camera(COCKATOO, fps=0.1, realtime=True).frames(stop)
+    next(frames)
+
+    threading.Timer(0.2, stop.set).start()
+    before = time.monotonic()
+
+    assert list(frames) == []
+    assert time.monotonic() - before < 2
+
+
+def test_a_file_that_loops_begins_again_for_ever_with_new_frame_ids(red_clip: Path) -> None:
+    frames = read(camera(red_clip, loop=True), 35)
+
+    assert len({frame.frame_id for frame in frames}) == 35
+
+
+def test_a_file_that_loops_ends_when_told_to_stop(red_clip: Path) -> None:
+    stop = threading.Event()
+    frames = camera(red_clip, loop=True).frames(stop)
+    list(islice(frames, 15))
+
+    stop.set()
+
+    assert list(frames) == []
+
+
+def test_a_file_that_is_not_there_is_a_loss(tmp_path: Path) -> None:
+    assert why_lost(camera(tmp_path / "none.mp4")) == "camera 'door' cannot be opened: no such file or directory"
+
+
+def test_what_is_no_plain_file_is_a_loss_and_never_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+
+    assert "not a plain file" in why_lost(camera(tmp_path / "pipe"))
+    assert "not a plain file" in why_lost(camera(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["list.mp4", "list.ffconcat", "list.m3u8"])
+def test_a_playlist_of_local_files_is_not_followed(tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret.mp4").write_bytes(COCKATOO.read_bytes())
+    hls = "#EXTM3U\n#EXT-X-TARGETDURATION:20\n#EXTINF:14,\nsecret.mp4\n#EXT-X-ENDLIST\n"
+    (tmp_path / name).write_text(hls if name.endswith("m3u8") else "ffconcat version 1.0\nfile secret.mp4\n")
+
+    assert "not a video that can be read" in why_lost(camera(tmp_path / name, loop=True))
+
+
+def test_a_file_that_is_cut_short_gives_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "cut.h264").write_bytes(CLIP.read_bytes()[: CLIP.stat().st_size // 2])
+
+    assert 100 < len(read(camera(tmp_path / "cut.h264"))) < 150

@@ -1,0 +1,110 @@
+"""The one buffer: live frames replace each other, others wait for room, sources take turns."""
+
+import asyncio
+import threading
+
+from tests.doubles import make_frame
+from worker.frames import Frame
+from worker.mailbox import Mailbox
+
+
+def box(room: int = 2, replaced: list[Frame] | None = None) -> Mailbox:
+    return Mailbox(room, on_replaced=(replaced if replaced is not None else []).append)
+
+
+def ids(mailbox: Mailbox, count: int) -> list[str]:
+    return [letter.frame.frame_id for letter in mailbox.take(count)]
+
+
+async def test_a_live_source_keeps_only_its_newest_frame_and_the_older_one_is_reported() -> None:
+    replaced: list[Frame] = []
+    mailbox = box(replaced=replaced)
+
+    for frame_id in "abc":
+        mailbox.put(make_frame(frame_id), lane="cam", live=True)
+
+    assert ids(mailbox, 10) == ["c"]
+    assert [frame.frame_id for frame in replaced] == ["a", "b"]
+
+
+async def test_a_source_that_is_not_live_waits_for_room_and_loses_nothing() -> None:
+    mailbox = box(room=2)
+    frames = [make_frame(str(number)) for number in range(50)]
+    thread = threading.Thread(target=lambda: [mailbox.put(frame, lane="file", live=False) for frame in frames])
+
+    thread.start()
+    got: list[str] = []
+    while len(got) < 50:
+        assert await mailbox.filled(1)
+        assert mailbox.waiting <= 2
+        got += ids(mailbox, 1)
+    thread.join(5)
+
+    assert got == [str(number) for number in range(50)]
+
+
+async def test_sources_take_turns_so_that_no_backlog_stands_before_another_source() -> None:
+    mailbox = box(room=10)
+
+    for number in range(3):
+        mailbox.put(make_frame(f"a{number}", source="a"), lane="queue", live=False)
+    mailbox.put(make_frame("b0", source="b"), lane="queue", live=False)
+    mailbox.put(make_frame("c0", source="cam"), lane="cam", live=True)
+
+    assert ids(mailbox, 3) == ["a0", "b0", "c0"]
+    assert ids(mailbox, 3) == ["a1", "a2"]
+
+
+async def test_room_is_counted_per_lane_so_that_one_full_lane_does_not_stop_another() -> None:
+    mailbox = box(room=1)
+    mailbox.put(make_frame("full"), lane="queue", live=False)
+
+    assert mailbox.put(make_frame("other"), lane="file", live=False)
+
+    assert mailbox.waiting == 2
+
+
+async def test_closing_wakes_who_waits_for_room_and_refuses_new_frames_but_gives_out_the_old() -> None:
+    mailbox = box(room=1)
+    mailbox.put(make_frame("in"), lane="file", live=False)
+    answers: list[bool] = []
+    thread = threading.Thread(target=lambda: answers.append(mailbox.put(make_frame("out"), lane="file", live=False)))
+    thread.start()
+
+    mailbox.close()
+    thread.join(5)
+
+    assert answers == [False]
+    assert not mailbox.put(make_frame("late"), lane="cam", live=True)
+    assert ids(mailbox, 5) == ["in"]
+
+
+async def test_filled_returns_false_when_the_box_closes_before_the_count_is_reached() -> None:
+    mailbox = box(room=5)
+    waiting = asyncio.create_task(mailbox.filled(2))
+    mailbox.put(make_frame(), lane="file", live=False)
+    await asyncio.sleep(0)
+
+    mailbox.close()
+
+    assert await asyncio.wait_for(waiting, 5) is False
+
+
+async def test_frames_from_many_threads_all_arrive_in_order_per_source() -> None:
+    mailbox = box(room=4)
+
+    def fill(name: str) -> None:
+        for number in range(200):
+            mailbox.put(make_frame(str(number), source=name), lane=name, live=False)
+
+    threads = [threading.Thread(target=fill, args=(f"s{number}",)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    got: dict[str, list[int]] = {}
+    while sum(map(len, got.values())) < 1600:
+        assert await asyncio.wait_for(mailbox.filled(1), 10)
+        for letter in mailbox.take(7):
+            got.setdefault(letter.frame.source, []).append(int(letter.frame.frame_id))
+
+    assert all(numbers == list(range(200)) for numbers in got.values())
+    assert mailbox.waiting == 0

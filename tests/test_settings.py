@@ -1,0 +1,128 @@
+"""The settings tree, its sample file, and the table made of both."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+import config
+from config import keys
+from config.loading import load
+from config.reference import comments, sample, settings_table
+from config.settings import BatchSettings, CameraSettings, ModelSettings, SettingsTree
+
+SAMPLE = Path(str(config.__file__)).with_name("coatstream.yaml")
+
+
+def sample_with_its_camera() -> str:
+    """The sample file after doing what its comment above `cameras` says."""
+    return sample().replace("cameras: []", "cameras:").replace("\n#  ", "\n  ")
+
+
+def keys_of(values: dict[str, object], prefix: str = "") -> set[str]:
+    found = set()
+    for name, value in values.items():
+        found |= {prefix + name} | (keys_of(value, f"{prefix}{name}.") if isinstance(value, dict) else set())
+    return found
+
+
+def test_settings_cannot_be_changed_after_they_are_made() -> None:
+    tree = SettingsTree()
+
+    with pytest.raises(ValidationError, match="frozen"):
+        tree.batch.max_size = 9  # type: ignore[misc]
+
+
+def test_prepared_sizes_that_ascend_to_the_largest_batch_are_accepted() -> None:
+    assert BatchSettings(max_size=8, prepared=(1, 4, 8)).prepared == (1, 4, 8)
+
+
+@pytest.mark.parametrize("prepared", [(4, 1, 8), (4, 4, 8), (1, 4), (1, 16)])
+def test_prepared_sizes_that_do_not_ascend_to_the_largest_batch_are_refused(prepared: tuple[int, ...]) -> None:
+    with pytest.raises(ValidationError, match=r"must ascend and end with batch\.max_size \(8\)"):
+        BatchSettings(max_size=8, prepared=prepared)
+
+
+def test_a_wrong_largest_batch_is_not_blamed_on_the_prepared_sizes_too() -> None:
+    with pytest.raises(ValidationError) as caught:
+        BatchSettings.model_validate({"max_size": 0, "prepared": [1, 8]})
+
+    assert [error["loc"] for error in caught.value.errors()] == [("max_size",)]
+
+
+def test_a_device_index_is_a_camera_url() -> None:
+    camera = CameraSettings.model_validate({"name": "desk", "url": 0})
+
+    assert camera.url.get_secret_value() == "0"
+
+
+def test_two_cameras_of_one_name_are_refused() -> None:
+    camera = {"name": "door", "url": "0"}
+
+    with pytest.raises(ValidationError, match="must be unique, and door is there twice"):
+        SettingsTree.model_validate({"cameras": [camera, camera]})
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1", "mps"])
+def test_a_device_of_torch_is_accepted(device: str) -> None:
+    assert ModelSettings(device=device).device == device
+
+
+def test_credentials_do_not_show_when_settings_are_printed() -> None:
+    tree = load(
+        environ={"COATSTREAM_REDIS__URL": "redis://me:hunter2@host"},
+        overrides={"cameras": [{"name": "door", "url": "rtsp://me:hunter2@host", "password": "hunter2"}]},
+        secrets_dir=None,
+    )
+
+    assert "hunter2" not in repr(tree) + tree.model_dump_json()
+
+
+def test_the_sample_file_holds_exactly_the_defaults() -> None:
+    assert load(config=SAMPLE, environ={}, secrets_dir=None) == SettingsTree()
+
+
+def test_the_sample_file_holds_every_key_of_the_tree_and_no_other() -> None:
+    assert keys_of(yaml.safe_load(sample())) == keys_of(SettingsTree().model_dump())
+
+
+def test_the_sample_camera_can_be_uncommented_and_holds_every_key_with_its_default(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(sample_with_its_camera())
+
+    tree = load(config=file, environ={}, secrets_dir=None)
+
+    [camera] = tree.cameras
+    assert camera.model_fields_set == set(CameraSettings.model_fields)
+    assert camera == CameraSettings(name=camera.name, url=camera.url)
+
+
+def test_each_key_of_the_sample_file_has_a_comment() -> None:
+    every = keys_of(SettingsTree().model_dump()) | {f"cameras[].{name}" for name in CameraSettings.model_fields}
+
+    told = comments()
+
+    assert set(told) == every
+    assert [key for key, comment in told.items() if len(comment) < 15 or not comment.endswith(".")] == []
+
+
+def test_the_table_has_one_row_of_three_cells_for_every_setting() -> None:
+    header, rule, *rows = settings_table().splitlines()
+
+    cells = [re.split(r"(?<!\\)\|", row)[1:-1] for row in rows]
+    assert (header, rule) == ("| key | default | meaning |", "| --- | --- | --- |")
+    assert [row[0].strip() for row in cells] == [
+        *(f"`{keys.dotted(path)}`" for path in keys.settings()),
+        *(f"`cameras[].{name}`" for name in CameraSettings.model_fields),
+    ]
+    assert {len(row) for row in cells} == {3}
+
+
+def test_a_row_of_the_table_tells_the_default_of_the_tree_and_the_comment_of_the_sample_file() -> None:
+    rows = settings_table().splitlines()
+
+    assert "| `log.level` | `info` | debug, info, warning or error. |" in rows
+    assert "| `cameras[].fps` | `5.0` | Frames sampled a second. 0: every one. |" in rows
+    assert "| `cameras[].name` | required | The source's name in labels and metrics. |" in rows

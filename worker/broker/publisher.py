@@ -1,0 +1,58 @@
+"""Publishes one batch after the other, and does not give up while Redis is away.
+
+Results that are finished are kept here and tried again; the batch behind them waits, and so the queue is read no further.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from worker.backoff import Backoff
+from worker.broker.settler import Settlement, Settler
+from worker.errors import RedisUnavailable
+from worker.outcomes import Outcome
+
+RETRY = Backoff(first=0.05, longest=2.0)
+
+
+class Publisher:
+    """Blocking; called from one thread at a time.
+
+    `on_trouble` is told of each failed try, `on_success` of each one that went through.
+    """
+
+    def __init__(
+        self,
+        settler: Settler,
+        *,
+        on_trouble: Callable[[RedisUnavailable], None],
+        on_success: Callable[[], None],
+        clock: Callable[[], float] = time.time,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._settler = settler
+        self._on_trouble = on_trouble
+        self._on_success = on_success
+        self._clock = clock
+        self._rng = rng or random.Random()
+        self._given_up = threading.Event()
+
+    def publish(self, outcomes: Sequence[Outcome]) -> tuple[Settlement, float]:
+        """Settle the batch; also when (Unix seconds), as its documents say. Raises RedisUnavailable after `give_up`."""
+        for attempt in range(1_000_000_000):
+            now = self._clock()
+            try:
+                settlement = self._settler.settle(outcomes, now=now)
+            except RedisUnavailable as trouble:
+                self._on_trouble(trouble)
+                if self._given_up.wait(RETRY.delay(attempt, self._rng)):
+                    raise
+            else:
+                self._on_success()
+                return settlement, now
+        raise AssertionError("unreachable")
+
+    def give_up(self) -> None:
+        """The drain's time is over: end the present wait. What is unsettled stays in the queue."""
+        self._given_up.set()

@@ -1,0 +1,330 @@
+"""The command line: parse, call, exit code. Heavy imports wait until a command needs them.
+
+Exit codes: 0 done; 1 a fault found, or a bug; 2 wrong usage or settings; 3 the model cannot be loaded; 4 Redis cannot
+be reached at start. Errors for a person are one line each on stderr, without traceback and without credentials.
+"""
+
+import os
+import sys
+import traceback
+from enum import IntEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from config.errors import SettingsError
+from config.settings import SettingsTree
+from worker.errors import ConfigError, CoatstreamError, EngineError, RedisUnavailable
+from worker.redaction import redact
+
+
+class ExitCode(IntEnum):
+    """How a command ended."""
+
+    DONE = 0
+    FAULT = 1
+    USAGE = 2
+    MODEL = 3
+    REDIS = 4
+
+
+# typer carries its own copy of click, whose names it does not export; both copies have this class in this place.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+app = typer.Typer(
+    name="coatstream",
+    help="Streaming video classification: cameras or a Redis queue in, labels out, every frame accounted for.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+dead_app = typer.Typer(help="Dead letters: frames that could not be labelled.", no_args_is_help=True)
+bench_app = typer.Typer(help="Benchmarks of this machine, one JSON line each.", no_args_is_help=True)
+app.add_typer(dead_app, name="dead")
+app.add_typer(bench_app, name="bench")
+
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file with settings.", show_default=False)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="One setting, e.g. batch.max_size=4. Repeatable.", show_default=False),
+]
+RedisUrl = Annotated[str | None, typer.Option("--redis", metavar="URL", help="redis.url", show_default=False)]
+Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="model.name: any timm classifier.", show_default=False)]
+Weights = Annotated[
+    str | None, typer.Option("--weights", help="model.weights: hub, random, or a file.", show_default=False)
+]
+Engine = Annotated[str | None, typer.Option("--engine", help="model.engine", show_default=False)]
+Device = Annotated[str | None, typer.Option("--device", help="model.device", show_default=False)]
+TopK = Annotated[int | None, typer.Option("--top-k", help="model.top_k: labels a frame.", show_default=False)]
+Embeddings = Annotated[bool | None, typer.Option("--embeddings", help="model.embeddings: add the pooled embedding.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document a line.")]
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(_run(sys.argv[1:]))
+
+
+def _run(arguments: list[str]) -> int:
+    """Run a command and say in one line what went wrong."""
+    try:
+        return int(app(args=arguments, standalone_mode=False) or ExitCode.DONE)
+    except (SettingsError, ConfigError) as error:
+        return _say(error, ExitCode.USAGE)
+    except EngineError as error:
+        return _say(error, ExitCode.MODEL)
+    except RedisUnavailable as error:
+        return _say(error, ExitCode.REDIS)
+    except CoatstreamError as error:
+        return _say(error, ExitCode.FAULT)
+    except _UsageError as error:
+        return _say(getattr(error, "format_message", lambda: str(error))(), ExitCode.USAGE)
+    except (KeyboardInterrupt, typer.Abort):
+        return _say("interrupted", ExitCode.FAULT)
+    except BrokenPipeError:  # `coatstream watch | head`: whoever read has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.DONE
+    except Exception as error:
+        if os.environ.get("COATSTREAM_LOG__LEVEL") == "debug":
+            print(redact(traceback.format_exc()), file=sys.stderr)
+        return _say(f"a bug in coatstream: {type(error).__name__}: {error} (COATSTREAM_LOG__LEVEL=debug shows where)", ExitCode.FAULT)
+
+
+def _say(error: object, code: ExitCode) -> int:
+    for line in str(error).splitlines() or [type(error).__name__]:
+        print(f"coatstream: {redact(line)}", file=sys.stderr)
+    return code
+
+
+def _settings(config: Path | None, set_: list[str] | None, **named: Any) -> SettingsTree:
+    """The settings, with the command line's own on top; `named` are dotted keys with `__` for the dot."""
+    from config.loading import load, parse_override
+
+    overrides = dict(parse_override(text) for text in set_ or [])
+    overrides |= {key.replace("__", "."): value for key, value in named.items() if value is not None}
+    return load(config=config, overrides=overrides)
+
+
+@app.command()
+def run(
+    config: Config = None,
+    set_: Set = None,
+    redis: RedisUrl = None,
+    model: Model = None,
+    weights: Weights = None,
+    engine: Engine = None,
+    device: Device = None,
+    top_k: TopK = None,
+    embeddings: Embeddings = None,
+) -> int:
+    """The worker: classify frames from the queue and the cameras until SIGTERM or Ctrl-C."""
+    settings = _settings(
+        config,
+        set_,
+        redis__url=redis,
+        model__name=model,
+        model__weights=weights,
+        model__engine=engine,
+        model__device=device,
+        model__top_k=top_k,
+        model__embeddings=embeddings,
+    )
+    from worker.commands.run import run_worker
+
+    return run_worker(settings)
+
+
+@app.command()
+def demo(
+    seconds: Annotated[float, typer.Option(help="End after so many seconds; 0 = run until Ctrl-C.", min=0)] = 0,
+    config: Config = None,
+    set_: Set = None,
+) -> int:
+    """The main job on this machine: an embedded server, a real clip as a camera, real photos through the queue."""
+    from worker.commands.demo import run_demo
+
+    return run_demo(_settings(config, set_), seconds=seconds)
+
+
+@app.command()
+def check(
+    config: Config = None,
+    set_: Set = None,
+    redis: RedisUrl = None,
+    model: Model = None,
+    weights: Weights = None,
+    engine: Engine = None,
+    device: Device = None,
+    json: Json = False,
+) -> int:
+    """Test settings, Redis, the model and every camera; exit 0 if all are well, 1 if not."""
+    from worker.commands.check import run_check
+
+    return run_check(
+        lambda: _settings(
+            config,
+            set_,
+            redis__url=redis,
+            model__name=model,
+            model__weights=weights,
+            model__engine=engine,
+            model__device=device,
+        ),
+        as_json=json,
+    )
+
+
+@app.command()
+def classify(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Pictures, clips or folders of them.")],
+    top_k: TopK = None,
+    embeddings: Embeddings = None,
+    json: Json = False,
+    fps: Annotated[float, typer.Option(help="Frames a second of a clip; 0 = every one.", min=0)] = 0,
+    config: Config = None,
+    set_: Set = None,
+    model: Model = None,
+    weights: Weights = None,
+    engine: Engine = None,
+    device: Device = None,
+) -> int:
+    """Label pictures or clips here and now, without Redis."""
+    settings = _settings(
+        config,
+        set_,
+        model__name=model,
+        model__weights=weights,
+        model__engine=engine,
+        model__device=device,
+        model__top_k=top_k,
+        model__embeddings=embeddings,
+    )
+    from worker.commands.classify import run_classify
+
+    return run_classify(settings, paths, fps=fps, as_json=json)
+
+
+@app.command()
+def enqueue(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Pictures, folders, clips or camera URLs.")],
+    source: Annotated[str | None, typer.Option(help="Who saw the frames; default: the path's name.", show_default=False)] = None,
+    fps: Annotated[float, typer.Option(help="Frames a second of a clip or camera; 0 = every one.", min=0)] = 0,
+    stream: Annotated[str | None, typer.Option(help="queue.stream", show_default=False)] = None,
+    config: Config = None,
+    set_: Set = None,
+    redis: RedisUrl = None,
+) -> int:
+    """Put pictures, folders, clips or a camera's frames into the frames stream."""
+    settings = _settings(config, set_, redis__url=redis, queue__stream=stream)
+    from worker.commands.enqueue import run_enqueue
+
+    return run_enqueue(settings, paths, source=source, fps=fps)
+
+
+@app.command()
+def watch(
+    source: Annotated[str | None, typer.Option(help="Only this source.", show_default=False)] = None,
+    json: Json = False,
+    count: Annotated[int, typer.Option(help="End after so many labels; 0 = run until Ctrl-C.", min=0)] = 0,
+    config: Config = None,
+    set_: Set = None,
+    redis: RedisUrl = None,
+) -> int:
+    """Print labels as they are published."""
+    settings = _settings(config, set_, redis__url=redis)
+    from worker.commands.watch import run_watch
+
+    return run_watch(settings, source=source, count=count, as_json=json)
+
+
+@dead_app.command("list")
+def dead_list(
+    entries: Annotated[list[str] | None, typer.Argument(metavar="[ENTRY]...", help="Only these.", show_default=False)] = None,
+    json: Json = False,
+    config: Config = None,
+    set_: Set = None,
+    redis: RedisUrl = None,
+) -> int:
+    """Show dead letters: why each frame died, newest last."""
+    settings = _settings(config, set_, redis__url=redis)
+    from worker.commands.dead import list_dead
+
+    return list_dead(settings, entries or [], as_json=json)
+
+
+All = Annotated[bool, typer.Option("--all", help="Every dead letter.")]
+
+
+@dead_app.command("replay")
+def dead_replay(
+    entries: Annotated[list[str] | None, typer.Argument(metavar="[ENTRY]...", show_default=False)] = None,
+    every: All = False,
+    config: Config = None,
+    set_: Set = None,
+    redis: RedisUrl = None,
+) -> int:
+    """Put dead letters back into the frames stream, each once."""
+    settings = _settings(config, set_, redis__url=redis)
+    from worker.commands.dead import replay_dead
+
+    return replay_dead(settings, entries or [], every=every)
+
+
+@dead_app.command("drop")
+def dead_drop(
+    entries: Annotated[list[str] | None, typer.Argument(metavar="[ENTRY]...", show_default=False)] = None,
+    every: All = False,
+    config: Config = None,
+    set_: Set = None,
+    redis: RedisUrl = None,
+) -> int:
+    """Delete dead letters."""
+    settings = _settings(config, set_, redis__url=redis)
+    from worker.commands.dead import drop_dead
+
+    return drop_dead(settings, entries or [], every=every)
+
+
+BenchSeconds = Annotated[float, typer.Option(help="Seconds for each figure.", min=0.2)]
+
+
+@bench_app.command("host")
+def bench_host(seconds: BenchSeconds = 3.0, config: Config = None, set_: Set = None) -> int:
+    """The pipeline without a model, against a bare loop that only decodes and resizes."""
+    from worker.commands.bench_host import run_bench_host
+
+    return run_bench_host(_settings(config, set_), seconds=seconds)
+
+
+@bench_app.command("engine")
+def bench_engine(
+    seconds: BenchSeconds = 3.0, config: Config = None, set_: Set = None, model: Model = None, device: Device = None
+) -> int:
+    """The model alone: frames a second by batch size."""
+    from worker.commands.bench_engine import run_bench_engine
+
+    return run_bench_engine(_settings(config, set_, model__name=model, model__device=device), seconds=seconds)
+
+
+@bench_app.command("queue")
+def bench_queue(seconds: BenchSeconds = 3.0, config: Config = None, set_: Set = None) -> int:
+    """The settling script against a plain pipeline of XACK, XDEL and XADD."""
+    from worker.commands.bench_queue import run_bench_queue
+
+    return run_bench_queue(_settings(config, set_), seconds=seconds)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from worker import __version__
+
+        typer.echo(f"coatstream {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """Streaming video classification: cameras or a Redis queue in, labels out, every frame accounted for."""

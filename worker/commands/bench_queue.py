@@ -1,0 +1,146 @@
+"""`coatstream bench queue`: what settling a batch in one atomic step costs, against a plain pipeline without promises.
+
+On an embedded server of its own, never on a server that somebody uses.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from pydantic import SecretStr
+
+from config.settings import QueueSettings, RedisSettings, ResultsSettings, SettingsTree
+from worker.broker.connection import Client, calls, check_server, connect
+from worker.broker.documents import document
+from worker.broker.embedded import embedded_server
+from worker.broker.settler import Settler, unix_seconds
+from worker.commands.measuring import Report, Run, figure, interleave, machine, ratio
+from worker.engine import ModelInfo
+from worker.frames import Label, Prediction, Receipt, ScoredLabel
+from worker.outcomes import Published
+
+BATCH: Final = 32  # frames settled in one call
+AHEAD: Final = 16  # batches that are put into the stream and read before the clock runs
+SOURCES: Final = 8
+PICTURE: Final = b"\0" * 10_000  # bytes of an entry; deleting it is part of settling
+
+_MODEL = ModelInfo("coat_lite_mini.in1k", "random", "eager", "cpu", 512)
+_WORKER = "bench-1-0000"
+_LABELS = tuple(
+    ScoredLabel(Label(index, f"n0212{index:04}", name), score)
+    for index, name, score in (
+        (281, "tabby, tabby cat", 0.6113),
+        (285, "Egyptian cat", 0.2214),
+        (282, "tiger cat", 0.0931),
+        (287, "lynx, catamount", 0.0122),
+        (728, "plastic bag", 0.0031),
+    )
+)
+
+Settle = Callable[[Sequence[Published]], None]
+
+
+def run_bench_queue(settings: SettingsTree, *, seconds: float) -> int:
+    """Frames a second that are published and settled, by the script and by a plain pipeline. Raises ConfigError,
+    RedisUnavailable.
+    """
+    with embedded_server() as server, connect(RedisSettings(url=SecretStr(server.url))) as client:
+        report = Report("queue", machine(server=check_server(client, RedisSettings(url=SecretStr(server.url)))))
+        report.say(f"about {2 * seconds:.0f} s of measuring, as much of filling the queue")
+        samples = interleave(_contestants(client, settings.queue, settings.results), seconds)
+    report.add(
+        case=f"settle_{BATCH}",
+        frames_per_s=figure(samples["script"]),
+        plain_frames_per_s=figure(samples["plain"]),
+        ratio=ratio(samples["script"], samples["plain"]),
+    )
+    report.show()
+    return 0
+
+
+def _contestants(client: Client, queue: QueueSettings, results: ResultsSettings) -> dict[str, Run]:
+    settler = Settler(client, queue, results, model=_MODEL, worker=_WORKER, name="bench")
+    with calls("the consumer group cannot be created"):
+        client.xgroup_create(queue.stream, queue.group, id="0", mkstream=True)
+
+    def script(batch: Sequence[Published]) -> None:
+        settler.settle(batch, now=time.time())
+
+    def plain(batch: Sequence[Published]) -> None:
+        settle_plainly(client, queue, results, batch)
+
+    return {
+        "script": lambda seconds: _rate(script, client, queue, seconds),
+        "plain": lambda seconds: _rate(plain, client, queue, seconds),
+    }
+
+
+def _rate(settle: Settle, client: Client, queue: QueueSettings, seconds: float) -> float:
+    """Frames a second over `seconds` of settling; filling the stream and reading from it are not timed."""
+    busy, frames = 0.0, 0
+    while busy < seconds:
+        batches = pending(client, queue, batches=AHEAD)
+        started = time.perf_counter()
+        for batch in batches:
+            settle(batch)
+        busy += time.perf_counter() - started
+        frames += AHEAD * BATCH
+    return frames / busy
+
+
+def pending(client: Client, queue: QueueSettings, *, batches: int) -> list[list[Published]]:
+    """Put frames into the stream, read them, and make of each what the engine would have made of it."""
+    with calls("frames cannot be put into the queue"):
+        pipe = client.pipeline(transaction=False)
+        for number in range(batches * BATCH):
+            pipe.xadd(queue.stream, {"image": PICTURE, "source": f"door-{number % SOURCES}"})
+        pipe.execute()
+        reply: Any = client.xreadgroup(queue.group, _WORKER, {queue.stream: ">"}, count=batches * BATCH)
+    [(_, entries)] = reply
+    outcomes = [_published(queue.stream, entry_id.decode(), fields[b"source"].decode()) for entry_id, fields in entries]
+    return [outcomes[first : first + BATCH] for first in range(0, len(outcomes), BATCH)]
+
+
+def _published(stream: str, entry_id: str, source: str) -> Published:
+    return Published(
+        Prediction(
+            source=source,
+            frame_id=entry_id,
+            captured_at=int(entry_id.partition("-")[0]) / 1000,
+            labels=_LABELS,
+            width=1920,
+            height=1080,
+            receipt=Receipt(stream, entry_id),
+        )
+    )
+
+
+def settle_plainly(client: Client, queue: QueueSettings, results: ResultsSettings, batch: Sequence[Published]) -> None:
+    """One round trip too, and the same entries in the labels stream, but neither atomic nor safe to repeat: a label
+    goes out whoever owned the frame. No newest label per source, no Pub/Sub.
+    """
+    ids = [outcome.receipt.entry_id for outcome in batch if outcome.receipt]
+    now = time.time()
+    with calls("labels could not be published"):
+        pipe = client.pipeline(transaction=False)
+        for outcome in batch:
+            pipe.xadd(results.stream, _fields(outcome.prediction, now), maxlen=results.max_length, approximate=True)  # type: ignore[arg-type]
+        pipe.xack(queue.stream, queue.group, *ids)
+        pipe.xdel(queue.stream, *ids)
+        pipe.execute()
+
+
+def _fields(prediction: Prediction, now: float) -> dict[str, str]:
+    best = prediction.labels[0]
+    text = document(prediction, model=_MODEL, worker=_WORKER, published_at=now).model_dump_json(by_alias=True)
+    return {
+        "frame_id": prediction.frame_id,
+        "entry_id": prediction.receipt.entry_id if prediction.receipt else "",
+        "source": prediction.source,
+        "captured_at": unix_seconds(prediction.captured_at),
+        "published_at": unix_seconds(now),
+        "label": best.label.name,
+        "score": f"{best.score:.6f}",
+        "status": "ok",
+        "json": text,
+    }

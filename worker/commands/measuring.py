@@ -1,0 +1,155 @@
+"""What the benchmarks share: interleaved rounds, medians with spread, the machine in words, JSON lines and a table.
+
+Knows nothing of what is measured, and never says whether a figure is good.
+"""
+
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+from worker.cores import usable_cores
+
+ROUNDS: Final = 5  # of every figure; its seconds are shared out among them
+
+Run = Callable[[float], float]  # seconds that it may take -> what it reached, in units a second
+
+_PACKAGES: Final = {
+    "coatstream": "coatstream",
+    "torch": "torch",
+    "timm": "timm",
+    "opencv": "opencv-python-headless",
+    "numpy": "numpy",
+    "redis_py": "redis",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One number, measured several times."""
+
+    median: float
+    least: float
+    most: float
+
+
+def figure(samples: Sequence[float]) -> Figure:
+    """The median of some samples and how far they spread. Raises statistics.StatisticsError where there are none."""
+    return Figure(median(samples), min(samples), max(samples))
+
+
+def ratio(samples: Sequence[float], others: Sequence[float]) -> Figure:
+    """Samples over others, round by round: what disturbs a round disturbs both sides of it."""
+    return figure([sample / other for sample, other in zip(samples, others, strict=True)])
+
+
+def interleave(runs: Mapping[str, Run], seconds: float, *, rounds: int = ROUNDS) -> dict[str, list[float]]:
+    """Run each of them once a round, forwards and backwards in turn, so that drift falls on all alike.
+
+    Each gets `seconds` in all. Returns the samples of each, one a round.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds):
+        for name in list(runs) if number % 2 == 0 else reversed(list(runs)):
+            samples[name].append(runs[name](seconds / rounds))
+    return samples
+
+
+def machine(**more: object) -> dict[str, object]:
+    """Where a figure was taken; `load_1min` above the idle machine's tells that somebody else was working, too."""
+    return {
+        "cpu": _cpu(),
+        "cores": usable_cores(),
+        "os": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        **{name: _version(package) for name, package in _PACKAGES.items()},
+        **more,
+        "load_1min": round(os.getloadavg()[0], 2),
+    }
+
+
+def _cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's model, as Linux names it; elsewhere what Python knows."""
+    try:
+        lines = cpuinfo.read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def rounded(value: float) -> float:
+    """Four significant digits: more than a benchmark can promise, few enough to read."""
+    return float(f"{value:.4g}")
+
+
+Value = str | int | float | None | Figure
+
+
+class Report:
+    """One JSON line per case on stdout, at once; for people on a terminal also a table on stderr, at the end."""
+
+    def __init__(self, bench: str, machine: Mapping[str, object]) -> None:
+        self._bench = bench
+        self._machine = machine
+        self._rows: list[dict[str, Value]] = []
+        self._console = Console(stderr=True)
+
+    def say(self, text: str) -> None:
+        """A line for whoever waits at a terminal."""
+        if self._console.is_terminal:
+            self._console.print(text, markup=False, highlight=False)
+
+    def add(self, **values: Value) -> None:
+        """One case; a figure `x` becomes `x`, `x_min` and `x_max`."""
+        self._rows.append(values)
+        flat = dict(pair for name, value in values.items() for pair in _flat(name, value))
+        print(json.dumps({"bench": self._bench, **flat, "machine": self._machine}), flush=True)
+
+    def show(self) -> None:
+        """The table, where stderr is a terminal."""
+        if not self._console.is_terminal:
+            return
+        table = Table(title=f"coatstream bench {self._bench}", title_justify="left", box=None, pad_edge=False)
+        columns = list(dict.fromkeys(name for row in self._rows for name in row))
+        for name in columns:
+            table.add_column(name.replace("_", " "), justify="left" if name == "case" else "right")
+        for row in self._rows:
+            table.add_row(*(_cell(row.get(name)) for name in columns))
+        self._console.print(table)
+        self.say(f"{self._machine['cpu']}, {self._machine['cores']} usable cores; medians, in brackets least and most")
+
+
+def _flat(name: str, value: Value) -> list[tuple[str, str | int | float | None]]:
+    match value:
+        case Figure(median, least, most):
+            return [(name, rounded(median)), (f"{name}_min", rounded(least)), (f"{name}_max", rounded(most))]
+        case float():
+            return [(name, rounded(value))]
+    return [(name, value)]
+
+
+def _cell(value: Value) -> str:
+    match value:
+        case None:
+            return ""
+        case Figure(median, least, most):
+            return f"{rounded(median):g} \\[{rounded(least):g}..{rounded(most):g}]"  # the backslash keeps rich from reading a style
+        case float():
+            return f"{rounded(value):g}"
+    return str(value)

@@ -1,0 +1,66 @@
+"""The engine protocol, and the one place that chooses an engine. Imports only what is chosen."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from config.settings import BatchSettings, ModelSettings
+from worker.frames import InputSpec, Label, Pixels, Scores
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What runs, in words that go into results, metrics and logs.
+
+    weights        `hub`, `file:<12 hex digits of its sha256>`, `package:<name>`, `random`, or `none` (noop)
+    num_features   width of the pooled embedding; 0 where there is none
+    """
+
+    name: str
+    weights: str
+    engine: str
+    device: str
+    num_features: int
+
+
+class Engine(Protocol):
+    """Turns pictures into scores; knows nothing of cameras, Redis or time.
+
+    Built and warmed on any one thread. `classify` is called from at most `streams` threads at a time, each batch holding
+    between 1 and max(prepared) pictures; it raises nothing on purpose: an exception there is a model error.
+    """
+
+    info: ModelInfo
+    spec: InputSpec
+    labels: tuple[Label, ...]
+    prepared: tuple[int, ...]  # batch sizes made ready by warm_up, ascending; a batch is padded to the next of them
+    streams: int
+
+    def warm_up(self) -> None:
+        """Run every prepared size once. Raises EngineError."""
+
+    def classify(self, pixels: Pixels) -> Scores:
+        """uint8 [n, height, width, 3] RGB at the spec's size -> scores of the same n pictures, in order."""
+
+
+def load_engine(model: ModelSettings, batch: BatchSettings) -> Engine:
+    """The engine that the settings ask for, loaded, not yet warm. Raises EngineError."""
+    if model.engine == "noop":
+        from worker.engine.noop import NoopEngine
+
+        return NoopEngine.from_settings(model, batch)
+    from worker.engine.pytorch import load_pytorch_engine
+
+    return load_pytorch_engine(model, batch)
+
+
+def prepared_size(count: int, prepared: tuple[int, ...]) -> int:
+    """The batch size that `count` pictures run at: the smallest prepared one that holds them."""
+    return next((size for size in prepared if size >= count), count)
+
+
+def power_sizes(max_size: int) -> tuple[int, ...]:
+    """1, 2, 4 ... and max_size itself: few shapes to prepare, and never more than half of a batch is padding."""
+    sizes = [1]
+    while sizes[-1] * 2 < max_size:
+        sizes.append(sizes[-1] * 2)
+    return tuple(sizes) if max_size == 1 else (*sizes, max_size)

@@ -1,0 +1,115 @@
+"""The words everybody speaks: frame, receipt, input spec, scores, prediction.
+
+Plain frozen data, checked where it is made. Nothing here knows a camera, Redis or a model.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+
+CropMode = Literal["center", "squash", "border"]
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """How a picture becomes what a model wants to see. Taken from the model's own data config, never typed by hand.
+
+    height, width   of the model's input, in pixels
+    crop_pct        share of the resized picture that the crop keeps, 0 < crop_pct
+    crop_mode       timm's: `center` keeps the aspect and loses the borders, `squash` distorts, `border` pads
+    interpolation   `bicubic` and `bilinear` equal PIL within one grey level; `area` is OpenCV's (noop engine only)
+    mean, std       per channel, RGB, on a scale of 0..1
+    """
+
+    height: int
+    width: int
+    crop_pct: float
+    crop_mode: CropMode
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """How to settle a frame that came from a queue: plain data, since it crosses threads."""
+
+    stream: str
+    entry_id: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """One picture on its way to the model.
+
+    pixels          uint8 [height, width, 3], RGB, already at the model's size
+    width, height   of the original picture, in pixels
+    captured_at     Unix seconds
+    expires_at      Unix seconds after which the label is worthless, or None
+    receipt         set for queue frames only
+    meta            the producer's own JSON object, handed through untouched
+    """
+
+    source: str
+    frame_id: str
+    captured_at: float
+    pixels: Pixels = field(repr=False)
+    width: int
+    height: int
+    receipt: Receipt | None = None
+    expires_at: float | None = None
+    meta: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One class of a model. `wnid` is its WordNet id, None where the classes are not ImageNet's."""
+
+    index: int
+    wnid: str | None
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredLabel:
+    """A class with its probability, 0..1."""
+
+    label: Label
+    score: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """What an engine says of a batch of n pictures.
+
+    indices      int64 [n, k], class indices, best first
+    values       float32 [n, k], their probabilities (softmax over all classes)
+    embeddings   float32 [n, features], the pooled pre-logits of the same forward pass, or None when not asked for
+    """
+
+    indices: NDArray[np.int64]
+    values: NDArray[np.float32]
+    embeddings: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """What is said of one frame. Holds no pixels: keeping predictions must not keep pictures alive.
+
+    labels       best first
+    embedding    float16 [features], or None
+    """
+
+    source: str
+    frame_id: str
+    captured_at: float
+    labels: tuple[ScoredLabel, ...]
+    width: int
+    height: int
+    receipt: Receipt | None = None
+    embedding: NDArray[np.float16] | None = None
+    meta: dict[str, Any] | None = None

@@ -1,0 +1,118 @@
+"""The one buffer of the program, and the one place where source threads meet the event loop.
+
+A live source keeps only its newest frame here: a newer one replaces it. Any other source waits for room: that is the
+back-pressure. Frames leave one per source in turn, so that no source waits behind another's backlog.
+"""
+
+import asyncio
+import threading
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from worker.frames import Frame
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A frame, and when it was put here (monotonic seconds)."""
+
+    frame: Frame
+    lane: str
+    put_at: float
+
+
+class Mailbox:
+    """`put` is called from source threads, everything else on the loop that was running at construction.
+
+    A lane is a reader's name (a camera, `queue`). One lane may carry many sources; `room` bounds what waits per lane.
+    """
+
+    def __init__(
+        self,
+        room: int,
+        *,
+        on_replaced: Callable[[Frame], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._room = room
+        self._on_replaced = on_replaced
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()  # set on the loop after a put or a close
+        self._lock = threading.Condition()  # guards all below; notified when room appears or the box closes
+        self._letters: OrderedDict[tuple[str, str], deque[Letter]] = OrderedDict()  # in turn order, no empty ones
+        self._waiting: Counter[str] = Counter()  # letters per lane
+        self._closed = False
+
+    def put(self, frame: Frame, *, lane: str, live: bool) -> bool:
+        """Leave a frame; wait for room unless `live`. False: the box is closed and the frame was not taken."""
+        letter = Letter(frame, lane, self._clock())
+        with self._lock:
+            if not live:
+                self._lock.wait_for(lambda: self._closed or self._waiting[lane] < self._room)
+            if self._closed:
+                return False
+            replaced = self._add(letter, live=live)
+        for old in replaced:
+            self._on_replaced(old.frame)
+        if not self._changed.is_set():  # else the loop is awake already, and it looks again after each clear
+            self._loop.call_soon_threadsafe(self._changed.set)
+        return True
+
+    def _add(self, letter: Letter, *, live: bool) -> list[Letter]:
+        queue = self._letters.setdefault((letter.lane, letter.frame.source), deque())
+        replaced = list(queue) if live else []
+        if live:
+            queue.clear()
+        queue.append(letter)
+        self._waiting[letter.lane] += 1 - len(replaced)
+        return replaced
+
+    @property
+    def waiting(self) -> int:
+        """Frames in the box."""
+        with self._lock:
+            return self._waiting.total()
+
+    @property
+    def closed(self) -> bool:
+        with self._lock:
+            return self._closed
+
+    def oldest(self) -> float:
+        """When the oldest frame in the box was put there, monotonic seconds; now, if the box is empty."""
+        with self._lock:
+            return min((queue[0].put_at for queue in self._letters.values()), default=self._clock())
+
+    async def filled(self, count: int) -> bool:
+        """Wait until `count` frames are here. False: the box was closed before that."""
+        while self.waiting < count:
+            if self.closed:
+                return False
+            self._changed.clear()
+            if self.waiting < count and not self.closed:  # a put between the look and the clear has set it for nothing
+                await self._changed.wait()
+        return True
+
+    def take(self, count: int) -> list[Letter]:
+        """Up to `count` frames, one per source in turn, oldest first within a source."""
+        taken: list[Letter] = []
+        with self._lock:
+            while self._letters and len(taken) < count:
+                key, queue = self._letters.popitem(last=False)
+                letter = queue.popleft()
+                taken.append(letter)
+                self._waiting[letter.lane] -= 1
+                if queue:
+                    self._letters[key] = queue  # back to the end of the turn order
+            self._lock.notify_all()
+        return taken
+
+    def close(self) -> None:
+        """Take no more frames and wake everybody who waits. What is here can still be taken."""
+        with self._lock:
+            self._closed = True
+            self._lock.notify_all()
+        self._changed.set()

@@ -1,0 +1,116 @@
+"""What works, what does not, since when and why. Readiness and health are computed from it; it decides nothing.
+
+Set from any thread, read by the web.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+State = Literal["opening", "up", "down", "ended"]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceStatus:
+    """One reader: a camera, a file, or `queue`. `since` is Unix seconds."""
+
+    state: State
+    since: float
+    reason: str = ""
+    reopened: int = 0
+
+
+class Status:
+    """The present condition of one worker.
+
+    A worker is healthy while no batch has been inside the engine for longer than `stall_after` seconds. Redis and
+    cameras play no part: restarting the process would not mend them.
+    """
+
+    def __init__(
+        self,
+        *,
+        stall_after: float,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stall_after = stall_after
+        self._clock = clock
+        self._monotonic = monotonic
+        self._lock = threading.Lock()  # guards all below
+        self._warm = False
+        self._draining = False
+        self._redis_trouble: str | None = "not connected yet"
+        self._sources: dict[str, SourceStatus] = {}
+        self._in_engine: dict[int, float] = {}  # batch number -> monotonic seconds of its start
+        self._batches = 0
+
+    def warm(self) -> None:
+        """The engine is warm and everything behind it runs."""
+        with self._lock:
+            self._warm = True
+
+    def draining(self) -> None:
+        with self._lock:
+            self._draining = True
+
+    def redis_up(self) -> bool:
+        """Redis answered. True if that is news."""
+        with self._lock:
+            news, self._redis_trouble = self._redis_trouble is not None, None
+        return news
+
+    def redis_down(self, reason: str) -> bool:
+        """A call to Redis failed. True if that is news."""
+        with self._lock:
+            news, self._redis_trouble = self._redis_trouble is None, reason
+        return news
+
+    def source(self, name: str, state: State, reason: str = "") -> bool:
+        """A reader's state. True if that is news."""
+        with self._lock:
+            old = self._sources.get(name)
+            if old is not None and (old.state, old.reason) == (state, reason) and state != "down":
+                return False
+            reopened = (old.reopened if old else 0) + (state == "down")
+            self._sources[name] = SourceStatus(state, self._clock(), reason, reopened)
+        return True
+
+    def engine_takes(self) -> int:
+        """A batch goes into the engine; the number is for `engine_returns`."""
+        with self._lock:
+            self._batches += 1
+            self._in_engine[self._batches] = self._monotonic()
+            return self._batches
+
+    def engine_returns(self, batch: int) -> None:
+        with self._lock:
+            del self._in_engine[batch]
+
+    def sources(self) -> dict[str, SourceStatus]:
+        with self._lock:
+            return dict(self._sources)
+
+    def redis_is_up(self) -> bool:
+        with self._lock:
+            return self._redis_trouble is None
+
+    def unready_because(self) -> list[str]:
+        """Why no work should be expected of this worker now; empty = ready."""
+        with self._lock:
+            reasons = [] if self._warm else ["the model is not warm yet"]
+            if self._redis_trouble is not None:
+                reasons.append(f"Redis: {self._redis_trouble}")
+            if self._draining:
+                reasons.append("draining")
+            return reasons
+
+    def unhealthy_because(self) -> list[str]:
+        """Why this process should be restarted; empty = healthy."""
+        with self._lock:
+            longest = max((self._monotonic() - start for start in self._in_engine.values()), default=0.0)
+        if longest > self._stall_after:
+            return [f"a batch has been in the engine for {longest:.0f} s"]
+        return []

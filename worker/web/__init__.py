@@ -1,0 +1,1 @@
+"""HTTP: /metrics, /healthz and /readyz. Reads state, decides nothing."""

@@ -16,7 +16,9 @@ SPEC = InputSpec(
 class FixedEngine:
     """Says of each picture the class that its first pixel's red value names; raises on the value that `poison` names."""
 
-    def __init__(self, *, streams: int = 1, prepared: tuple[int, ...] = (1, 2, 4, 8), poison: int | None = None) -> None:
+    def __init__(
+        self, *, streams: int = 1, prepared: tuple[int, ...] = (1, 2, 4, 8), poison: int | None = None
+    ) -> None:
         self.info = ModelInfo("fixed", "none", "fixed", "cpu", 2)
         self.spec = SPEC
         self.labels = tuple(Label(index, None, f"class {index}") for index in range(256))

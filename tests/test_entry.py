@@ -35,7 +35,12 @@ def test_every_field_of_the_contract_is_read() -> None:
     entry = parse(ID, fields)
 
     assert entry.picture == RawPixels(b"\0" * 6, 2, 1, "rgb24")
-    assert (entry.source, entry.frame_id, entry.captured_at, entry.expires_at) == ("türe", "f-1", 1764000000.5, 1764000010)
+    assert (entry.source, entry.frame_id, entry.captured_at, entry.expires_at) == (
+        "türe",
+        "f-1",
+        1764000000.5,
+        1764000010,
+    )
     assert entry.meta == {"lane": [1, {"deep": None}]}
 
 
@@ -95,9 +100,29 @@ def test_a_frame_without_a_usable_picture_is_invalid(fields: dict[bytes, bytes])
 
 @given(
     st.dictionaries(
-        st.sampled_from([b"image", b"pixels", b"width", b"height", b"format", b"source", b"frame_id", b"captured_at", b"expires_at", b"meta"]),
-        st.one_of(st.binary(max_size=300), st.text(max_size=40).map(str.encode), st.floats().map(lambda x: str(x).encode()),
-                  st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=5), lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=5), inner)).map(lambda value: json.dumps(value).encode())),
+        st.sampled_from(
+            [
+                b"image",
+                b"pixels",
+                b"width",
+                b"height",
+                b"format",
+                b"source",
+                b"frame_id",
+                b"captured_at",
+                b"expires_at",
+                b"meta",
+            ]
+        ),
+        st.one_of(
+            st.binary(max_size=300),
+            st.text(max_size=40).map(str.encode),
+            st.floats().map(lambda x: str(x).encode()),
+            st.recursive(
+                st.none() | st.booleans() | st.floats() | st.text(max_size=5),
+                lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=5), inner),
+            ).map(lambda value: json.dumps(value).encode()),
+        ),
     )
 )
 def test_whatever_a_stranger_writes_is_an_entry_or_a_bad_frame(fields: dict[bytes, bytes]) -> None:

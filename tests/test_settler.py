@@ -36,7 +36,9 @@ def read_entries(client: Client, count: int) -> list[str]:
     return [entry_id.decode() for entry_id, _ in entries]
 
 
-def published(entry_id: str | None, *, source: str = "door", captured_at: float = 1000.25, frame_id: str = "f") -> Published:
+def published(
+    entry_id: str | None, *, source: str = "door", captured_at: float = 1000.25, frame_id: str = "f"
+) -> Published:
     label = ScoredLabel(Label(285, "n02124075", "Egyptian cat"), 0.91)
     receipt = Receipt("frames", entry_id) if entry_id else None
     embedding = np.array([1.5, -2.0], np.float16)
@@ -146,7 +148,8 @@ def test_a_dropped_frame_is_settled_without_a_label_and_one_without_receipt_need
     (entry_id,) = read_entries(client, 1)
 
     settlement = settler(client).settle(
-        [Dropped("door", DropReason.EXPIRED, Receipt("frames", entry_id)), Dropped("cam", DropReason.STALE, None)], now=1.0
+        [Dropped("door", DropReason.EXPIRED, Receipt("frames", entry_id)), Dropped("cam", DropReason.STALE, None)],
+        now=1.0,
     )
 
     assert settlement.done == (True, True)
@@ -157,7 +160,9 @@ def test_a_dropped_frame_is_settled_without_a_label_and_one_without_receipt_need
 def test_a_dead_letter_holds_the_whole_entry_and_why_it_died(client: Client) -> None:
     (entry_id,) = read_entries(client, 1)
 
-    settler(client).settle([Buried("door", DeadReason.UNDECODABLE, "not a picture", Receipt("frames", entry_id))], now=7.5)
+    settler(client).settle(
+        [Buried("door", DeadReason.UNDECODABLE, "not a picture", Receipt("frames", entry_id))], now=7.5
+    )
 
     ((_, fields),) = client.xrange("frames:dead")
     assert fields == {
@@ -180,7 +185,9 @@ def test_an_entry_with_thousands_of_fields_becomes_a_dead_letter_and_not_a_scrip
     ((_, entries),) = client.xreadgroup("coatstream", "me", {"frames": ">"})
     entry_id = entries[0][0].decode()
 
-    settlement = settler(client).settle([Buried("q", DeadReason.INVALID, "no picture", Receipt("frames", entry_id))], now=1.0)
+    settlement = settler(client).settle(
+        [Buried("q", DeadReason.INVALID, "no picture", Receipt("frames", entry_id))], now=1.0
+    )
 
     ((_, fields),) = client.xrange("frames:dead")
     assert settlement.done == (True,)
@@ -190,7 +197,8 @@ def test_an_entry_with_thousands_of_fields_becomes_a_dead_letter_and_not_a_scrip
 
 def test_the_hash_keeps_the_newest_label_of_a_source_whatever_the_order_of_publishing(client: Client) -> None:
     settler(client).settle(
-        [published(None, captured_at=2000.0, frame_id="new"), published(None, captured_at=1000.0, frame_id="old")], now=1.0
+        [published(None, captured_at=2000.0, frame_id="new"), published(None, captured_at=1000.0, frame_id="old")],
+        now=1.0,
     )
 
     newest = client.hget("labels:latest", "door")

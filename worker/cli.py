@@ -47,17 +47,23 @@ app.add_typer(bench_app, name="bench")
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file with settings.", show_default=False)]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="One setting, e.g. batch.max_size=4. Repeatable.", show_default=False),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="One setting, e.g. batch.max_size=4. Repeatable.", show_default=False
+    ),
 ]
 RedisUrl = Annotated[str | None, typer.Option("--redis", metavar="URL", help="redis.url", show_default=False)]
-Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="model.name: any timm classifier.", show_default=False)]
+Model = Annotated[
+    str | None, typer.Option("--model", metavar="NAME", help="model.name: any timm classifier.", show_default=False)
+]
 Weights = Annotated[
     str | None, typer.Option("--weights", help="model.weights: hub, random, or a file.", show_default=False)
 ]
 Engine = Annotated[str | None, typer.Option("--engine", help="model.engine", show_default=False)]
 Device = Annotated[str | None, typer.Option("--device", help="model.device", show_default=False)]
 TopK = Annotated[int | None, typer.Option("--top-k", help="model.top_k: labels a frame.", show_default=False)]
-Embeddings = Annotated[bool | None, typer.Option("--embeddings", help="model.embeddings: add the pooled embedding.", show_default=False)]
+Embeddings = Annotated[
+    bool | None, typer.Option("--embeddings", help="model.embeddings: add the pooled embedding.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document a line.")]
 
 
@@ -88,7 +94,10 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:
         if os.environ.get("COATSTREAM_LOG__LEVEL") == "debug":
             print(redact(traceback.format_exc()), file=sys.stderr)
-        return _say(f"a bug in coatstream: {type(error).__name__}: {error} (COATSTREAM_LOG__LEVEL=debug shows where)", ExitCode.FAULT)
+        return _say(
+            f"a bug in coatstream: {type(error).__name__}: {error} (COATSTREAM_LOG__LEVEL=debug shows where)",
+            ExitCode.FAULT,
+        )
 
 
 def _say(error: object, code: ExitCode) -> int:
@@ -208,7 +217,9 @@ def classify(
 @app.command()
 def enqueue(
     paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Pictures, folders, clips or camera URLs.")],
-    source: Annotated[str | None, typer.Option(help="Who saw the frames; default: the path's name.", show_default=False)] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Who saw the frames; default: the path's name.", show_default=False)
+    ] = None,
     fps: Annotated[float, typer.Option(help="Frames a second of a clip or camera; 0 = every one.", min=0)] = 0,
     stream: Annotated[str | None, typer.Option(help="queue.stream", show_default=False)] = None,
     config: Config = None,
@@ -240,7 +251,9 @@ def watch(
 
 @dead_app.command("list")
 def dead_list(
-    entries: Annotated[list[str] | None, typer.Argument(metavar="[ENTRY]...", help="Only these.", show_default=False)] = None,
+    entries: Annotated[
+        list[str] | None, typer.Argument(metavar="[ENTRY]...", help="Only these.", show_default=False)
+    ] = None,
     json: Json = False,
     config: Config = None,
     set_: Set = None,
@@ -325,6 +338,8 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """Streaming video classification: cameras or a Redis queue in, labels out, every frame accounted for."""

@@ -1,7 +1,7 @@
 """Images: encoded or raw bytes to RGB pixels, and RGB pixels to what a model wants to see.
 
-The geometry is timm's evaluation transform, and the result is within one grey level of it (PIL's filters), at a tenth of
-its time. Normalising is the engine's business, on its device; nothing here knows where a picture comes from.
+The geometry is timm's evaluation transform and the filters are PIL's, at a tenth of PIL's time. Normalising is the
+engine's business, on its device; nothing here knows where a picture comes from.
 """
 
 import io
@@ -38,17 +38,17 @@ _READERS: Final = (
     (b"MM", TiffImagePlugin.TiffImageFile),
 )
 
-# PIL warns about headers that contradict themselves (mostly TIFF tags). Here that is a reason to refuse the frame, so the
-# warning has to arrive as an exception. catch_warnings would swap the process's list of filters under other decoding
-# threads; one filter added at import, for these plugins only, is safe.
+# PIL warns about headers that contradict themselves (mostly TIFF tags). Here that is a reason to refuse the frame, so
+# the warning has to arrive as an exception. catch_warnings would swap the process's list of filters under other
+# decoding threads; one filter added at import, for these plugins only, is safe.
 warnings.filterwarnings("error", category=UserWarning, module=r"PIL\.(Jpeg|Png|WebP|Bmp|Tiff)ImagePlugin")
 
 
 def single_threaded() -> None:
     """Keep image work of the calling thread on one core: called first in a source's or decoder's thread.
 
-    OpenCV's setting is the process's and already 1 (worker.opencv); torch's is the thread's and set only where an engine
-    has loaded torch, so that a worker with the noop engine never does. The engine's own threads are not touched.
+    OpenCV's setting is the process's and already 1 (worker.opencv); torch's is the thread's and set only where an
+    engine has loaded torch: a worker with the noop engine never does. The engine's own threads are not touched.
     """
     if "torch" in sys.modules:
         use_cores(1)
@@ -132,9 +132,11 @@ def _invalid(message: str) -> BadFrame:
 def prepare(image: Pixels, spec: InputSpec) -> Pixels:
     """uint8 [any height, any width, 3] -> uint8 [spec.height, spec.width, 3], channels as they come.
 
-    Equal to timm's evaluation transform before normalisation, within one grey level for `bicubic` and `bilinear`: also
-    where a picture has the model's size already, timm enlarges and crops it. `area` has the same geometry, rounded to
-    whole pixels of the picture. A new array, of its own memory.
+    Equal to timm's evaluation transform before normalisation, for `bicubic` and `bilinear` within one grey level (two
+    in some 1 of 10,000 values where an axis is enlarged). So a picture of the model's very size is enlarged and cropped
+    too, as timm does. PIL's passes are taken in the order that it had until Pillow 12, rows first: Pillow 13 swaps them
+    for some tall pictures, which moves a few values at hard edges by up to 30 levels (python-pillow/Pillow#9549).
+    `area` has the same geometry, rounded to whole pixels of the picture. The result has its own memory.
     """
     rows, columns = _axes(image.shape[0], image.shape[1], spec)
     shrunk = _by_area(image, rows, columns) if spec.interpolation == "area" else _by_filter(image, rows, columns, spec)
@@ -193,10 +195,8 @@ def _by_area(image: Pixels, rows: _Axis, columns: _Axis) -> Pixels:
         for axis in (rows, columns)
     )
     shrinks = rows.scale > 1 or columns.scale > 1
-    shrunk = cv2.resize(
-        image[box], (columns.kept, rows.kept), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    )
-    return shrunk  # type: ignore[return-value]  # uint8 in, uint8 out
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(image[box], (columns.kept, rows.kept), interpolation=interpolation)  # type: ignore[return-value]
 
 
 # ---- PIL's filters, over the pixels that the crop keeps
@@ -227,8 +227,8 @@ def _exact_cut(axis: _Axis, reach: int) -> _Cut | None:
     """Where to cut the picture so that each kept pixel comes out as if all of it had been resized.
 
     A result pixel p is centred at (p + 0.5) * scale in the picture and reaches `reach` filter widths to both sides. The
-    result can begin at `start` if start * scale is a whole pixel: a multiple of resized / gcd(source, resized). 0 always
-    is one; None where even the nearest is so far off that buffers would get out of hand.
+    result can begin at `start` if start * scale is a whole pixel: a multiple of resized / gcd(source, resized). 0 is
+    one always; None where even the nearest is so far off that buffers would get out of hand.
     """
     span = reach * max(axis.scale, 1.0)
     latest = max(0, axis.offset - math.ceil(span / axis.scale) - 1)
@@ -279,3 +279,14 @@ def _by_pil(image: Pixels, rows: _Axis, columns: _Axis, reach: int) -> Pixels:
     resample = Filter.BICUBIC if reach == 2 else Filter.BILINEAR
     resized = picture.resize((columns.kept, rows.kept), resample, box=(left, top, right, bottom))
     return np.array(resized)
+
+
+# ---- pixels to bytes
+
+
+def encode_jpeg(image: Pixels, *, quality: int = 90) -> bytes:
+    """uint8 [height, width, 3] RGB -> a JPEG file's bytes; `quality` is libjpeg's, 1 to 100."""
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:  # JPEG ends at 65,535 pixels a side
+        raise BadFrame(DeadReason.INVALID, f"{image.shape[1]} x {image.shape[0]} pixels cannot be a JPEG picture")
+    return data.tobytes()

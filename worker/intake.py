@@ -119,7 +119,7 @@ class Intake:
                 reader.stop.wait(delay)
             else:
                 self._status.source(name, "ended")
-                self._log.info("source ended", source=name)
+                self._log.info("source stopped" if reader.stop.is_set() else "source ended", source=name)
                 return
 
     def _read(self, reader: _Reader) -> None:

@@ -75,9 +75,7 @@ class Metrics:
         self.queue_pending = Gauge(
             "coatstream_queue_pending_frames", "Entries that some worker has taken and not settled.", registry=registry
         )
-        self.dead_letters = Gauge(
-            "coatstream_dead_letters", "Entries in the dead-letter stream.", registry=registry
-        )
+        self.dead_letters = Gauge("coatstream_dead_letters", "Entries in the dead-letter stream.", registry=registry)
         self._model = Info("coatstream_model", "The model that classifies.", registry=registry)
         self._build = Info("coatstream_build", "This program.", registry=registry)
 
@@ -86,9 +84,7 @@ class Metrics:
         self._stages[stage].observe(seconds)
 
     def model(self, info: ModelInfo) -> None:
-        self._model.info(
-            {"name": info.name, "weights": info.weights, "engine": info.engine, "device": info.device}
-        )
+        self._model.info({"name": info.name, "weights": info.weights, "engine": info.engine, "device": info.device})
 
     def build(self, *, version: str, worker: str) -> None:
         self._build.info({"version": version, "worker": worker})
@@ -121,12 +117,18 @@ class LedgerCollector(Collector):
         yield from families
 
     @staticmethod
-    def _families() -> tuple[CounterMetricFamily, CounterMetricFamily, CounterMetricFamily, CounterMetricFamily, GaugeMetricFamily]:
+    def _families() -> tuple[
+        CounterMetricFamily, CounterMetricFamily, CounterMetricFamily, CounterMetricFamily, GaugeMetricFamily
+    ]:
         return (
             CounterMetricFamily("coatstream_frames_received", "Frames that came in.", labels=["source"]),
             CounterMetricFamily("coatstream_frames_published", "Frames whose label went out.", labels=["source"]),
-            CounterMetricFamily("coatstream_frames_dropped", "Frames left without a label.", labels=["source", "reason"]),
-            CounterMetricFamily("coatstream_frames_dead", "Frames that can never be labelled.", labels=["source", "reason"]),
+            CounterMetricFamily(
+                "coatstream_frames_dropped", "Frames left without a label.", labels=["source", "reason"]
+            ),
+            CounterMetricFamily(
+                "coatstream_frames_dead", "Frames that can never be labelled.", labels=["source", "reason"]
+            ),
             GaugeMetricFamily("coatstream_frames_in_flight", "Frames received and not settled yet.", labels=["source"]),
         )
 
@@ -152,4 +154,6 @@ class StatusCollector(Collector):
         yield up
         yield reopens
         yield GaugeMetricFamily("coatstream_redis_up", "1 while Redis answers.", value=self._status.redis_is_up())
-        yield GaugeMetricFamily("coatstream_ready", "1 while /readyz says yes.", value=not self._status.unready_because())
+        yield GaugeMetricFamily(
+            "coatstream_ready", "1 while /readyz says yes.", value=not self._status.unready_because()
+        )

@@ -58,9 +58,7 @@ class Pipeline:
         async with asyncio.TaskGroup() as batches:
             while True:
                 await self._slots.acquire()
-                batch = await next_batch(
-                    self._mailbox, max_size=self._batch.max_size, max_wait=self._batch.max_wait
-                )
+                batch = await next_batch(self._mailbox, max_size=self._batch.max_size, max_wait=self._batch.max_wait)
                 if batch is None:
                     return
                 next_turn = asyncio.Event()

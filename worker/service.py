@@ -9,13 +9,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import structlog
 from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry
 
-from config.settings import CameraSettings, SettingsTree
+from config.settings import BatchSettings, CameraSettings, ModelSettings, SettingsTree
 from worker import __version__
 from worker.broker.connection import Client, address, check_keys, check_server, connect
 from worker.broker.publisher import Publisher
@@ -59,9 +59,16 @@ class Service:
     Raises ConfigError, RedisUnavailable (at start only) and EngineError.
     """
 
-    def __init__(self, settings: SettingsTree, *, on_ready: Callable[[Ready], None] = lambda ready: None) -> None:
+    def __init__(
+        self,
+        settings: SettingsTree,
+        *,
+        on_ready: Callable[[Ready], None] = lambda ready: None,
+        load: Callable[[ModelSettings, BatchSettings], Engine] = load_engine,
+    ) -> None:
         self._settings = settings
         self._on_ready = on_ready
+        self._load = load
         self.worker = worker_name()
         self.ledger = Ledger(camera.name for camera in settings.cameras)
         self.status = Status(stall_after=STALL_AFTER)
@@ -80,7 +87,7 @@ class Service:
             port = await stack.enter_async_context(serve(make_app(self.metrics.registry, self.status), settings.http))
             self._log.info("listening", http=f"http://{settings.http.host}:{port}", worker=self.worker)
             await asyncio.to_thread(self._check_redis)
-            engine = await asyncio.to_thread(load_engine, settings.model, settings.batch)
+            engine = await asyncio.to_thread(self._load, settings.model, settings.batch)
             engines = stack.enter_context(self._threads(engine.streams, "engine"))
             await self._warm_up(engine, engines)
             stack.enter_context(self._monitored())
@@ -216,7 +223,12 @@ class Service:
         )
 
     def _camera(self, camera: CameraSettings, engine: Engine) -> Source:
-        return Camera(camera, prepare=partial(prepare, spec=engine.spec), observe=self.metrics.observe)
+        mean = engine.spec.mean[
+            ::-1
+        ]  # a camera prepares in BGR and turns the small result; `border` pads with the mean
+        return Camera(
+            camera, prepare=partial(prepare, spec=replace(engine.spec, mean=mean)), observe=self.metrics.observe
+        )
 
     def _inference(self, engine: Engine) -> Inference:
         return Inference(

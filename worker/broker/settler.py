@@ -35,7 +35,14 @@ class Settler:
     """One caller's way to settle frames; used from one thread. Two callers of one process need two names."""
 
     def __init__(
-        self, client: Client, queue: QueueSettings, results: ResultsSettings, *, model: ModelInfo, worker: str, name: str
+        self,
+        client: Client,
+        queue: QueueSettings,
+        results: ResultsSettings,
+        *,
+        model: ModelInfo,
+        worker: str,
+        name: str,
     ) -> None:
         self._client = client
         self._queue = queue
@@ -91,7 +98,9 @@ class Settler:
 
     def _label(self, prediction: Prediction, now: float) -> list[str]:
         best = prediction.labels[0]
-        text = document(prediction, model=self._model, worker=self._worker, published_at=now).model_dump_json(by_alias=True)
+        text = document(prediction, model=self._model, worker=self._worker, published_at=now).model_dump_json(
+            by_alias=True
+        )
         return [
             prediction.receipt.entry_id if prediction.receipt else "",
             prediction.frame_id,

@@ -48,7 +48,9 @@ def _findings(load: Callable[[], SettingsTree]) -> Iterator[Finding]:
     except SettingsError as error:
         yield from (Finding("settings", "fault", redact(line)) for line in error.lines)
         return
-    yield Finding("settings", "ok", f"{len(settings.cameras)} cameras, queue {'on' if settings.queue.enabled else 'off'}")
+    yield Finding(
+        "settings", "ok", f"{len(settings.cameras)} cameras, queue {'on' if settings.queue.enabled else 'off'}"
+    )
     yield from _redis(settings)
     yield _tried("model", lambda: _model(settings))
     for camera in settings.cameras:
@@ -75,9 +77,13 @@ def _redis(settings: SettingsTree) -> Iterator[Finding]:
         return
     yield Finding("redis", "ok", f"{server} at {address(settings.redis)}")
     if (policy := memory.get("maxmemory_policy", "noeviction")) != "noeviction":
-        yield Finding("redis", "warning", f"maxmemory-policy is {policy}: a full server would evict the queue; set noeviction")
+        yield Finding(
+            "redis", "warning", f"maxmemory-policy is {policy}: a full server would evict the queue; set noeviction"
+        )
     if not persistence.get("aof_enabled"):
-        yield Finding("redis", "warning", "no append-only file: a restart of the server loses the queue; set appendonly yes")
+        yield Finding(
+            "redis", "warning", "no append-only file: a restart of the server loses the queue; set appendonly yes"
+        )
 
 
 def _model(settings: SettingsTree) -> str:

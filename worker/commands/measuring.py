@@ -66,7 +66,7 @@ def interleave(runs: Mapping[str, Run], seconds: float, *, rounds: int = ROUNDS)
 def machine(**more: object) -> dict[str, object]:
     """Where a figure was taken; `load_1min` above the idle machine's tells that somebody else was working, too."""
     return {
-        "cpu": _cpu(),
+        "cpu": cpu_model(),
         "cores": usable_cores(),
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
@@ -76,7 +76,7 @@ def machine(**more: object) -> dict[str, object]:
     }
 
 
-def _cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """The processor's model, as Linux names it; elsewhere what Python knows."""
     try:
         lines = cpuinfo.read_text(errors="replace").splitlines()
@@ -149,7 +149,8 @@ def _cell(value: Value) -> str:
         case None:
             return ""
         case Figure(median, least, most):
-            return f"{rounded(median):g} \\[{rounded(least):g}..{rounded(most):g}]"  # the backslash keeps rich from reading a style
+            # the backslash keeps rich from reading a style
+            return f"{rounded(median):g} \\[{rounded(least):g}..{rounded(most):g}]"
         case float():
             return f"{rounded(value):g}"
     return str(value)

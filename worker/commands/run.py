@@ -15,12 +15,19 @@ from worker.service import Service
 def run_worker(settings: SettingsTree) -> int:
     """Work until the first SIGTERM or SIGINT, then drain: 0 if everything read was settled, else 1. Raises as Service."""
     if settings.redis.url is None:
-        raise ConfigError("redis.url is not set: say where Redis is, for example COATSTREAM_REDIS__URL=redis://localhost:6379/0")
+        raise ConfigError(
+            "redis.url is not set: say where Redis is, for example COATSTREAM_REDIS__URL=redis://localhost:6379/0"
+        )
     logs.configure(settings.log)
     service = Service(settings)
     asyncio.run(work(service, asyncio.Event()))
+    return leave_if_stuck(service)
+
+
+def leave_if_stuck(service: Service) -> int:
+    """0 after a full drain; else leave with 1 at once: threads that are stuck in a dead call would hold a normal exit."""
     if not service.drained:
-        _leave(1)  # threads that are stuck in a dead call would hold a normal exit
+        _leave(1)
     return 0
 
 

@@ -1,7 +1,7 @@
 """Where frames come from: the contract that every source keeps, and its intake relies on."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Protocol
 
 from worker.frames import Frame
@@ -20,7 +20,7 @@ class Source(Protocol):
     @property
     def live(self) -> bool: ...
 
-    def frames(self, stop: threading.Event) -> Iterator[Frame]:
+    def frames(self, stop: threading.Event) -> Generator[Frame, None, None]:
         """Open, then yield frames until the source ends.
 
         Called by one intake thread, which also closes the iterator: what is open belongs to that thread, and is

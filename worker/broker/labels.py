@@ -1,0 +1,83 @@
+"""The reader's side of the labels stream: what is published, from a given entry on. Retries nothing."""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from worker.broker.connection import Client, calls
+
+READ_COUNT: Final = 256  # labels of one reply: some 300 kB
+LATEST_MOMENT: Final = 10_000_000_000.0  # Unix seconds: the year 2286
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedLabel:
+    """One label as it stands in the stream.
+
+    captured_at, published_at    Unix seconds
+    document                     the JSON document, as it was written
+    """
+
+    entry: str
+    source: str
+    label: str
+    score: float
+    captured_at: float
+    published_at: float
+    document: str = field(repr=False)
+
+
+class LabelReader:
+    """Reads on where it left off, also after a failure. Used from one thread.
+
+    after   the entry after which reading begins; None: after the newest one, which the first call finds out
+    block   seconds to wait for something new; less than the connection's socket timeout
+    """
+
+    def __init__(self, client: Client, stream: str, *, after: str | None, block: float) -> None:
+        self._client = client
+        self._stream = stream
+        self._after = after
+        self._block = max(1, int(block * 1000))
+
+    def start(self) -> None:
+        """Fix where reading begins, unless that is known. Raises RedisUnavailable."""
+        if self._after is None:
+            with calls("labels cannot be read"):
+                newest = self._client.xrevrange(self._stream, count=1)
+            self._after = newest[0][0].decode() if newest else "0-0"
+
+    def read(self) -> list[PublishedLabel]:
+        """What came since the last call, oldest first; empty if nothing did within `block`. Raises RedisUnavailable.
+
+        Entries that coatstream did not write are passed over.
+        """
+        self.start()
+        with calls("labels cannot be read"):
+            reply = self._client.xread({self._stream: self._after or "0-0"}, count=READ_COUNT, block=self._block)
+        entries = reply[0][1] if reply else []
+        if entries:
+            self._after = entries[-1][0].decode()
+        labels = (_label(entry_id.decode(), fields) for entry_id, fields in entries)
+        return [label for label in labels if label is not None]
+
+
+def _label(entry: str, fields: dict[bytes, bytes]) -> PublishedLabel | None:
+    try:
+        return PublishedLabel(
+            entry=entry,
+            source=fields[b"source"].decode(),
+            label=fields[b"label"].decode(),
+            score=float(fields[b"score"]),
+            captured_at=_moment(fields[b"captured_at"]),
+            published_at=_moment(fields[b"published_at"]),
+            document=fields[b"json"].decode(),
+        )
+    except (KeyError, ValueError):
+        return None
+
+
+def _moment(text: bytes) -> float:
+    moment = float(text)
+    if not 0 <= moment < LATEST_MOMENT:
+        raise ValueError(moment)
+    return moment

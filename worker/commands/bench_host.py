@@ -1,0 +1,296 @@
+"""`coatstream bench host`: frames a second of everything but the model, and how much of a bare loop that is.
+
+A worker with the noop engine, in a process of its own, takes pictures from a queue on an embedded server and publishes
+their labels. The bare loop decodes and prepares the same pictures on as many threads and does nothing else: what no
+pipeline around the same image code can beat.
+"""
+
+import asyncio
+import multiprocessing
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.resources import as_file, files
+from itertools import count
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
+from typing import Any, Final
+from unittest.mock import patch
+
+import numpy as np
+from pydantic import SecretStr
+
+from config.settings import CameraSettings, LogSettings, QueueSettings, SettingsTree
+from worker import logs
+from worker.broker.connection import Client, calls, check_server, connect
+from worker.broker.embedded import embedded_server
+from worker.commands.measuring import Report, figure, interleave, machine, ratio
+from worker.commands.run import work
+from worker.cores import usable_cores
+from worker.errors import CoatstreamError, EngineError
+from worker.frames import InputSpec, Pixels
+from worker.image import decode, prepare, raw, single_threaded
+from worker.opencv import cv2
+from worker.service import Service
+from worker.sources.camera import Camera
+from worker.sources.entry import milliseconds_of
+
+QUALITY: Final = 85  # of the JPEGs
+CLIP_FPS: Final = 0.5  # frames taken from a second of the clip: seven
+MOST_BYTES: Final = 256 * 1024**2  # of pictures in the queue at once: the server holds them in memory
+FEWEST_FRAMES: Final = 64  # a slice; fewer would measure how a worker starts and ends
+START_TIMEOUT: Final = 60.0  # seconds until the worker is ready
+LOOK_EVERY: Final = 0.005  # seconds
+STUCK_AFTER: Final = 60.0  # seconds without a settled frame
+
+# Puts pictures into the stream in one step, over and over the same few: no producer shares the cores with the worker.
+FILL: Final = """
+local pictures = #ARGV - 4
+for i = 0, tonumber(ARGV[1]) - 1 do
+  redis.call('XADD', KEYS[1], '*', ARGV[2], ARGV[5 + i % pictures], 'width', ARGV[3], 'height', ARGV[4],
+    'source', 'door-' .. i % 8)
+end
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Pictures as a producer would send them: all of one size and encoding.
+
+    name    of the case: `raw_224x224`, `jpeg_720p` ...
+    key     of the stream's entries: `image` (encoded) or `pixels` (raw bgr24)
+    """
+
+    name: str
+    key: str
+    width: int
+    height: int
+    pictures: tuple[bytes, ...] = field(repr=False)
+
+    @property
+    def mean_bytes(self) -> int:
+        return sum(map(len, self.pictures)) // len(self.pictures)
+
+    def open(self, picture: bytes, limits: QueueSettings) -> Pixels:
+        """uint8 [height, width, 3] RGB, by the same calls as the queue source makes."""
+        if self.key == "pixels":
+            return raw(picture, width=self.width, height=self.height, pixel_format="bgr24")
+        return decode(picture, max_bytes=limits.max_bytes, max_pixels=limits.max_pixels)
+
+
+def run_bench_host(settings: SettingsTree, *, seconds: float) -> int:
+    """Frames a second of the pipeline and of the bare loop, and their share, for each kind of picture.
+
+    Raises ConfigError, RedisUnavailable and EngineError.
+    """
+    spec = _spec(settings)
+    with embedded_server() as server:
+        settings = _for_bench(settings, server.url)
+        with connect(settings.redis) as client, _worker(settings, spec) as process:
+            report = Report("host", machine(server=check_server(client, settings.redis)))
+            kinds = make_kinds(spec)
+            report.say(f"about {len(kinds) * 2 * seconds:.0f} s of measuring")
+            for kind in kinds:
+                _measure(kind, spec, Pipeline(client, process, settings, kind), report, seconds=seconds)
+    report.show()
+    return 0
+
+
+def _spec(settings: SettingsTree) -> InputSpec:
+    """How the configured model wants its pictures; its weights are not needed for that."""
+    from worker.engine.pytorch import input_spec
+    from worker.engine.weights import load_model
+
+    model = settings.model.model_copy(update={"weights": "random"})
+    return input_spec(load_model(model).module, model.name)
+
+
+def _for_bench(settings: SettingsTree, url: str) -> SettingsTree:
+    """The operator's batch, decode and stream settings; a server of our own, no cameras, no model, a quiet log."""
+    return settings.model_copy(
+        update={
+            "redis": settings.redis.model_copy(update={"url": SecretStr(url), "username": None, "password": None}),
+            "queue": settings.queue.model_copy(update={"enabled": True}),
+            "model": settings.model.model_copy(update={"engine": "noop", "noop_delay": 0.0}),
+            "cameras": (),
+            "http": settings.http.model_copy(update={"host": "127.0.0.1", "port": 0}),
+            "log": LogSettings(level="error"),
+        }
+    )
+
+
+def _measure(kind: Kind, spec: InputSpec, pipeline: "Pipeline", report: Report, *, seconds: float) -> None:
+    limits = pipeline.settings.queue
+
+    def bare(slice_seconds: float) -> float:
+        return bare_loop(kind, spec, limits, slice_seconds)
+
+    pipeline.warm_up()
+    samples = interleave({"pipeline": pipeline.run, "bare": bare}, seconds)
+    report.add(
+        case=kind.name,
+        frames_per_s=figure(samples["pipeline"]),
+        bare_frames_per_s=figure(samples["bare"]),
+        share=ratio(samples["pipeline"], samples["bare"]),
+        mean_bytes=kind.mean_bytes,
+        batch=pipeline.settings.batch.max_size,
+    )
+
+
+# ---- the two sides
+
+
+def bare_loop(kind: Kind, spec: InputSpec, limits: QueueSettings, seconds: float) -> float:
+    """Frames a second of decoding and preparing alone, on the threads that the queue source would have."""
+    threads = limits.decode_threads or usable_cores()
+    started = time.perf_counter()
+
+    def loop(first: int) -> int:
+        for done in count():
+            if done and time.perf_counter() - started >= seconds:
+                return done
+            prepare(kind.open(kind.pictures[(first + done) % len(kind.pictures)], limits), spec)
+        raise AssertionError("unreachable")
+
+    with ThreadPoolExecutor(threads, "bare", initializer=single_threaded) as pool:
+        frames = sum(pool.map(loop, range(threads)))
+    return frames / (time.perf_counter() - started)
+
+
+class Pipeline:
+    """The worker process as one side of the comparison, for one kind of picture."""
+
+    def __init__(self, client: Client, process: BaseProcess, settings: SettingsTree, kind: Kind) -> None:
+        self.settings = settings
+        self._client = client
+        self._process = process
+        self._kind = kind
+        self._fill = client.register_script(FILL)
+        self._rate = 0.0  # of the last run: how many frames the next one needs
+
+    def warm_up(self) -> None:
+        """A short run that does not count: imports, allocations, and a first idea of the rate."""
+        self._rate = self._settle(FEWEST_FRAMES)
+
+    def run(self, seconds: float) -> float:
+        """Frames a second from a full queue to an empty one."""
+        most = max(FEWEST_FRAMES, MOST_BYTES // self._kind.mean_bytes)
+        self._rate = self._settle(min(most, max(FEWEST_FRAMES, round(self._rate * seconds))))
+        return self._rate
+
+    def _settle(self, frames: int) -> float:
+        kind, stream = self._kind, self.settings.queue.stream
+        with calls("the benchmark's queue cannot be used"):
+            before, _ = self._published()
+            self._fill(keys=[stream], args=[frames, kind.key, kind.width, kind.height, *kind.pictures])
+            started = time.time()
+            self._wait_until_empty(stream)
+            published, ended = self._published()
+        if published - before != frames:
+            raise EngineError(f"the worker labelled {published - before} of the {frames} frames of {kind.name}")
+        return frames / (ended - started)
+
+    def _wait_until_empty(self, stream: str) -> None:
+        """Until every frame is settled: settled entries are deleted. Raises EngineError when nothing moves any more."""
+        left, moved_at = self._client.xlen(stream), time.monotonic()
+        while left:
+            self._process.join(LOOK_EVERY)
+            now_left = self._client.xlen(stream)
+            if now_left != left:
+                left, moved_at = now_left, time.monotonic()
+            if not self._process.is_alive() or time.monotonic() - moved_at > STUCK_AFTER:
+                raise EngineError(
+                    f"the benchmark's worker stopped with {left} frames of {self._kind.name} in the queue"
+                )
+
+    def _published(self) -> tuple[int, float]:
+        """Labels published so far, and when the newest was: Unix seconds, to a millisecond, of the server's clock."""
+        labels = self.settings.results.stream
+        if not self._client.exists(labels):
+            return 0, 0.0
+        told: Any = self._client.xinfo_stream(labels)
+        return told["entries-added"], milliseconds_of(told["last-generated-id"].decode()) / 1000
+
+
+@contextmanager
+def _worker(settings: SettingsTree, spec: InputSpec) -> Iterator[BaseProcess]:
+    """A worker in a process of its own, ready; drained on leaving. Raises EngineError where it does not come up."""
+    spawning = multiprocessing.get_context("spawn")  # not fork: torch's and OpenCV's threads would not survive it
+    ready = spawning.Event()
+    process = spawning.Process(target=_serve, args=(settings, spec, ready), name="bench-worker", daemon=True)
+    process.start()
+    try:
+        deadline = time.monotonic() + START_TIMEOUT
+        while not ready.wait(0.2):
+            if not process.is_alive() or time.monotonic() > deadline:
+                raise EngineError("the benchmark's worker did not start: what it said is above")
+        yield process
+    finally:
+        process.terminate()  # SIGTERM: it drains
+        process.join(settings.drain.timeout + 5)
+        if process.is_alive():
+            process.kill()
+            process.join(5)
+
+
+def _serve(settings: SettingsTree, spec: InputSpec, ready: Event) -> None:
+    """The worker process: `coatstream run`, but for a noop engine that wants its pictures as the real model does."""
+    import torch  # noqa: F401  (as a real engine would have: decode threads limit torch only if it is loaded already)
+
+    from worker.engine.noop import NoopEngine
+
+    logs.configure(settings.log)
+    with patch("worker.service.load_engine", partial(NoopEngine.from_settings, spec=spec)):
+        try:
+            asyncio.run(work(Service(settings, on_ready=lambda _: ready.set()), asyncio.Event()))
+        except CoatstreamError as error:
+            sys.exit(f"coatstream: {error}")
+
+
+# ---- pictures
+
+
+def make_kinds(spec: InputSpec) -> tuple[Kind, ...]:
+    """The kinds that are measured, made of the package's own photos and clip."""
+    photos = list(_photos())
+    size = f"{spec.width}x{spec.height}"
+    return (
+        Kind(f"raw_{size}", "pixels", spec.width, spec.height, tuple(_raw(prepare(photo, spec)) for photo in photos)),
+        Kind("jpeg_720p", "image", 1280, 720, tuple(_jpeg(photo, 1280, 720) for photo in photos)),
+        Kind("jpeg_1080p", "image", 1920, 1080, tuple(_jpeg(photo, 1920, 1080) for photo in photos)),
+    )
+
+
+def _photos() -> Iterator[Pixels]:
+    """uint8 [height, width, 3] RGB: three photos, and a frame of the clip every two seconds."""
+    limits = QueueSettings()
+    with as_file(files("worker") / "assets") as assets:
+        for photo in sorted(assets.glob("*.png")):
+            yield decode(photo.read_bytes(), max_bytes=limits.max_bytes, max_pixels=limits.max_pixels)
+        clip = CameraSettings(
+            name="clip", url=SecretStr(str(assets / "cockatoo_360p.mp4")), fps=CLIP_FPS, realtime=False
+        )
+        with closing(Camera(clip, prepare=lambda pixels: pixels).frames(threading.Event())) as frames:
+            for frame in frames:
+                yield frame.pixels
+
+
+def _raw(pixels: Pixels) -> bytes:
+    return np.ascontiguousarray(pixels[:, :, ::-1]).tobytes()
+
+
+def _jpeg(photo: Pixels, width: int, height: int) -> bytes:
+    """The largest middle part of the right shape, enlarged: real content, though softer than a camera's own 1080p."""
+    rows, columns = photo.shape[:2]
+    kept_rows, kept_columns = min(rows, columns * height // width), min(columns, rows * width // height)
+    top, left = (rows - kept_rows) // 2, (columns - kept_columns) // 2
+    middle = photo[top : top + kept_rows, left : left + kept_columns]
+    enlarged = cv2.resize(middle, (width, height), interpolation=cv2.INTER_CUBIC)
+    written, data = cv2.imencode(".jpg", enlarged[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    assert written  # noqa: S101  (the encoder refuses only sizes and types that these are not)
+    return data.tobytes()

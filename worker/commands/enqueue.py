@@ -1,0 +1,224 @@
+"""`coatstream enqueue`: pictures, folders, clips and cameras into the frames stream."""
+
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from types import FrameType
+
+from pydantic import SecretStr
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from config.settings import CameraSettings, SettingsTree
+from worker.broker.connection import check_keys, check_server, connect
+from worker.broker.producer import Picture, Producer
+from worker.commands.terminal import shown
+from worker.errors import BadFrame, ConfigError, DeadReason, SourceLost
+from worker.image import encode_jpeg
+from worker.media import expand, is_clip, is_picture
+from worker.sources.address import Kind, parse
+from worker.sources.camera import Camera
+from worker.sources.entry import DEFAULT_SOURCE, MAX_FRAME_ID, MAX_SOURCE
+
+JPEG_QUALITY = 90
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)
+
+
+class _Kind(Enum):
+    PICTURE = "picture"
+    CLIP = "clip"
+    CAMERA = "camera"
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One picture, clip or camera, and how its frames are called. A camera's location may hold a password."""
+
+    kind: _Kind
+    location: str = field(repr=False)
+    source: str
+    name: str
+
+
+def run_enqueue(settings: SettingsTree, paths: Sequence[str], *, source: str | None, fps: float) -> int:
+    """0 if all went in, 1 if something could not be read; the rest goes in all the same.
+
+    A camera runs until Ctrl-C, which is its proper end. Raises ConfigError, RedisUnavailable, and KeyboardInterrupt
+    where Ctrl-C cut short what would have ended by itself.
+    """
+    if source is not None and not 0 < len(source) <= MAX_SOURCE:
+        raise ConfigError(f"--source has {len(source)} characters; give 1 to {MAX_SOURCE}")
+    with connect(settings.redis) as client, _until_interrupted() as stop:
+        check_server(client, settings.redis)
+        check_keys(client, settings.queue, settings.results)
+        run = _Run(settings, Producer(client, settings.queue.stream), fps=fps, stop=stop)
+        try:
+            run.enqueue([item for path in paths for item in run.find(path, source)])
+        finally:
+            print(f"enqueued {run.producer.sent} frames into {shown(settings.queue.stream)}", flush=True)
+    return int(run.faults > 0)
+
+
+class _Run:
+    """One call of the command."""
+
+    def __init__(self, settings: SettingsTree, producer: Producer, *, fps: float, stop: threading.Event) -> None:
+        self.producer = producer
+        self.faults = 0
+        self._limits = settings.queue
+        self._fps = fps
+        self._stop = stop
+        self._console = Console(stderr=True, highlight=False)
+
+    def find(self, path: str, source: str | None) -> Iterator[_Item]:
+        """What a path of the command line stands for; what it does not is a fault."""
+        try:
+            yield from _items(path, source)
+        except ConfigError as error:
+            self._fault(str(error))
+        except OSError as error:
+            self._fault(_unread(path, error))
+
+    def enqueue(self, items: Sequence[_Item]) -> None:
+        """All items, one after the other, until Ctrl-C."""
+        with self._progress() as progress:
+            task = progress.add_task("enqueue", total=len(items), frames=0)
+            for item in items:
+                for picture in self._readable(item):
+                    self.producer.put(picture)
+                    if item.kind is _Kind.CAMERA:  # its next picture may be long in coming
+                        self.producer.flush()
+                    progress.update(task, frames=self.producer.sent)
+                if self._stop.is_set():
+                    return self._interrupted(item)
+                progress.advance(task)
+            self.producer.flush()
+
+    def _interrupted(self, item: _Item) -> None:
+        self.producer.flush()
+        if item.kind is not _Kind.CAMERA:
+            raise KeyboardInterrupt
+
+    def _readable(self, item: _Item) -> Iterator[Picture]:
+        """The item's pictures as far as they can be read."""
+        try:
+            yield from self._pictures(item)
+        except BadFrame as error:
+            self._fault(f"{item.location}: {error}")
+        except SourceLost as error:
+            self._fault(str(error))
+        except OSError as error:
+            self._fault(_unread(item.location, error))
+
+    def _pictures(self, item: _Item) -> Iterator[Picture]:
+        if item.kind is _Kind.PICTURE:
+            image = _read(Path(item.location), self._limits.max_bytes)
+            yield Picture(image, item.source, item.name, time.time())
+            return
+        name = item.source if item.kind is _Kind.CAMERA else Path(item.name).name[-MAX_SOURCE:]
+        settings = CameraSettings(name=name, url=SecretStr(item.location), fps=self._fps)
+        with closing(Camera(settings, prepare=lambda image: image).frames(self._stop)) as frames:
+            for number, frame in enumerate(frames):
+                frame_id = frame.frame_id if item.kind is _Kind.CAMERA else f"{item.name}#{number}"
+                image = encode_jpeg(frame.pixels, quality=JPEG_QUALITY)
+                yield Picture(image, item.source, frame_id, frame.captured_at)
+
+    def _fault(self, message: str) -> None:
+        self.faults += 1
+        self._console.print(Text(f"coatstream: {shown(message)}"), soft_wrap=True)
+
+    def _progress(self) -> Progress:
+        """On stderr, and only where that is a terminal."""
+        columns = (
+            TextColumn("enqueue"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[frames]} frames"),
+            TimeElapsedColumn(),
+        )
+        return Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
+
+
+# ---- paths to items
+
+
+def _items(path: str, source: str | None) -> Iterator[_Item]:
+    """Raises ConfigError for what is none, OSError for what cannot be looked at."""
+    here = Path(path)
+    if here.is_dir():
+        found = False
+        for file in map(Path, expand([path])):
+            found = True
+            yield _file(file, source or here.resolve().name, file.relative_to(here).as_posix())
+        if not found:
+            raise ConfigError(f"{path}: no pictures or clips in it")
+    elif here.is_file():
+        yield _file(here, source or here.stem, here.name)
+    elif path.isdecimal() or path.startswith("/dev/") or _SCHEME.match(path):
+        yield _camera(path, source)
+    else:
+        raise ConfigError(f"{path}: {'not a plain file' if here.exists() else 'there is no such file or folder'}")
+
+
+def _file(path: Path, source: str, name: str) -> _Item:
+    source, name = _text(source)[:MAX_SOURCE] or DEFAULT_SOURCE, _text(name)[-MAX_FRAME_ID:]
+    if is_picture(path):
+        return _Item(_Kind.PICTURE, str(path), source, name)
+    if not is_clip(path):
+        raise ConfigError(f"{path}: neither a picture nor a clip, by its suffix")
+    # The number of each frame follows. A URL, because a path with a colon could be taken for one.
+    return _Item(_Kind.CLIP, path.absolute().as_uri(), source, name[-MAX_FRAME_ID + 12 :])
+
+
+def _camera(url: str, source: str | None) -> _Item:
+    """A camera, or a clip named by a URL. Raises ConfigError, which never holds the URL."""
+    address = parse(CameraSettings(name=source or "camera", url=SecretStr(url)))
+    name = address.host or Path(address.location).name
+    if address.kind is Kind.FILE:
+        return _file(Path(address.location), source or Path(name).stem, name)
+    return _Item(_Kind.CAMERA, url, source or name[:MAX_SOURCE], name)
+
+
+def _text(name: str) -> str:
+    """A file's name as the stream can hold it: bytes that are not UTF-8 become question marks."""
+    return name.encode("utf-8", "replace").decode()
+
+
+def _read(path: Path, max_bytes: int) -> bytes:
+    """The bytes of a picture file. Raises BadFrame where there are more than a worker would take, and OSError."""
+    with path.open("rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise BadFrame(DeadReason.TOO_LARGE, f"skipped, it is larger than queue.max_bytes ({max_bytes})")
+    return data
+
+
+def _unread(path: str, error: OSError) -> str:
+    return f"{path}: {(error.strerror or 'it cannot be read').lower()}"
+
+
+# ---- Ctrl-C
+
+
+@contextmanager
+def _until_interrupted() -> Iterator[threading.Event]:
+    """Set by the first Ctrl-C, so that a picture on its way is not cut off; the second one leaves at once."""
+    stop = threading.Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)

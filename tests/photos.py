@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,8 @@ def photo_files() -> list[Path]:
 def clip_frames(count: int = 5) -> Iterator[Pixels]:
     """uint8 [360, 640, 3] RGB: `count` frames of the cockatoo clip, evenly spaced."""
     with CLIP.open("rb") as file:  # as a file object: worker.opencv leaves FFmpeg no protocol to read files by
-        clip = cv2.VideoCapture(file, cv2.CAP_FFMPEG, [])
+        stream: Any = file  # OpenCV's stub names an interface that nothing implements
+        clip = cv2.VideoCapture(stream, cv2.CAP_FFMPEG, [])
         for index in range(280):
             assert clip.grab(), f"{CLIP} ends after {index} frames"
             if index % (280 // count) == 0:

@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import multiprocessing
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +123,14 @@ def test_a_terminal_gets_a_table_with_the_spread_in_brackets(
     monkeypatch.setenv("FORCE_COLOR", "1")  # how rich is told that it writes to a terminal
     monkeypatch.setenv("COLUMNS", "120")
     report = Report("host", machine())
-    report.add(case="a", rate=Figure(11280.4, 1.0, 20000.0), left_out=None)
+    report.add(case="a", rate=Figure(11280.4, 1.0, 20000.0), left_out=None, device="cpu")
+    report.add(case="b", left_out="too slow", device="cpu")
 
     report.show()
 
-    assert "11280 [1..20000]" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "11280 [1..20000]" in shown
+    assert shown.count("device cpu") == 1  # the same in all cases: below the table
 
 
 # ---- bench host
@@ -147,7 +152,19 @@ def test_pictures_of_every_kind_open_at_their_size_and_raw_ones_are_bgr() -> Non
 def test_the_bare_loop_counts_whole_frames() -> None:
     [raw, *_] = bench_host.make_kinds(SPEC)
 
-    assert bench_host.bare_loop(raw, SPEC, QueueSettings(decode_threads=3), 0.0) > 0
+    bare = bench_host.BareLoop(raw, SPEC, QueueSettings(decode_threads=3))
+
+    assert bare.run(0.0) > 0
+    assert bare.spent.frames == 3  # one of each thread
+
+
+def test_processor_time_of_a_process_is_what_it_says_itself() -> None:
+    if not Path("/proc/self/stat").exists():
+        missing("no /proc on this system")
+    before = bench_host.cpu_seconds(os.getpid())
+
+    assert abs(before - time.process_time()) < 0.1
+    assert bench_host.cpu_seconds(None) == 0.0
 
 
 @pytest.mark.usefixtures("server_package")
@@ -156,7 +173,11 @@ def test_bench_host_reports_the_pipeline_the_bare_loop_and_their_share(capsys: p
 
     rows = lines(capsys)
     assert [row["case"] for row in rows] == ["raw_160x160", "jpeg_720p", "jpeg_1080p"]
-    assert all({"frames_per_s", "bare_frames_per_s", "share", "mean_bytes"} <= row.keys() for row in rows)
+    assert all(
+        {"frames_per_s", "bare_frames_per_s", "share", "cpu_ms_per_frame", "bare_cpu_ms_per_frame", "mean_bytes"}
+        <= row.keys()
+        for row in rows
+    )
     assert rows[0]["mean_bytes"] == 160 * 160 * 3
     assert all(row["machine"]["server"].startswith("Valkey") for row in rows)
 
@@ -168,7 +189,7 @@ def test_a_worker_that_died_ends_the_benchmark_in_one_line(client: Client, redis
     dead.start()
     dead.join()
 
-    with pytest.raises(EngineError, match=r"stopped with 64 frames of raw_160x160 in the queue"):
+    with pytest.raises(EngineError, match=r"stopped with 32 frames of raw_160x160 in the queue"):
         bench_host.Pipeline(client, dead, settings, raw).warm_up()
 
 

@@ -151,7 +151,9 @@ def test_unknown_letters_are_a_line_each_and_the_others_are_replayed(
     ]
 
 
-def test_a_letter_that_cannot_be_put_back_stays_and_is_a_fault(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_letter_that_cannot_be_put_back_stays_and_is_a_fault(
+    client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
     letter = client.xadd("frames:dead", {f"f{number}": "x" for number in range(5000)}).decode()
 
     code, out, err = run(capsys, "replay", "--all")
@@ -173,7 +175,9 @@ def test_dropped_letters_are_deleted(client: Client, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("arguments", [("replay",), ("drop",), ("replay", "1-1", "--all"), ("drop", "1-1", "--all")])
-def test_entries_or_all_must_be_named(client: Client, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
+def test_entries_or_all_must_be_named(
+    client: Client, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
     bury(client, ("image", b"a"))
 
     code, out, err = run(capsys, *arguments)
@@ -184,7 +188,9 @@ def test_entries_or_all_must_be_named(client: Client, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("command", [("list",), ("replay", "--all"), ("drop", "1-1")])
-def test_without_redis_there_is_one_line_and_exit_code_4(capsys: pytest.CaptureFixture[str], command: tuple[str, ...]) -> None:
+def test_without_redis_there_is_one_line_and_exit_code_4(
+    capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
     code, out, err = run(capsys, *command, "--redis", "unix://user:secret@/nowhere/socket")
 
     assert (code, out) == (4, "")

@@ -14,7 +14,7 @@ Pairs = list[tuple[bytes, bytes]]
 def pairs_of(client: Client, stream: str) -> list[Pairs]:
     """The entries' fields in order, doubles and all."""
     replies = client.eval("return redis.call('XRANGE', KEYS[1], '-', '+')", 1, stream)
-    return [list(zip(flat[::2], flat[1::2], strict=True)) for _, flat in replies]  # type: ignore[union-attr]
+    return [list(zip(flat[::2], flat[1::2], strict=True)) for _, flat in replies]
 
 
 @pytest.fixture
@@ -82,7 +82,9 @@ def test_own_fields_that_are_named_like_ours_survive_a_replay(client: Client, le
     assert pairs_of(client, "frames") == [own]
 
 
-def test_a_frame_that_died_twice_is_replayed_without_traces_of_either_death(client: Client, letters: DeadLetters) -> None:
+def test_a_frame_that_died_twice_is_replayed_without_traces_of_either_death(
+    client: Client, letters: DeadLetters
+) -> None:
     own: Pairs = [(b"image", b"x")]
     first = bury(client, *own)
     letters.replay([first])

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.Image import Resampling
@@ -57,15 +57,6 @@ def timm_prepare(picture: Image.Image, wanted: InputSpec) -> Pixels:
         normalize=False,
     )
     return np.asarray(transform(picture).permute(1, 2, 0))
-
-
-def rows_first(picture: Image.Image, wanted: InputSpec) -> Pixels:
-    """timm's transform with PIL's passes one by one, in the order of Pillow 12 and before."""
-    height, width = _resized(picture.height, picture.width, wanted)
-    resample = Resampling[wanted.interpolation.upper()]
-    resized = picture.resize((width, picture.height), resample).resize((width, height), resample)
-    fill = tuple(round(255 * mean) for mean in wanted.mean) if wanted.crop_mode == "border" else 0
-    return np.asarray(CenterCropOrPad((wanted.height, wanted.width), fill=fill)(resized))
 
 
 def difference(one: Pixels, other: Pixels) -> np.ndarray:
@@ -308,10 +299,8 @@ def test_real_photos_are_prepared_as_timm_prepares_them(name: str) -> None:
 
     for photo in photos:
         off = difference(prepare(photo, SPECS[name]), timm_prepare(Image.fromarray(photo), SPECS[name]))
-        assert off.max() <= 2
-        assert (off > 1).mean() < 1e-3
-        if min(photo.shape[:2]) >= 400 and name in ("coat", "lite0", "bilinear"):  # both axes shrink
-            assert off.max() <= 1
+        assert off.max() <= (1 if name in ("coat", "lite0", "squash", "bilinear") else 2)
+        assert (off > 1).sum() <= 1
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -334,9 +323,8 @@ def test_odd_sizes_are_prepared_as_timm_prepares_them(name: str, height: int, wi
     photo = Image.open(ASSETS / "coffee.png").resize((width, height))
 
     for pixels in (np.array(photo), noise(height, width)):
-        off = difference(prepare(pixels, SPECS[name]), rows_first(Image.fromarray(pixels), SPECS[name]))
-        assert off.max() <= 2
-        assert (off > 1).mean() < 5e-3
+        off = difference(prepare(pixels, SPECS[name]), timm_prepare(Image.fromarray(pixels), SPECS[name]))
+        assert off.max() <= 1
 
 
 @settings(max_examples=60, deadline=None)
@@ -344,9 +332,14 @@ def test_odd_sizes_are_prepared_as_timm_prepares_them(name: str, height: int, wi
 def test_any_size_is_prepared_as_timm_prepares_it(height: int, width: int, name: str, seed: int) -> None:
     pixels = noise(height, width, seed)
 
-    off = difference(prepare(pixels, SPECS[name]), rows_first(Image.fromarray(pixels), SPECS[name]))
+    try:
+        reference = timm_prepare(Image.fromarray(pixels), SPECS[name])
+    except ValueError:  # border mode would shrink a thin picture to nothing
+        reject()
 
+    off = difference(prepare(pixels, SPECS[name]), reference)
     assert off.max() <= 2
+    assert (off > 1).sum() <= 2
 
 
 @pytest.mark.parametrize("name", ["coat", "lite0", "bilinear"])
@@ -383,7 +376,7 @@ def test_a_picture_of_the_models_size_is_enlarged_and_cropped_all_the_same() -> 
     prepared = prepare(pixels, SPECS["coat"])
 
     assert difference(prepared, pixels).mean() > 1
-    assert difference(prepared, timm_prepare(Image.fromarray(pixels), SPECS["coat"])).max() <= 2
+    assert difference(prepared, timm_prepare(Image.fromarray(pixels), SPECS["coat"])).max() <= 1
 
 
 def test_the_padding_of_border_mode_is_the_mean_colour() -> None:

@@ -21,7 +21,7 @@ def publish(client: Client, frame_id: str, **fields: str) -> bytes:
         "status": "ok",
         "json": json.dumps({"frame_id": frame_id}),
     }
-    return client.xadd("labels", entry | fields)  # type: ignore[no-any-return, operator]
+    return client.xadd("labels", entry | fields)  # type: ignore[no-any-return]
 
 
 def reader(client: Client, *, after: str | None = None) -> LabelReader:

@@ -21,7 +21,12 @@ def test_a_picture_arrives_as_the_contract_has_it(client: Client) -> None:
 
     [(entry_id, fields)] = client.xrange("frames")
     entry = parse(entry_id.decode(), fields)
-    assert (entry.picture, entry.source, entry.frame_id, entry.captured_at) == (b"x" * 10, "door", "f7", 1_700_000_000.25)
+    assert (entry.picture, entry.source, entry.frame_id, entry.captured_at) == (
+        b"x" * 10,
+        "door",
+        "f7",
+        1_700_000_000.25,
+    )
 
 
 def test_a_full_pipeline_leaves_by_itself_in_order(client: Client) -> None:

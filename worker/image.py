@@ -132,11 +132,9 @@ def _invalid(message: str) -> BadFrame:
 def prepare(image: Pixels, spec: InputSpec) -> Pixels:
     """uint8 [any height, any width, 3] -> uint8 [spec.height, spec.width, 3], channels as they come.
 
-    Equal to timm's evaluation transform before normalisation, for `bicubic` and `bilinear` within one grey level (two
-    in some 1 of 10,000 values where an axis is enlarged). So a picture of the model's very size is enlarged and cropped
-    too, as timm does. PIL's passes are taken in the order that it had until Pillow 12, rows first: Pillow 13 swaps them
-    for some tall pictures, which moves a few values at hard edges by up to 30 levels (python-pillow/Pillow#9549).
-    `area` has the same geometry, rounded to whole pixels of the picture. The result has its own memory.
+    Equal to timm's evaluation transform before normalisation, for `bicubic` and `bilinear` within one grey level
+    (two in some 1 of 1,000,000 values of noise). So a picture of the model's very size is enlarged and cropped too, as
+    timm does. `area` has the same geometry, rounded to whole pixels of the picture. The result has its own memory.
     """
     rows, columns = _axes(image.shape[0], image.shape[1], spec)
     shrunk = _by_area(image, rows, columns) if spec.interpolation == "area" else _by_filter(image, rows, columns, spec)
@@ -204,40 +202,61 @@ def _by_area(image: Pixels, rows: _Axis, columns: _Axis) -> Pixels:
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """What of an axis is computed: from result pixel `start`, out of the picture's pixels `first` to `last`."""
+    """What of an axis is computed: result pixels `start` to `end`, out of the picture's pixels `first` to `last`."""
 
     start: int
+    end: int
     first: int
     last: int
 
 
-_MAX_LEAD: Final = 4096  # pixels of the result that may be computed only to be cut off
+_MAX_LEAD: Final = 4096  # pixels of the result that may be computed on either side only to be cut off
+_MAX_WHOLE: Final = 16_000_000  # pixels that a tall picture may have before its crop: 48 MB
 
 
 def _by_filter(image: Pixels, rows: _Axis, columns: _Axis, spec: InputSpec) -> Pixels:
-    """PIL's antialiased filter: torch's uint8 kernel wherever it can be exact, PIL itself for endless panoramas."""
+    """PIL's antialiased filter: torch's uint8 kernel wherever it is within one grey level of PIL, else PIL itself.
+
+    torch's 16-bit weights round some values to the neighbouring level in the first pass. In the second pass these hardly
+    ever add up to two levels while an axis shrinks by 1.75 or more; below that they do (1 of 100,000 values in photos).
+    """
     reach = 2 if spec.interpolation == "bicubic" else 1
     cuts = _exact_cut(rows, reach), _exact_cut(columns, reach)
+    if _is_tall(rows, columns) and rows.resized * columns.resized <= _MAX_WHOLE:
+        return _by_pil(image, (rows, columns), (_whole(rows), _whole(columns)), reach)
     if cuts[0] is None or cuts[1] is None:
-        return _by_pil(image, rows, columns, reach)
+        return _by_pil_box(image, rows, columns, reach)
+    if min(rows.scale, columns.scale) < 1.75:
+        return _by_pil(image, (rows, columns), (cuts[0], cuts[1]), reach)
     return _by_torch(image, (rows, columns), (cuts[0], cuts[1]), spec.interpolation)
+
+
+def _is_tall(rows: _Axis, columns: _Axis) -> bool:
+    """True where Pillow 13 may take its two passes in the other order, which torch never does, and by the whole size.
+
+    Seen from 2.3 times as tall as wide, and where the height is squashed (python-pillow/Pillow#9549).
+    """
+    return rows.source > 2 * columns.source or rows.scale > 1.01 * columns.scale
+
+
+def _whole(axis: _Axis) -> _Cut:
+    return _Cut(0, axis.resized, 0, axis.source)
 
 
 def _exact_cut(axis: _Axis, reach: int) -> _Cut | None:
     """Where to cut the picture so that each kept pixel comes out as if all of it had been resized.
 
     A result pixel p is centred at (p + 0.5) * scale in the picture and reaches `reach` filter widths to both sides. The
-    result can begin at `start` if start * scale is a whole pixel: a multiple of resized / gcd(source, resized). 0 is
-    one always; None where even the nearest is so far off that buffers would get out of hand.
+    result can begin and end where that is a whole pixel of the picture: at multiples of resized / gcd(source, resized),
+    and at the axis' own ends. None where the nearest is so far off that buffers would get out of hand.
     """
-    span = reach * max(axis.scale, 1.0)
-    latest = max(0, axis.offset - math.ceil(span / axis.scale) - 1)
+    margin = math.ceil(reach * max(axis.scale, 1.0) / axis.scale) + 1  # in pixels of the result
     period = axis.resized // math.gcd(axis.source, axis.resized)
-    start = latest // period * period
-    if latest - start > _MAX_LEAD:
+    wanted_start, wanted_end = max(0, axis.offset - margin), min(axis.resized, axis.offset + axis.kept + margin)
+    start, end = wanted_start // period * period, min(axis.resized, -(-wanted_end // period) * period)
+    if max(wanted_start - start, end - wanted_end) > _MAX_LEAD:
         return None
-    last = math.ceil((axis.offset + axis.kept) * axis.scale + span) + 1
-    return _Cut(start, first=start * axis.source // axis.resized, last=min(axis.source, last))
+    return _Cut(start, end, first=start * axis.source // axis.resized, last=end * axis.source // axis.resized)
 
 
 def _by_torch(image: Pixels, axes: tuple[_Axis, _Axis], cuts: tuple[_Cut, _Cut], interpolation: str) -> Pixels:
@@ -265,8 +284,22 @@ def _computed(axis: _Axis, cut: _Cut) -> int:
     return needed + (axis.resized != axis.source and needed == cut.last - cut.first)
 
 
-def _by_pil(image: Pixels, rows: _Axis, columns: _Axis, reach: int) -> Pixels:
-    """PIL over a box, which need not begin at a whole pixel: exact by definition, and seven times slower."""
+def _by_pil(image: Pixels, axes: tuple[_Axis, _Axis], cuts: tuple[_Cut, _Cut], reach: int) -> Pixels:
+    """PIL over the cut, then the crop: the reference itself, at seven times the cost of torch."""
+    (rows, columns), (row_cut, column_cut) = axes, cuts
+    pixels = image[row_cut.first : row_cut.last, column_cut.first : column_cut.last]
+    size = column_cut.end - column_cut.start, row_cut.end - row_cut.start
+    resized = np.asarray(fromarray(np.ascontiguousarray(pixels)).resize(size, _pil_filter(reach)))
+    top, left = rows.offset - row_cut.start, columns.offset - column_cut.start
+    return np.array(resized[top : top + rows.kept, left : left + columns.kept])
+
+
+def _pil_filter(reach: int) -> Filter:
+    return Filter.BICUBIC if reach == 2 else Filter.BILINEAR
+
+
+def _by_pil_box(image: Pixels, rows: _Axis, columns: _Axis, reach: int) -> Pixels:
+    """PIL over a box, which need not begin at a whole pixel (its edges are float32): for endless panoramas."""
 
     def cut(axis: _Axis) -> tuple[slice, float, float]:
         begin, end = axis.offset * axis.scale, (axis.offset + axis.kept) * axis.scale
@@ -276,8 +309,7 @@ def _by_pil(image: Pixels, rows: _Axis, columns: _Axis, reach: int) -> Pixels:
 
     (row_slice, top, bottom), (column_slice, left, right) = cut(rows), cut(columns)
     picture = fromarray(np.ascontiguousarray(image[row_slice, column_slice]))
-    resample = Filter.BICUBIC if reach == 2 else Filter.BILINEAR
-    resized = picture.resize((columns.kept, rows.kept), resample, box=(left, top, right, bottom))
+    resized = picture.resize((columns.kept, rows.kept), _pil_filter(reach), box=(left, top, right, bottom))
     return np.array(resized)
 
 

@@ -7,6 +7,7 @@ pipeline around the same image code can beat.
 
 import asyncio
 import multiprocessing
+import os
 import sys
 import threading
 import time
@@ -16,9 +17,9 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.resources import as_file, files
-from itertools import count
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
+from pathlib import Path
 from typing import Any, Final
 from unittest.mock import patch
 
@@ -43,7 +44,7 @@ from worker.sources.entry import milliseconds_of
 QUALITY: Final = 85  # of the JPEGs
 CLIP_FPS: Final = 0.5  # frames taken from a second of the clip: seven
 MOST_BYTES: Final = 256 * 1024**2  # of pictures in the queue at once: the server holds them in memory
-FEWEST_FRAMES: Final = 64  # a slice; fewer would measure how a worker starts and ends
+FEWEST_FRAMES: Final = 32  # a slice; fewer would measure how a worker starts and ends
 START_TIMEOUT: Final = 60.0  # seconds until the worker is ready
 LOOK_EVERY: Final = 0.005  # seconds
 STUCK_AFTER: Final = 60.0  # seconds without a settled frame
@@ -125,18 +126,16 @@ def _for_bench(settings: SettingsTree, url: str) -> SettingsTree:
 
 
 def _measure(kind: Kind, spec: InputSpec, pipeline: "Pipeline", report: Report, *, seconds: float) -> None:
-    limits = pipeline.settings.queue
-
-    def bare(slice_seconds: float) -> float:
-        return bare_loop(kind, spec, limits, slice_seconds)
-
+    bare = BareLoop(kind, spec, pipeline.settings.queue)
     pipeline.warm_up()
-    samples = interleave({"pipeline": pipeline.run, "bare": bare}, seconds)
+    samples = interleave({"pipeline": pipeline.run, "bare": bare.run}, seconds)
     report.add(
         case=kind.name,
         frames_per_s=figure(samples["pipeline"]),
         bare_frames_per_s=figure(samples["bare"]),
         share=ratio(samples["pipeline"], samples["bare"]),
+        cpu_ms_per_frame=pipeline.spent.cpu_ms_per_frame,
+        bare_cpu_ms_per_frame=bare.spent.cpu_ms_per_frame,
         mean_bytes=kind.mean_bytes,
         batch=pipeline.settings.batch.max_size,
     )
@@ -145,21 +144,49 @@ def _measure(kind: Kind, spec: InputSpec, pipeline: "Pipeline", report: Report, 
 # ---- the two sides
 
 
-def bare_loop(kind: Kind, spec: InputSpec, limits: QueueSettings, seconds: float) -> float:
-    """Frames a second of decoding and preparing alone, on the threads that the queue source would have."""
-    threads = limits.decode_threads or usable_cores()
-    started = time.perf_counter()
+@dataclass(slots=True)
+class Spent:
+    """Processor time of one side over all its rounds: steadier than frames a second when neighbours are busy."""
 
-    def loop(first: int) -> int:
-        for done in count():
-            if done and time.perf_counter() - started >= seconds:
-                return done
-            prepare(kind.open(kind.pictures[(first + done) % len(kind.pictures)], limits), spec)
-        raise AssertionError("unreachable")
+    frames: int = 0
+    seconds: float = 0.0
 
-    with ThreadPoolExecutor(threads, "bare", initializer=single_threaded) as pool:
-        frames = sum(pool.map(loop, range(threads)))
-    return frames / (time.perf_counter() - started)
+    def add(self, frames: int, seconds: float) -> None:
+        self.frames += frames
+        self.seconds += seconds
+
+    @property
+    def cpu_ms_per_frame(self) -> float | None:
+        """None where the system does not tell a process's time."""
+        return 1000 * self.seconds / self.frames if self.seconds else None
+
+
+class BareLoop:
+    """Decoding and preparing and nothing else, in this process."""
+
+    def __init__(self, kind: Kind, spec: InputSpec, limits: QueueSettings) -> None:
+        self.spent = Spent()
+        self._kind = kind
+        self._spec = spec
+        self._limits = limits
+
+    def run(self, seconds: float) -> float:
+        """Frames a second, on the threads that the queue source would have."""
+        threads = self._limits.decode_threads or usable_cores()
+        started, cpu = time.perf_counter(), time.process_time()
+        with ThreadPoolExecutor(threads, "bare", initializer=single_threaded) as pool:
+            frames = sum(pool.map(partial(self._loop, until=started + seconds), range(threads)))
+        self.spent.add(frames, time.process_time() - cpu)
+        return frames / (time.perf_counter() - started)
+
+    def _loop(self, first: int, *, until: float) -> int:
+        """One thread: whole frames until the time is over, one at least."""
+        done = 0
+        while not done or time.perf_counter() < until:
+            picture = self._kind.pictures[(first + done) % len(self._kind.pictures)]
+            prepare(self._kind.open(picture, self._limits), self._spec)
+            done += 1
+        return done
 
 
 class Pipeline:
@@ -167,6 +194,7 @@ class Pipeline:
 
     def __init__(self, client: Client, process: BaseProcess, settings: SettingsTree, kind: Kind) -> None:
         self.settings = settings
+        self.spent = Spent()  # by the worker's process, without the server's
         self._client = client
         self._process = process
         self._kind = kind
@@ -180,7 +208,10 @@ class Pipeline:
     def run(self, seconds: float) -> float:
         """Frames a second from a full queue to an empty one."""
         most = max(FEWEST_FRAMES, MOST_BYTES // self._kind.mean_bytes)
-        self._rate = self._settle(min(most, max(FEWEST_FRAMES, round(self._rate * seconds))))
+        frames = min(most, max(FEWEST_FRAMES, round(self._rate * seconds)))
+        cpu = cpu_seconds(self._process.pid)
+        self._rate = self._settle(frames)
+        self.spent.add(frames, cpu_seconds(self._process.pid) - cpu)
         return self._rate
 
     def _settle(self, frames: int) -> float:
@@ -215,6 +246,15 @@ class Pipeline:
             return 0, 0.0
         told: Any = self._client.xinfo_stream(labels)
         return told["entries-added"], milliseconds_of(told["last-generated-id"].decode()) / 1000
+
+
+def cpu_seconds(pid: int | None) -> float:
+    """Processor time of a process of ours, in ticks of 10 ms as Linux counts them; 0 elsewhere."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime, proc(5)
 
 
 @contextmanager

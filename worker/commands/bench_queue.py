@@ -124,7 +124,7 @@ def settle_plainly(client: Client, queue: QueueSettings, results: ResultsSetting
     with calls("labels could not be published"):
         pipe = client.pipeline(transaction=False)
         for outcome in batch:
-            pipe.xadd(results.stream, _fields(outcome.prediction, now), maxlen=results.max_length, approximate=True)  # type: ignore[arg-type]
+            pipe.xadd(results.stream, _fields(outcome.prediction, now), maxlen=results.max_length, approximate=True)
         pipe.xack(queue.stream, queue.group, *ids)
         pipe.xdel(queue.stream, *ids)
         pipe.execute()

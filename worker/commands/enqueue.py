@@ -4,7 +4,8 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -20,7 +21,7 @@ from config.settings import CameraSettings, SettingsTree
 from worker.broker.connection import check_keys, check_server, connect
 from worker.broker.producer import Picture, Producer
 from worker.commands.terminal import shown
-from worker.errors import BadFrame, ConfigError, DeadReason, SourceLost
+from worker.errors import BadFrame, CoatstreamError, ConfigError, DeadReason, SourceLost
 from worker.image import encode_jpeg
 from worker.media import expand, is_clip, is_picture
 from worker.sources.address import Kind, parse
@@ -50,8 +51,8 @@ class _Item:
 def run_enqueue(settings: SettingsTree, paths: Sequence[str], *, source: str | None, fps: float) -> int:
     """0 if all went in, 1 if something could not be read; the rest goes in all the same.
 
-    A camera runs until Ctrl-C, which is its proper end. Raises ConfigError, RedisUnavailable, and KeyboardInterrupt
-    where Ctrl-C cut short what would have ended by itself.
+    A camera runs until Ctrl-C, which is its proper end. Raises ConfigError, RedisUnavailable, and CoatstreamError where
+    Ctrl-C cut short what would have ended by itself.
     """
     if source is not None and not 0 < len(source) <= MAX_SOURCE:
         raise ConfigError(f"--source has {len(source)} characters; give 1 to {MAX_SOURCE}")
@@ -60,7 +61,7 @@ def run_enqueue(settings: SettingsTree, paths: Sequence[str], *, source: str | N
         check_keys(client, settings.queue, settings.results)
         run = _Run(settings, Producer(client, settings.queue.stream), fps=fps, stop=stop)
         try:
-            run.enqueue([item for path in paths for item in run.find(path, source)])
+            run.enqueue(item for path in paths for item in run.find(path, source))
         finally:
             print(f"enqueued {run.producer.sent} frames into {shown(settings.queue.stream)}", flush=True)
     return int(run.faults > 0)
@@ -86,25 +87,24 @@ class _Run:
         except OSError as error:
             self._fault(_unread(path, error))
 
-    def enqueue(self, items: Sequence[_Item]) -> None:
-        """All items, one after the other, until Ctrl-C."""
+    def enqueue(self, items: Iterable[_Item]) -> None:
+        """One after the other, until Ctrl-C. Raises CoatstreamError where that left out more than cameras."""
+        waiting = deque(items)
         with self._progress() as progress:
-            task = progress.add_task("enqueue", total=len(items), frames=0)
-            for item in items:
-                for picture in self._readable(item):
+            task = progress.add_task("enqueue", total=len(waiting), frames=0)
+            while waiting and not self._stop.is_set():
+                for picture in self._readable(waiting[0]):
                     self.producer.put(picture)
-                    if item.kind is _Kind.CAMERA:  # its next picture may be long in coming
+                    if waiting[0].kind is _Kind.CAMERA:  # its next picture may be long in coming
                         self.producer.flush()
                     progress.update(task, frames=self.producer.sent)
-                if self._stop.is_set():
-                    return self._interrupted(item)
-                progress.advance(task)
+                if not self._stop.is_set():
+                    waiting.popleft()
+                    progress.advance(task)
             self.producer.flush()
-
-    def _interrupted(self, item: _Item) -> None:
-        self.producer.flush()
-        if item.kind is not _Kind.CAMERA:
-            raise KeyboardInterrupt
+            progress.update(task, frames=self.producer.sent)
+        if any(item.kind is not _Kind.CAMERA for item in waiting):
+            raise CoatstreamError("interrupted before everything was enqueued")
 
     def _readable(self, item: _Item) -> Iterator[Picture]:
         """The item's pictures as far as they can be read."""
@@ -173,6 +173,8 @@ def _file(path: Path, source: str, name: str) -> _Item:
         return _Item(_Kind.PICTURE, str(path), source, name)
     if not is_clip(path):
         raise ConfigError(f"{path}: neither a picture nor a clip, by its suffix")
+    if _text(str(path.absolute())) != str(path.absolute()):
+        raise ConfigError(f"{path}: the path of a clip must be UTF-8; rename it")
     # The number of each frame follows. A URL, because a path with a colon could be taken for one.
     return _Item(_Kind.CLIP, path.absolute().as_uri(), source, name[-MAX_FRAME_ID + 12 :])
 

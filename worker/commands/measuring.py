@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import Final, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -126,13 +126,26 @@ class Report:
         if not self._console.is_terminal:
             return
         table = Table(title=f"coatstream bench {self._bench}", title_justify="left", box=None, pad_edge=False)
-        columns = list(dict.fromkeys(name for row in self._rows for name in row))
+        shared = self._shared()
+        columns = [name for name in dict.fromkeys(name for row in self._rows for name in row) if name not in shared]
         for name in columns:
-            table.add_column(name.replace("_", " "), justify="left" if name == "case" else "right")
+            justify: Literal["left", "right"] = "left" if name == "case" else "right"
+            table.add_column(name.replace("_", " "), justify=justify, overflow="fold")
         for row in self._rows:
             table.add_row(*(_cell(row.get(name)) for name in columns))
         self._console.print(table)
         self.say(f"{self._machine['cpu']}, {self._machine['cores']} usable cores; medians, in brackets least and most")
+        if shared:
+            self.say(", ".join(f"{name.replace('_', ' ')} {_cell(value)}" for name, value in shared.items()))
+
+    def _shared(self) -> dict[str, Value]:
+        """What is the same in every case that has it: said once, below the table."""
+        found: dict[str, set[Value]] = {}
+        for row in self._rows:
+            for name, value in row.items():
+                found.setdefault(name, set()).add(value)
+        alike = {name: next(iter(values)) for name, values in found.items() if len(values) == 1}
+        return {name: value for name, value in alike.items() if name != "case" and isinstance(value, str | int | float)}
 
 
 def _flat(name: str, value: Value) -> list[tuple[str, str | int | float | None]]:

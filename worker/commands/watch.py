@@ -1,5 +1,6 @@
 """`coatstream watch`: labels as they are published, one line each."""
 
+import os
 import random
 import sys
 import time
@@ -21,7 +22,7 @@ LONGEST_BLOCK = 1.0  # seconds
 
 
 def run_watch(settings: SettingsTree, *, source: str | None, count: int, as_json: bool) -> int:
-    """Follow the labels stream from now on: until `count` labels (0: for ever) were shown, or Ctrl-C. Always 0.
+    """Follow the labels stream from now on, until `count` labels (0: for ever) were shown, Ctrl-C, or nobody reads. 0.
 
     Raises ConfigError, and RedisUnavailable where Redis cannot be reached at the start; later that is waited for.
     """
@@ -34,7 +35,9 @@ def run_watch(settings: SettingsTree, *, source: str | None, count: int, as_json
         try:
             _show(reader, source=source, count=count, as_json=as_json)
         except KeyboardInterrupt:
-            return 0
+            pass
+        except BrokenPipeError:  # `coatstream watch | head`; typer would make it exit code 1
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
     return 0
 
 

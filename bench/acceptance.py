@@ -37,12 +37,17 @@ def main() -> None:
     options.add_argument("--weights", default="random", help="random: the real model; noop: no model")
     options.add_argument("--server", default=None, help="another server binary, e.g. /usr/bin/redis-server")
     chosen = options.parse_args()
-    model = {"model__engine": "noop"} if chosen.weights == "noop" else {"model__engine": "auto", "model__weights": "random"}
+    model = (
+        {"model__engine": "noop"} if chosen.weights == "noop" else {"model__engine": "auto", "model__weights": "random"}
+    )
     pictures = [_jpeg(frame, size) for frame, size in zip(clip_frames(48), SIZES * 8, strict=True)]
     for bar in (every_frame_once, sigterm_in_the_middle, broken_among_good, frozen_server):
         with embedded_server(binary=chosen.server) as server, _client(server) as client:
             started = time.monotonic()
-            print(f"{bar.__name__:<24} {bar(server, client, pictures, model)}; {time.monotonic() - started:.0f} s", flush=True)
+            print(
+                f"{bar.__name__:<24} {bar(server, client, pictures, model)}; {time.monotonic() - started:.0f} s",
+                flush=True,
+            )
 
 
 def every_frame_once(server: EmbeddedServer, client: Client, pictures: list[bytes], model: dict[str, str]) -> str:
@@ -96,11 +101,16 @@ def broken_among_good(server: EmbeddedServer, client: Client, pictures: list[byt
         worker.assert_balanced()
         assert worker.stop() == 0
     good = [name for name in _labels(client) if name.startswith("f")]
-    dead = [(fields[b"frame_id"].decode(), f"bad-{fields[b'reason'].decode()}") for _, fields in client.xrange("frames:dead")]
+    dead = [
+        (fields[b"frame_id"].decode(), f"bad-{fields[b'reason'].decode()}")
+        for _, fields in client.xrange("frames:dead")
+    ]
     assert (len(good), len(dead)) == (1000, 200)
     assert all(expected == found for expected, found in dead)
     reasons = ", ".join(f"{count} {name[4:]}" for name, count in Counter(name for name, _ in dead).items())
-    return f"1000 labels, 200 dead letters, all with the right reason ({reasons}), resident memory {grown / 1e6:+.0f} MB"
+    return (
+        f"1000 labels, 200 dead letters, all with the right reason ({reasons}), resident memory {grown / 1e6:+.0f} MB"
+    )
 
 
 def frozen_server(server: EmbeddedServer, client: Client, pictures: list[bytes], model: dict[str, str]) -> str:

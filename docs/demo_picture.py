@@ -1,8 +1,9 @@
 """Makes docs/demo.svg: what `coatstream demo` really shows on a terminal, some seconds in.
 
-    pip install pyte && python docs/demo_picture.py
+pip install pyte && python docs/demo_picture.py
 """
 
+import io
 import os
 import pty
 import re
@@ -43,7 +44,7 @@ def main() -> None:
 
 
 def _render(screen: pyte.Screen) -> str:
-    console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(record=True, width=COLUMNS, file=io.StringIO())
     for row in range(ROWS):
         line = Text()
         for column in range(COLUMNS):

@@ -12,7 +12,6 @@ from tests.absence import missing
 from worker.broker.connection import Client, connect
 from worker.broker.embedded import EmbeddedServer, embedded_server
 
-
 # A machine that is busy is no fault of an example: the time-out of the test bounds it.
 hypothesis_settings.register_profile("coatstream", deadline=None)
 hypothesis_settings.load_profile("coatstream")

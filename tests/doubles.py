@@ -14,7 +14,7 @@ SPEC = InputSpec(
 
 
 class FixedEngine:
-    """Says of each picture the class that its first pixel's red value names; raises on the value that `poison` names."""
+    """Says of each picture the class that its first pixel's red value names; raises on the red value `poison`."""
 
     def __init__(
         self, *, streams: int = 1, prepared: tuple[int, ...] = (1, 2, 4, 8), poison: int | None = None

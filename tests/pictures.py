@@ -2,6 +2,7 @@
 
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,8 @@ def png_that_claims(width: int, height: int) -> bytes:
 def clip_frames(count: int) -> list[Pixels]:
     """The first `count` frames of the clip, uint8 [360, 640, 3] BGR."""
     with CLIP.open("rb") as file:
-        capture = cv2.VideoCapture(file, cv2.CAP_FFMPEG, [])
-        frames = [capture.read()[1] for _ in range(count)]
+        stream: Any = file  # OpenCV's stub names an interface that nothing implements
+        capture = cv2.VideoCapture(stream, cv2.CAP_FFMPEG, [])
+        frames = [np.asarray(capture.read()[1], np.uint8) for _ in range(count)]
         capture.release()
     return frames

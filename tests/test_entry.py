@@ -129,9 +129,11 @@ def test_whatever_a_stranger_writes_is_an_entry_or_a_bad_frame(fields: dict[byte
     try:
         entry = parse(ID, fields)
     except BadFrame as bad:
-        assert bad.reason is DeadReason.INVALID
+        reason: DeadReason | None = bad.reason
     else:
+        reason = None
         assert entry.source == source_of(fields)
         assert 0 < len(entry.source) <= 128
         assert math.isfinite(entry.captured_at)
         assert entry.meta is None or isinstance(entry.meta, dict)
+    assert reason in (None, DeadReason.INVALID)

@@ -14,8 +14,6 @@ import torch
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from PIL import Image
-from PIL.Image import Resampling
-from timm.data.transforms import CenterCropOrPad
 from timm.data.transforms_factory import transforms_imagenet_eval
 
 from tests.absence import missing
@@ -23,7 +21,7 @@ from tests.photos import ASSETS, clip_frames, photo_files
 from worker.cores import usable_cores, use_cores
 from worker.errors import BadFrame, DeadReason
 from worker.frames import CropMode, InputSpec, Pixels
-from worker.image import _resized, decode, prepare, raw, single_threaded
+from worker.image import decode, prepare, raw, single_threaded
 from worker.opencv import cv2
 
 LIMITS = {"max_bytes": 1_000_000, "max_pixels": 1_000_000}

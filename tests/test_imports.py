@@ -36,7 +36,7 @@ LAYERS: list[set[str]] = [
 
 # library -> the modules that may import it
 ONLY_IN = {
-    "torch": ("worker.engine", "worker.image", "worker.commands.bench", "worker.commands.measuring"),
+    "torch": ("worker.engine", "worker.image", "worker.cores", "worker.commands.bench", "worker.commands.measuring"),
     "timm": ("worker.engine", "worker.commands.measuring"),
     "cv2": ("worker.opencv",),
     "redis": ("worker.broker", "worker.sources.queue"),

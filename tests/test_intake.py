@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -79,7 +79,7 @@ async def test_a_source_that_hangs_is_named_and_does_not_hold_the_exit() -> None
     fixture = Fixture()
     release = threading.Event()
     fixture.intake.add(ScriptedSource("hangs", [], then=lambda stop: assert_waited(release)))
-    fixture.intake.add(ScriptedSource("stops", [], then=lambda stop: assert_waited(stop)))
+    fixture.intake.add(ScriptedSource("stops", [], then=assert_waited))
 
     stuck = await asyncio.wait_for(fixture.intake.halt(within=0.2), 5)
 
@@ -107,16 +107,13 @@ async def test_a_source_is_let_go_in_the_thread_that_read_it() -> None:
     fixture = Fixture(room=1)
     threads: list[str] = []
 
-    def frames() -> Iterator[Frame]:
-        try:
-            while True:
-                yield make_frame()
-        finally:
-            threads.append(threading.current_thread().name)
-
     class Endless(ScriptedSource):
-        def frames(self, stop: threading.Event) -> Iterator[Frame]:  # type: ignore[override]
-            return frames()
+        def frames(self, stop: threading.Event) -> Generator[Frame, None, None]:
+            try:
+                while True:
+                    yield make_frame()
+            finally:
+                threads.append(threading.current_thread().name)
 
     fixture.intake.add(Endless("cam", []))
     assert await asyncio.wait_for(fixture.mailbox.filled(1), 5)

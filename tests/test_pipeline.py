@@ -176,10 +176,13 @@ async def test_giving_up_ends_a_retry_that_would_go_on_for_ever() -> None:
     fixture.put(1)
     fixture.mailbox.close()
 
-    with pytest.raises(ExceptionGroup) as caught:
+    async def pump_that_is_given_up() -> None:
         async with fixture.pumping() as pump:
             fixture.publisher.give_up()
             await asyncio.wait([pump], timeout=5)
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await pump_that_is_given_up()
 
     assert isinstance(caught.value.exceptions[0], RedisUnavailable)
     assert fixture.ledger.total().in_flight == 1

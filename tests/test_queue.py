@@ -93,7 +93,9 @@ def _url(client: Client) -> str:
 
 def test_frames_come_in_the_order_of_the_stream_with_what_their_producer_said(client: Client) -> None:
     for number in range(20):
-        client.xadd("frames", {"image": grey_jpeg(number * 10), "source": f"cam-{number % 3}", "frame_id": f"f{number}"})
+        client.xadd(
+            "frames", {"image": grey_jpeg(number * 10), "source": f"cam-{number % 3}", "frame_id": f"f{number}"}
+        )
 
     with Reader(client).reading() as frames:
         got = take(frames, 20)
@@ -180,7 +182,9 @@ def test_never_more_is_read_than_the_window_and_what_was_handed_on(client: Clien
 def test_entries_whose_reply_was_lost_are_swept_up_and_those_in_hand_are_left_alone(client: Client) -> None:
     reader = Reader(client)
     client.xgroup_create("frames", "coatstream", id="0", mkstream=True)
-    lost, held = (client.xadd("frames", {"image": grey_jpeg(128), "frame_id": name}).decode() for name in ("lost", "held"))
+    lost, held = (
+        client.xadd("frames", {"image": grey_jpeg(128), "frame_id": name}).decode() for name in ("lost", "held")
+    )
     client.xreadgroup("coatstream", "me", {"frames": ">"})
     reader.holdings.add([held])
 
@@ -199,7 +203,7 @@ def test_a_group_that_vanished_is_lost_once_and_made_again_from_the_beginning(cl
     reader.undertaker.publish([Dropped("door", DropReason.STALE, settled.receipt)])
     client.xgroup_destroy("frames", "coatstream")
 
-    with pytest.raises(SourceLost, match="NOGROUP|UNBLOCKED|group"):
+    with pytest.raises(SourceLost, match=r"NOGROUP|UNBLOCKED|group"):
         next(frames)
     client.xadd("frames", {"image": grey_jpeg(128), "frame_id": "after"})
     again = next(reader.source.frames(reader.stop))

@@ -122,7 +122,7 @@ def test_broken_entries_among_good_ones_are_dead_letters_with_the_right_reason(c
             client.xadd("frames", {"image": good, "frame_id": f"good-{number}"})
             if number % 5 == 0:
                 fields, reason = broken[number // 5 % len(broken)]
-                client.xadd("frames", {**fields, "frame_id": f"bad-{reason}"} if "frame_id" not in fields else fields)  # type: ignore[arg-type]
+                client.xadd("frames", {**fields, "frame_id": f"bad-{reason}"} if "frame_id" not in fields else fields)
         eventually(lambda: client.xlen("frames") == 0, "everything settled")
         worker.assert_balanced()
         assert worker.stop() == 0

@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-from collections.abc import Iterable
 
 import httpx
 import pytest
@@ -83,7 +82,7 @@ async def test_openmetrics_is_given_to_who_asks_for_it_and_parses() -> None:
     response = await fixture.get("/metrics", accept="application/openmetrics-text; version=1.0.0")
 
     assert response.headers["content-type"].startswith("application/openmetrics-text")
-    families = {family.name: family for family in parse_openmetrics(response.text)}
+    families = {family.name: family for family in parse_openmetrics(response.text)}  # type: ignore[no-untyped-call]
     (sample,) = families["coatstream_model"].samples
     assert sample.labels["weights"] == "random"
 
@@ -106,9 +105,8 @@ async def test_a_port_that_is_taken_is_one_clear_line() -> None:
 
 
 def _samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    families: Iterable[object] = text_string_to_metric_families(text)
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in families
-        for sample in family.samples  # type: ignore[attr-defined]
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
     }

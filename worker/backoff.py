@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Waits are drawn from 0..min(longest, first * 2**attempt) seconds, so that many who lost the same server spread out.
+    """Waits are drawn from 0..min(longest, first * 2**attempt) seconds: many who lost the same server spread out.
 
     "Full jitter" as compared in M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """

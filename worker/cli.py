@@ -9,13 +9,13 @@ import sys
 import traceback
 from enum import IntEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from config.errors import SettingsError
 from config.settings import SettingsTree
-from worker.errors import ConfigError, CoatstreamError, EngineError, RedisUnavailable
+from worker.errors import CoatstreamError, ConfigError, EngineError, RedisUnavailable
 from worker.redaction import redact
 
 
@@ -31,6 +31,8 @@ class ExitCode(IntEnum):
 
 # typer carries its own copy of click, whose names it does not export; both copies have this class in this place.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+_INTERRUPTED = 130  # what typer makes of Ctrl-C, without a word
 
 app = typer.Typer(
     name="coatstream",
@@ -75,7 +77,8 @@ def main() -> None:
 def _run(arguments: list[str]) -> int:
     """Run a command and say in one line what went wrong."""
     try:
-        return int(app(args=arguments, standalone_mode=False) or ExitCode.DONE)
+        code = int(app(args=arguments, standalone_mode=False) or ExitCode.DONE)
+        return _say("interrupted", ExitCode.FAULT) if code == _INTERRUPTED else code
     except (SettingsError, ConfigError) as error:
         return _say(error, ExitCode.USAGE)
     except EngineError as error:
@@ -85,10 +88,12 @@ def _run(arguments: list[str]) -> int:
     except CoatstreamError as error:
         return _say(error, ExitCode.FAULT)
     except _UsageError as error:
-        return _say(getattr(error, "format_message", lambda: str(error))(), ExitCode.USAGE)
+        return _say(error, ExitCode.USAGE)
     except (KeyboardInterrupt, typer.Abort):
         return _say("interrupted", ExitCode.FAULT)
-    except BrokenPipeError:  # `coatstream watch | head`: whoever read has enough
+    except SystemExit as end:  # typer's own answer to a closed pipe: `coatstream classify clip.mp4 | head`
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.DONE
     except Exception as error:
@@ -101,6 +106,8 @@ def _run(arguments: list[str]) -> int:
 
 
 def _say(error: object, code: ExitCode) -> int:
+    if isinstance(error, _UsageError):  # its str() is less than what it has to say
+        error = getattr(error, "format_message", error.__str__)()
     for line in str(error).splitlines() or [type(error).__name__]:
         print(f"coatstream: {redact(line)}", file=sys.stderr)
     return code

@@ -217,7 +217,7 @@ _MAX_WHOLE: Final = 16_000_000  # pixels that a tall picture may have before its
 def _by_filter(image: Pixels, rows: _Axis, columns: _Axis, spec: InputSpec) -> Pixels:
     """PIL's antialiased filter: torch's uint8 kernel wherever it is within one grey level of PIL, else PIL itself.
 
-    torch's 16-bit weights round some values to the neighbouring level in the first pass. In the second pass these hardly
+    torch's 16-bit weights round some values to the neighbouring level in the first pass. In the second pass they hardly
     ever add up to two levels while an axis shrinks by 1.75 or more; below that they do (1 of 100,000 values in photos).
     """
     reach = 2 if spec.interpolation == "bicubic" else 1

@@ -80,7 +80,7 @@ class Intake:
                 return
 
     async def halt(self, within: float) -> list[str]:
-        """Stop all sources and wait for their threads. Returns the names of those that are stuck and were left behind."""
+        """Stop all sources and wait for their threads. Returns the names of those that are stuck and left behind."""
         for reader in self._readers.values():
             reader.stop.set()
         deadline = self._monotonic() + within

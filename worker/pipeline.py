@@ -21,7 +21,7 @@ from worker.sources.holdings import Holdings
 
 
 class Pipeline:
-    """Mailbox to Redis. Everything here runs on the loop; engine and publisher run on the executors that they are given.
+    """Mailbox to Redis. All of it runs on the loop; engine and publisher run on the executors that they are given.
 
     `publishing` must have one thread: one batch at a time is published.
     """

@@ -18,7 +18,7 @@ from worker.redaction import redact
 
 OLDEST_SERVER: Final = (7, 0)
 
-# A redis.Redis. Its type hints give each reply as anything that any client might get (bytes, str, None, awaitables); ours
+# A redis.Redis. Its type hints give each reply as whatever any client might get (bytes, str, None, awaitables); ours
 # get bytes, and a cast at every call would say less than this line.
 Client: TypeAlias = Any
 

@@ -1,6 +1,6 @@
 """Publishes one batch after the other, and does not give up while Redis is away.
 
-Results that are finished are kept here and tried again; the batch behind them waits, and so the queue is read no further.
+Finished results are kept here and tried again; the batch behind them waits, and so the queue is read no further.
 """
 
 import random

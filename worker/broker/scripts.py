@@ -20,6 +20,6 @@ class Script:
     def __call__(self, client: Client, *, keys: Sequence[str], args: Sequence[str | bytes | int | float]) -> Any:
         """Run it in one round trip; two where the server has forgotten it (restart, failover, SCRIPT FLUSH)."""
         try:
-            return client.evalsha(self._sha, len(keys), *keys, *args)  # type: ignore[arg-type]
+            return client.evalsha(self._sha, len(keys), *keys, *args)
         except NoScriptError:
-            return client.eval(self.source, len(keys), *keys, *args)  # type: ignore[arg-type]
+            return client.eval(self.source, len(keys), *keys, *args)

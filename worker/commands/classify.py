@@ -29,7 +29,10 @@ from worker.sources.camera import Camera
 
 
 def run_classify(settings: SettingsTree, paths: Sequence[str], *, fps: float, as_json: bool) -> int:
-    """A table, or one JSON document a line, in the order given. 1 if a path could not be read, else 0. Raises EngineError."""
+    """A table, or one JSON document a line, in the order given. 1 if a path could not be read, else 0.
+
+    Raises EngineError, and ConfigError if there is nothing to classify.
+    """
     found = list(expand(paths))
     if not found:
         raise ConfigError(f"no pictures or clips in {', '.join(paths)}")

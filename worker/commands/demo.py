@@ -61,8 +61,8 @@ def load_or_fall_back(model: ModelSettings, batch: BatchSettings) -> Engine:
         return load_engine(model, batch)
     except HubUnreachable:
         print(
-            f"coatstream: the model hub cannot be reached, so this demo shows {FALLBACK_MODEL} with real ImageNet weights "
-            f"from a pip package instead of {model.name}",
+            f"coatstream: the model hub cannot be reached, so this demo shows {FALLBACK_MODEL} with real ImageNet "
+            f"weights from a pip package instead of {model.name}",
             file=sys.stderr,
         )
         return load_engine(model.model_copy(update={"name": FALLBACK_MODEL, "weights": FALLBACK_WEIGHTS}), batch)

@@ -148,7 +148,8 @@ def summary(account: Account, ages: Sequence[float], *, seconds: float) -> str:
     old = f"p50 {percentile(ages, 50) * 1000:.0f} ms, p99 {percentile(ages, 99) * 1000:.0f} ms" if ages else "no labels"
     return (
         f"received {account.received}, published {account.published}, dropped {dropped}{dead}, "
-        f"in flight {account.in_flight}; {account.published / max(seconds, 1e-9):.1f} frames/s; age at publication {old}"
+        f"in flight {account.in_flight}; {account.published / max(seconds, 1e-9):.1f} frames/s; "
+        f"age at publication {old}"
     )
 
 

@@ -13,7 +13,7 @@ from worker.service import Service
 
 
 def run_worker(settings: SettingsTree) -> int:
-    """Work until the first SIGTERM or SIGINT, then drain: 0 if everything read was settled, else 1. Raises as Service."""
+    """Work until the first SIGTERM or SIGINT, then drain: 0 if all that was read is settled. Raises as Service."""
     if settings.redis.url is None:
         raise ConfigError(
             "redis.url is not set: say where Redis is, for example COATSTREAM_REDIS__URL=redis://localhost:6379/0"
@@ -25,7 +25,7 @@ def run_worker(settings: SettingsTree) -> int:
 
 
 def leave_if_stuck(service: Service) -> int:
-    """0 after a full drain; else leave with 1 at once: threads that are stuck in a dead call would hold a normal exit."""
+    """0 after a full drain; else leave with 1 at once: threads stuck in a dead call would hold a normal exit."""
     if not service.drained:
         _leave(1)
     return 0

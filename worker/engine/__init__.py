@@ -25,7 +25,7 @@ class ModelInfo:
 class Engine(Protocol):
     """Turns pictures into scores; knows nothing of cameras, Redis or time.
 
-    Built and warmed on any one thread. `classify` is called from at most `streams` threads at a time, each batch holding
+    Built and warmed on any one thread. `classify` is called from at most `streams` threads at a time, each batch of
     between 1 and max(prepared) pictures; it raises nothing on purpose: an exception there is a model error.
     """
 

@@ -73,7 +73,7 @@ class QueueSource:
         self._clock = clock
 
     def frames(self, stop: threading.Event) -> Generator[Frame, None, None]:
-        """Frames in the order of the stream, until `stop`. Raises SourceLost when Redis is away, with nothing in hand."""
+        """Frames in the stream's order, until `stop`. Raises SourceLost when Redis is away, with nothing in hand."""
         self._join_group()
         lost: RedisUnavailable | None = None
         window: deque[Future[Prepared]] = deque()  # read and being decoded, oldest first; at most `prefetch`

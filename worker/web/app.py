@@ -11,7 +11,7 @@ from worker.status import Status
 
 
 def make_app(registry: CollectorRegistry, status: Status) -> Starlette:
-    """`/metrics` in the Prometheus or OpenMetrics form, as asked; `/healthz` and `/readyz` answer 200 or 503 and why."""
+    """`/metrics` as Prometheus or OpenMetrics, as asked; `/healthz` and `/readyz` answer 200, or 503 and why."""
 
     async def metrics(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))

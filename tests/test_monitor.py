@@ -1,0 +1,47 @@
+"""What the monitor says of the queue."""
+
+from prometheus_client import CollectorRegistry
+
+from config.settings import QueueSettings, RedisSettings
+from worker.broker.connection import Client, connect
+from worker.errors import RedisUnavailable
+from worker.metrics import Metrics
+from worker.monitor import Monitor, measure
+
+
+def test_depth_pending_dead_and_age_are_those_of_the_server(client: Client) -> None:
+    now = client.time()[0] * 1000
+    client.xgroup_create("frames", "coatstream", id="0", mkstream=True)
+    client.xadd("frames", {"image": b"x"}, id=f"{now - 5000}-0")
+    client.xadd("frames", {"image": b"x"})
+    client.xadd("frames:dead", {"reason": "invalid"})
+    client.xreadgroup("coatstream", "me", {"frames": ">"}, count=1)
+
+    depth = measure(client, QueueSettings())
+
+    assert (depth.entries, depth.pending, depth.dead) == (2, 1, 1)
+    assert 4 < depth.oldest_age < 20
+
+
+def test_a_queue_that_does_not_exist_yet_is_empty(client: Client) -> None:
+    depth = measure(client, QueueSettings())
+
+    assert (depth.entries, depth.pending, depth.dead, depth.oldest_age) == (0, 0, 0, 0)
+
+
+def test_a_look_sets_the_gauges_or_reports_the_trouble(client: Client) -> None:
+    client.xadd("frames", {"image": b"x"})
+    metrics = Metrics(CollectorRegistry())
+    heard: list[str] = []
+    with connect(RedisSettings.model_validate({"url": "redis://127.0.0.1:1"})) as nowhere:
+        for server in (client, nowhere):
+            Monitor(
+                server,
+                QueueSettings(),
+                metrics,
+                on_up=lambda: heard.append("up"),
+                on_down=lambda trouble: heard.append(type(trouble).__name__),
+            ).look()
+
+    assert heard == ["up", RedisUnavailable.__name__]
+    assert metrics.registry.get_sample_value("coatstream_queue_depth_frames") == 1

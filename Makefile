@@ -12,7 +12,7 @@ help:
 	@echo "make test          all tests, with coverage"
 	@echo "make check         format, lint, types"
 	@echo "make bench         benchmarks of this machine"
-	@echo "make faults        the fault tests, the long way"
+	@echo "make faults        the promises under faults, at full size"
 	@echo "make deploy-check  the manifests, the image and the compose file"
 	@echo "make setup         only the virtual environment; make clean removes it"
 
@@ -42,7 +42,8 @@ bench: $(READY)
 	$(BIN)/coatstream bench queue
 
 faults: $(READY)
-	$(BIN)/python -m pytest tests/faults --no-cov $(PYTEST_ARGS)
+	$(BIN)/python bench/acceptance.py --weights noop
+	$(BIN)/python bench/acceptance.py --weights random
 
 deploy-check: $(READY)
 	$(BIN)/python deploy/check/check_manifests.py

@@ -157,3 +157,12 @@ class StatusCollector(Collector):
         yield GaugeMetricFamily(
             "coatstream_ready", "1 while /readyz says yes.", value=not self._status.unready_because()
         )
+
+
+def metrics_table(registry: CollectorRegistry) -> str:
+    """Every metric of a registry as a Markdown table: name as it is scraped, type, what it says."""
+    rows = ["| metric | type | meaning |", "| --- | --- | --- |"]
+    for family in sorted(registry.collect(), key=lambda family: family.name):
+        suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
+        rows.append(f"| `{family.name}{suffix}` | {family.type} | {family.documentation} |")
+    return "\n".join(rows)

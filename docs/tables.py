@@ -1,0 +1,30 @@
+"""Writes the README's tables of settings and metrics from the code: python docs/tables.py"""
+
+import re
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from config.reference import settings_table
+from worker.engine import ModelInfo
+from worker.ledger import Ledger
+from worker.metrics import Metrics, metrics_table
+from worker.status import Status
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def main() -> None:
+    metrics = Metrics(CollectorRegistry())
+    metrics.model(ModelInfo("a", "b", "c", "d", 0))
+    metrics.build(version="1", worker="w")
+    metrics.expose(Ledger(), Status(stall_after=1))
+    text = README.read_text("utf-8")
+    for name, table in (("settings", settings_table()), ("metrics", metrics_table(metrics.registry))):
+        block = f"<!-- {name} -->\n{table.strip()}\n<!-- /{name} -->"
+        text = re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, new=block: new, text, flags=re.DOTALL)
+    README.write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    main()

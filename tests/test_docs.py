@@ -1,0 +1,73 @@
+"""The documents say what the code does."""
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+from prometheus_client import CollectorRegistry
+
+from config.reference import settings_table
+from worker.cli import app
+from worker.engine import ModelInfo
+from worker.errors import DeadReason
+from worker.ledger import DropReason, Ledger
+from worker.metrics import Metrics, metrics_table
+from worker.status import Status
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def block(name: str) -> str:
+    match = re.search(rf"<!-- {name} -->\n(.*?)\n?<!-- /{name} -->", README, re.DOTALL)
+    assert match, f"the README has no block {name}"
+    return match[1].strip()
+
+
+def test_the_readmes_settings_are_those_of_the_code() -> None:
+    assert block("settings") == settings_table().strip(), "run: python docs/tables.py"
+
+
+def test_the_readmes_metrics_are_those_of_the_code() -> None:
+    metrics = Metrics(CollectorRegistry())
+    metrics.model(ModelInfo("a", "b", "c", "d", 0))
+    metrics.build(version="1", worker="w")
+    metrics.expose(Ledger(), Status(stall_after=1))
+
+    assert block("metrics") == metrics_table(metrics.registry).strip(), "run: python docs/tables.py"
+
+
+@pytest.mark.parametrize("reason", [reason.value for reason in DropReason])
+def test_every_reason_of_a_drop_is_explained(reason: str) -> None:
+    assert f"`{reason}`" in README
+
+
+@pytest.mark.parametrize("reason", [reason.value for reason in DeadReason if reason is not DeadReason.DELIVERY_LIMIT])
+def test_every_reason_of_a_dead_letter_is_named(reason: str) -> None:
+    assert f"`{reason}`" in README
+
+
+def test_every_command_in_the_documents_exists() -> None:
+    known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+    used = set(re.findall(r"^\s+coatstream (\w+)", README, re.MULTILINE))
+
+    assert used <= known
+    assert known <= used | {"demo", "bench"}
+
+
+@pytest.mark.parametrize("document", ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "deploy/README.md", "bench/README.md"])
+def test_links_lead_somewhere(document: str) -> None:
+    text = (ROOT / document).read_text("utf-8")
+
+    targets = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if not target.startswith("http")]
+
+    assert [target for target in targets if not (ROOT / document).parent.joinpath(target).exists()] == []
+
+
+def test_every_make_target_is_described() -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+
+    for target in ("setup", "demo", "test", "check", "bench", "faults", "deploy-check", "clean"):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)

@@ -4,6 +4,8 @@ SECONDS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEV := $(VENV)/.ready-dev
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help setup demo test check bench faults deploy-check clean
 
@@ -16,22 +18,26 @@ help:
 	@echo "make deploy-check  the manifests, the image and the compose file"
 	@echo "make setup         only the virtual environment; make clean removes it"
 
-setup: $(READY)
+setup: $(DEV)
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("coatstream needs Python 3.11 or newer, and $(PYTHON) is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[demo]" --group dev $(PIP_ARGS)
+	$(PIP) --upgrade "pip>=25.1"
+	$(PIP) --editable ".[demo]" $(PIP_ARGS)
 	touch $(READY)
+
+$(DEV): $(READY)
+	$(PIP) --group dev $(PIP_ARGS)
+	touch $(DEV)
 
 demo: $(READY)
 	$(BIN)/coatstream demo $(if $(SECONDS),--seconds $(SECONDS))
 
-test: $(READY)
+test: $(DEV)
 	$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS)
 
-check: $(READY)
+check: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -41,11 +47,11 @@ bench: $(READY)
 	$(BIN)/coatstream bench engine
 	$(BIN)/coatstream bench queue
 
-faults: $(READY)
+faults: $(DEV)
 	$(BIN)/python bench/acceptance.py --weights noop
 	$(BIN)/python bench/acceptance.py --weights random
 
-deploy-check: $(READY)
+deploy-check: $(DEV)
 	$(BIN)/python deploy/check/check_manifests.py
 	$(BIN)/python -m pytest tests/test_deploy.py --no-cov
 

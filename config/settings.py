@@ -154,4 +154,8 @@ class SettingsTree(Section):
         names = [camera.name for camera in cameras]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"camera names must be unique, and {', '.join(twice)} is there twice")
+        if taken := sorted({"queue", "other"} & set(names)):
+            raise ValueError(
+                f"the name {taken[0]} is taken: queue is the queue's own, other stands for many in metrics"
+            )
         return cameras

@@ -29,6 +29,7 @@ class FixedEngine:
         self.gate.set()
         self.entered = threading.Semaphore(0)  # released when a batch comes in
         self.batches: list[int] = []
+        self.broken = False  # True: raises whatever it is given
 
     def warm_up(self) -> None:
         """Nothing to warm."""
@@ -37,6 +38,8 @@ class FixedEngine:
         self.entered.release()
         assert self.gate.wait(20)
         self.batches.append(len(pixels))
+        if self.broken:
+            raise RuntimeError("no device")
         reds = pixels[:, 0, 0, 0].astype(np.int64)
         if self.poison is not None and self.poison in reds:
             raise RuntimeError("this picture is poison")

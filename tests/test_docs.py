@@ -57,7 +57,9 @@ def test_every_command_in_the_documents_exists() -> None:
     assert known <= used | {"demo", "bench"}
 
 
-@pytest.mark.parametrize("document", ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "deploy/README.md", "bench/README.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "deploy/README.md", "bench/README.md"]
+)
 def test_links_lead_somewhere(document: str) -> None:
     text = (ROOT / document).read_text("utf-8")
 

@@ -1,6 +1,7 @@
 import io
 import struct
 import threading
+import tracemalloc
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -457,3 +458,45 @@ def test_a_containers_cpu_quota_bounds_the_cores(tmp_path: Path, quota: str, cor
     unlimited = usable_cores(tmp_path / "absent")
 
     assert usable_cores(file) == min(unlimited, cores or unlimited)
+
+
+# ---- structure: pictures that cost more than their size says
+
+
+def test_a_png_chunk_that_is_longer_than_the_file_is_refused_before_it_is_allocated() -> None:
+    good = encoded(Image.new("RGB", (8, 8)))
+    at = good.index(b"IDAT") - 4
+    bomb = good[:at] + b"\xff\xff\xff\xff" + good[at + 4 :]
+
+    tracemalloc.start()
+    with pytest.raises(BadFrame, match="longer than the file") as caught:
+        decode(bomb, **LIMITS)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert caught.value.reason is DeadReason.UNDECODABLE
+    assert peak < 1_000_000
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused() -> None:
+    good = encoded(Image.fromarray(noise(64, 64)), "JPEG", progressive=True)
+    scans = good[good.rindex(b"\xff\xda") : -2]
+    bomb = good[:-2] + 200 * scans + good[-2:]
+
+    assert decode(good, **LIMITS).shape == (64, 64, 3)
+    with pytest.raises(BadFrame, match="scans") as caught:
+        decode(bomb, **LIMITS)
+
+    assert caught.value.reason is DeadReason.UNDECODABLE
+
+
+@given(st.binary(max_size=200))
+def test_a_png_of_any_chunks_is_decoded_or_refused(chunks: bytes) -> None:
+    good = encoded(Image.new("RGB", (8, 8)))
+
+    try:
+        pixels = decode(good[:33] + chunks + good[33:], **LIMITS)
+    except BadFrame as bad:
+        assert bad.reason in (DeadReason.UNDECODABLE, DeadReason.TOO_LARGE)  # noqa: PT017
+    else:
+        assert pixels.shape == (8, 8, 3)

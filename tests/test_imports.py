@@ -39,7 +39,7 @@ ONLY_IN = {
     "torch": ("worker.engine", "worker.image", "worker.cores", "worker.commands.bench", "worker.commands.measuring"),
     "timm": ("worker.engine", "worker.commands.measuring"),
     "cv2": ("worker.opencv",),
-    "redis": ("worker.broker", "worker.sources.queue"),
+    "redis": ("worker.broker",),
     "prometheus_client": ("worker.metrics", "worker.web", "worker.service"),
     "typer": ("worker.cli",),
     "rich": ("worker.commands",),

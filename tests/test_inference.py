@@ -1,10 +1,11 @@
 """Inside the engine's slot: too old is dropped, poison takes no innocent frame with it."""
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 from tests.doubles import FixedEngine, SettableClock, make_frame
 from worker.batching import Batch, LeftBecause
-from worker.errors import DeadReason
+from worker.errors import DeadReason, EngineBroken
 from worker.frames import Frame
 from worker.inference import Inference
 from worker.ledger import DropReason
@@ -84,3 +85,11 @@ def test_embeddings_travel_as_float16_with_the_prediction() -> None:
     assert isinstance(outcome, Published)
     assert outcome.prediction.embedding is not None
     assert outcome.prediction.embedding.dtype == "float16"
+
+
+def test_an_engine_that_fails_on_every_picture_is_broken_and_no_frame_is_blamed() -> None:
+    engine = FixedEngine()
+    engine.broken = True
+
+    with pytest.raises(EngineBroken, match="fails on every picture: RuntimeError: no device"):
+        run([make_frame(entry_id="1-0"), make_frame(entry_id="2-0")], engine)

@@ -219,3 +219,30 @@ def test_a_server_that_is_away_is_a_lost_source_and_no_traceback() -> None:
             next(reader.source.frames(reader.stop))
 
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_reader_starts_on_a_server_that_is_full(client: Client) -> None:
+    client.xgroup_create("frames", "coatstream", id="0", mkstream=True)
+    client.xadd("frames", {"image": grey_jpeg(128), "frame_id": "waits"})
+    client.config_set("maxmemory", "1mb")
+    try:
+        with Reader(client).reading() as frames:
+            frame = next(frames)
+    finally:
+        client.config_set("maxmemory", "0")
+
+    assert frame.frame_id == "waits"
+
+
+def test_what_a_decoder_raises_buries_the_entry_and_not_the_worker(client: Client) -> None:
+    client.xadd("frames", {"image": grey_jpeg(128)})
+    reader = Reader(client)
+
+    def fail(image: Pixels) -> Pixels:
+        raise MemoryError
+
+    reader.source._prepare_pixels = fail
+
+    assert drain(reader) == []
+    ((_, fields),) = client.xrange("frames:dead")
+    assert (fields[b"reason"], fields[b"error"]) == (b"undecodable", b"MemoryError while preparing")

@@ -126,3 +126,9 @@ def test_a_row_of_the_table_tells_the_default_of_the_tree_and_the_comment_of_the
     assert "| `log.level` | `info` | debug, info, warning or error. |" in rows
     assert "| `cameras[].fps` | `5.0` | Frames sampled a second. 0: every one. |" in rows
     assert "| `cameras[].name` | required | The source's name in labels and metrics. |" in rows
+
+
+@pytest.mark.parametrize("name", ["queue", "other"])
+def test_a_camera_cannot_take_the_name_of_the_queue_or_of_the_many(name: str) -> None:
+    with pytest.raises(ValidationError, match=f"the name {name} is taken"):
+        SettingsTree.model_validate({"cameras": [{"name": name, "url": "0"}]})

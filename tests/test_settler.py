@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from redis.exceptions import ResponseError
 
-from config.settings import QueueSettings, ResultsSettings
-from worker.broker.connection import Client, check_keys
+from config.settings import QueueSettings, RedisSettings, ResultsSettings
+from worker.broker.connection import Client, check_keys, connect
 from worker.broker.documents import decode_embedding, schema
 from worker.broker.settler import Settler
 from worker.engine import ModelInfo
@@ -42,7 +42,7 @@ def published(
     label = ScoredLabel(Label(285, "n02124075", "Egyptian cat"), 0.91)
     receipt = Receipt("frames", entry_id) if entry_id else None
     embedding = np.array([1.5, -2.0], np.float16)
-    return Published(Prediction(source, frame_id, captured_at, (label,), 1920, 1080, receipt, embedding, {"a": 1}))
+    return Published(Prediction(source, frame_id, captured_at, (label,), 1920, 1080, receipt, embedding, '{"a": 1.10}'))
 
 
 def labels(client: Client) -> list[dict[bytes, bytes]]:
@@ -81,6 +81,7 @@ def test_the_document_holds_what_the_contract_says_and_fits_its_published_schema
     settler(client).settle([published(None)], now=1001.5)
 
     (fields,) = labels(client)
+    assert fields[b"json"].endswith(b'"meta":{"a": 1.10}}')  # untouched, to the letter
     document = json.loads(fields[b"json"])
     jsonschema.validate(document, schema())
     embedding = document.pop("embedding")
@@ -99,7 +100,7 @@ def test_the_document_holds_what_the_contract_says_and_fits_its_published_schema
         "width": 1920,
         "height": 1080,
         "reused": False,
-        "meta": {"a": 1},
+        "meta": {"a": 1.1},
     }
     assert b"entry_id" not in fields
 
@@ -181,7 +182,7 @@ def test_a_dead_letter_holds_the_whole_entry_and_why_it_died(client: Client) -> 
 
 def test_an_entry_with_thousands_of_fields_becomes_a_dead_letter_and_not_a_script_error(client: Client) -> None:
     client.xgroup_create("frames", "coatstream", id="0", mkstream=True)
-    client.xadd("frames", {f"field-{number}": number for number in range(9000)})
+    client.xadd("frames", {**{f"field-{number}": number for number in range(9000)}, "image": b"at the end"})
     ((_, entries),) = client.xreadgroup("coatstream", "me", {"frames": ">"})
     entry_id = entries[0][0].decode()
 
@@ -192,19 +193,30 @@ def test_an_entry_with_thousands_of_fields_becomes_a_dead_letter_and_not_a_scrip
     ((_, fields),) = client.xrange("frames:dead")
     assert settlement.done == (True,)
     assert fields[b"reason"] == b"invalid"
-    assert len(fields) == 506
+    assert fields[b"image"] == b"at the end"
+    assert len(fields) == 3906
 
 
 def test_the_hash_keeps_the_newest_label_of_a_source_whatever_the_order_of_publishing(client: Client) -> None:
     settler(client).settle(
         [published(None, captured_at=2000.0, frame_id="new"), published(None, captured_at=1000.0, frame_id="old")],
-        now=1.0,
+        now=3000.0,
     )
 
     newest = client.hget("labels:latest", "door")
     assert newest is not None
     assert json.loads(newest)["frame_id"] == "new"
     assert len(labels(client)) == 2
+
+
+def test_a_capture_time_in_the_future_does_not_hold_its_place_in_the_hash(client: Client) -> None:
+    worker = settler(client)
+    worker.settle([published(None, captured_at=9_999_999_999.0, frame_id="wrong clock")], now=2000.0)
+    worker.settle([published(None, captured_at=2000.0, frame_id="right")], now=2001.0)
+
+    newest = client.hget("labels:latest", "door")
+    assert newest is not None
+    assert json.loads(newest)["frame_id"] == "right"
 
 
 def test_the_hash_is_bounded_and_counts_the_sources_that_it_leaves_out(client: Client) -> None:
@@ -241,17 +253,32 @@ def test_a_key_of_another_type_stops_the_batch_before_anything_is_settled(client
 
 def test_the_queue_drains_when_the_server_is_full(client: Client) -> None:
     entry_ids = read_entries(client, 50)
+    outcomes = [published(None, source="camera"), *(published(entry_id) for entry_id in entry_ids)]
     client.config_set("maxmemory", "1mb")
     try:
         with pytest.raises(ResponseError, match="maxmemory"):
             client.xadd("frames", {"image": b"x"})
 
-        settlement = settler(client).settle([published(entry_id) for entry_id in entry_ids], now=1.0)
+        settlement = settler(client).settle(outcomes, now=1.0)
     finally:
         client.config_set("maxmemory", "0")
 
     assert all(settlement.done)
-    assert (client.xlen("frames"), len(labels(client))) == (0, 50)
+    assert (client.xlen("frames"), len(labels(client))) == (0, 51)
+
+
+def test_a_user_without_the_right_to_side_commands_still_gets_labels_and_loses_nothing(client: Client) -> None:
+    entry_ids = read_entries(client, 2)
+    client.execute_command("ACL", "SETUSER", "weak", "on", ">pw", "~*", "&*", "+@all", "-xdel", "-hset", "-publish")
+    path = client.connection_pool.connection_kwargs["path"]
+    try:
+        with connect(RedisSettings.model_validate({"url": f"unix://weak:pw@{path}"})) as weak:
+            settlement = settler(weak).settle([published(entry_id) for entry_id in entry_ids], now=1.0)
+    finally:
+        client.execute_command("ACL", "DELUSER", "weak")
+
+    assert settlement.done == (True, True)
+    assert len(labels(client)) == 2
 
 
 def test_a_group_that_vanished_makes_outcomes_superseded_and_no_error(client: Client) -> None:

@@ -7,7 +7,7 @@ from worker.status import Status
 def ready_status(monotonic: SettableClock | None = None) -> Status:
     status = Status(stall_after=60, clock=SettableClock(), monotonic=monotonic or SettableClock())
     status.warm()
-    status.redis_up()
+    status.redis_up("start")
     return status
 
 
@@ -25,14 +25,24 @@ def test_a_warm_worker_with_redis_is_ready() -> None:
 def test_redis_away_makes_it_unready_and_leaves_it_healthy() -> None:
     status = ready_status()
 
-    news = status.redis_down("connection refused")
-    again = status.redis_down("connection refused")
+    news = status.redis_down("pump", "connection refused")
+    again = status.redis_down("pump", "connection refused")
 
     assert (news, again) == (True, False)
     assert status.unready_because() == ["Redis: connection refused"]
     assert status.unhealthy_because() == []
-    assert status.redis_up() is True
+    assert status.redis_up("pump") is True
     assert status.unready_because() == []
+
+
+def test_one_caller_that_gets_through_does_not_hide_another_one_that_does_not() -> None:
+    status = ready_status()
+    status.redis_down("pump", "WRONGTYPE labels holds a string")
+
+    news = status.redis_up("monitor")
+
+    assert news is False
+    assert status.unready_because() == ["Redis: WRONGTYPE labels holds a string"]
 
 
 def test_a_drain_makes_it_unready() -> None:

@@ -12,7 +12,7 @@ from config.settings import SettingsTree
 from tests.doubles import FixedEngine
 from tests.pictures import CLIP, grey_jpeg
 from worker.broker.connection import Client
-from worker.errors import EngineError, RedisUnavailable
+from worker.errors import EngineBroken, EngineError, RedisUnavailable
 from worker.ledger import DropReason
 from worker.service import Ready, Service
 
@@ -146,3 +146,20 @@ async def test_a_server_that_is_not_there_ends_the_start() -> None:
 
     with pytest.raises(RedisUnavailable, match=r"cannot reach Redis at redis://127\.0\.0\.1:1"):
         await asyncio.wait_for(service.run(asyncio.Event()), 10)
+
+
+async def test_an_engine_that_breaks_ends_the_worker_and_leaves_the_frames_in_the_queue(
+    client: Client, redis_url: str
+) -> None:
+    engine = FixedEngine()
+    engine.broken = True
+    for _ in range(5):
+        client.xadd("frames", {"image": grey_jpeg(1)})
+    service = Service(settings(redis_url), load=lambda model, batch: engine)
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await asyncio.wait_for(service.run(asyncio.Event()), 20)
+
+    assert caught.group_contains(EngineBroken)
+    assert not service.drained
+    assert (client.xlen("frames"), client.xlen("frames:dead"), client.xlen("labels")) == (5, 0, 0)

@@ -37,7 +37,7 @@ async def test_readyz_says_503_and_why_until_the_worker_is_ready() -> None:
 
     before = await fixture.get("/readyz")
     fixture.status.warm()
-    fixture.status.redis_up()
+    fixture.status.redis_up("start")
     after = await fixture.get("/readyz")
 
     assert (before.status_code, before.json()["ready"]) == (503, False)
@@ -47,7 +47,7 @@ async def test_readyz_says_503_and_why_until_the_worker_is_ready() -> None:
 
 async def test_healthz_does_not_ask_for_redis() -> None:
     fixture = Fixture()
-    fixture.status.redis_down("gone")
+    fixture.status.redis_down("pump", "gone")
 
     assert (await fixture.get("/healthz")).status_code == 200
 

@@ -6,6 +6,7 @@ be reached at start. Errors for a person are one line each on stderr, without tr
 
 import os
 import sys
+import threading
 import traceback
 from enum import IntEnum
 from pathlib import Path
@@ -71,7 +72,19 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document a line.")]
 
 def main() -> None:
     """The console script."""
-    sys.exit(_run(sys.argv[1:]))
+    code = _run(sys.argv[1:])
+    if _threads_are_stuck():  # in a dead call of a camera or the engine; a normal exit would wait for them for ever
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _threads_are_stuck() -> bool:
+    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
+    for thread in others:
+        thread.join(0.5)
+    return any(thread.is_alive() for thread in others)
 
 
 def _run(arguments: list[str]) -> int:

@@ -18,6 +18,10 @@ class EngineError(CoatstreamError):
     """The model cannot be loaded or warmed. The command line prints the message and exits with code 3."""
 
 
+class EngineBroken(CoatstreamError):
+    """The engine fails on every picture, whoever's it is. The worker ends with exit code 1 and leaves the frames be."""
+
+
 class RedisUnavailable(CoatstreamError):
     """Redis cannot be reached. At start: exit code 4. Later: whoever called waits, then tries the same call again."""
 

@@ -4,7 +4,7 @@ Plain frozen data, checked where it is made. Nothing here knows a camera, Redis 
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +51,7 @@ class Frame:
     captured_at     Unix seconds
     expires_at      Unix seconds after which the label is worthless, or None
     receipt         set for queue frames only
-    meta            the producer's own JSON object, handed through untouched
+    meta            the producer's own JSON object, as text, handed through untouched
     """
 
     source: str
@@ -62,7 +62,7 @@ class Frame:
     height: int
     receipt: Receipt | None = None
     expires_at: float | None = None
-    meta: dict[str, Any] | None = None
+    meta: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,4 +112,4 @@ class Prediction:
     height: int
     receipt: Receipt | None = None
     embedding: NDArray[np.float16] | None = None
-    meta: dict[str, Any] | None = None
+    meta: str | None = None

@@ -56,6 +56,11 @@ def single_threaded() -> None:
 
 # ---- bytes to pixels
 
+_PNG: Final = b"\x89PNG\r\n\x1a\n"
+_JPEG: Final = b"\xff\xd8"
+_JPEG_SCAN: Final = b"\xff\xda"
+_MAX_SCANS: Final = 100
+
 
 def decode(data: bytes, *, max_bytes: int, max_pixels: int) -> Pixels:
     """A JPEG, PNG, WebP, BMP or TIFF picture -> uint8 [height, width, 3] RGB, upright (EXIF), alpha dropped.
@@ -66,6 +71,7 @@ def decode(data: bytes, *, max_bytes: int, max_pixels: int) -> Pixels:
         raise BadFrame(DeadReason.TOO_LARGE, f"the picture has {len(data)} bytes, more than the {max_bytes} allowed")
     width, height = _announced_size(data)
     _check_area(width, height, max_pixels)
+    _check_structure(data)
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:
@@ -116,6 +122,22 @@ def _check_area(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         size = f"{width} x {height} = {width * height} pixels"
         raise BadFrame(DeadReason.TOO_LARGE, f"the picture has {size}, more than the {max_pixels} allowed")
+
+
+def _check_structure(data: bytes) -> None:
+    """Refuses what would cost the decoder far more than the picture's size says. Raises BadFrame `undecodable`.
+
+    OpenCV's PNG reader allocates whatever length a chunk claims (84 bytes took 4 GB). A progressive JPEG goes over all
+    its pixels once a scan, and a scan takes 75 bytes (2 MB of them took a quarter of an hour); photos have about ten.
+    """
+    if data.startswith(_PNG):
+        at = len(_PNG)
+        while at + 12 <= len(data) and data[at + 4 : at + 8] != b"IEND":
+            at += 12 + int.from_bytes(data[at : at + 4], "big")
+        if at + 12 > len(data):
+            raise _undecodable(data, "damaged or cut off; a chunk is longer than the file")
+    elif data.startswith(_JPEG) and (scans := data.count(_JPEG_SCAN)) > _MAX_SCANS:
+        raise _undecodable(data, f"{scans} scans, more than the {_MAX_SCANS} allowed")
 
 
 def _undecodable(data: bytes, why: str) -> BadFrame:

@@ -1,7 +1,7 @@
 """What happens to a batch inside the engine's slot: drop what is too old, classify the rest, name the outcomes.
 
 Knows the engine, but neither Redis nor sources. A picture that makes the model raise is found by halving its batch, so
-that it takes no innocent frame with it.
+that it takes no innocent frame with it; and it is blamed only while the engine still classifies something else.
 """
 
 import time
@@ -12,7 +12,7 @@ import structlog
 
 from worker.batching import Batch
 from worker.engine import Engine, prepared_size
-from worker.errors import DeadReason
+from worker.errors import DeadReason, EngineBroken
 from worker.frames import Frame, Prediction, ScoredLabel, Scores
 from worker.ledger import DropReason
 from worker.mailbox import Letter
@@ -47,7 +47,7 @@ class Inference:
         self._log = structlog.get_logger("engine")
 
     def run(self, batch: Batch) -> list[Outcome]:
-        """One outcome per frame of the batch, in its order within each source."""
+        """One outcome per frame: those that come too late, then the others in order. Raises EngineBroken."""
         self._metrics.batches[batch.left_because].inc()
         outcomes: list[Outcome] = []
         current: list[Frame] = []
@@ -74,13 +74,21 @@ class Inference:
             return []
         try:
             scores = self._timed(frames)
-        except Exception as error:  # whatever the model raises is about these frames, not about us
+        except Exception as error:  # whatever the model raises
             self._metrics.model_errors.inc()
+            self._check_engine(error)
             if len(frames) > 1:
                 half = len(frames) // 2
                 return self._classify(frames[:half]) + self._classify(frames[half:])
             return [self._buried(frames[0], error)]
         return [Published(prediction_of(frame, scores, row, self._engine)) for row, frame in enumerate(frames)]
+
+    def _check_engine(self, error: Exception) -> None:
+        """After an error: does the engine still classify a black picture? If not, the frames are not to blame."""
+        try:
+            self._engine.classify(np.zeros((1, self._engine.spec.height, self._engine.spec.width, 3), np.uint8))
+        except Exception:
+            raise EngineBroken(f"the model fails on every picture: {_one_line(error)}") from error
 
     def _timed(self, frames: Sequence[Frame]) -> Scores:
         pixels = np.stack([frame.pixels for frame in frames])
@@ -95,9 +103,13 @@ class Inference:
             self._metrics.observe("infer", self._monotonic() - started)
 
     def _buried(self, frame: Frame, error: Exception) -> Outcome:
-        message = redact(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
+        message = _one_line(error)
         self._log.error("the model raised on a frame", source=frame.source, frame_id=frame.frame_id, error=message)
         return Buried(frame.source, DeadReason.MODEL_ERROR, message, frame.receipt)
+
+
+def _one_line(error: Exception) -> str:
+    return redact(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
 
 
 def prediction_of(frame: Frame, scores: Scores, row: int, engine: Engine) -> Prediction:

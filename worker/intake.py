@@ -58,6 +58,8 @@ class Intake:
 
     def add(self, source: Source) -> None:
         """Start reading; from now on the source's frames arrive in the mailbox."""
+        if source.name in self._readers:
+            raise ValueError(f"{source.name} is read already")
         reader = _Reader(source)
         reader.thread = threading.Thread(target=self._run, args=(reader,), name=f"intake-{source.name}", daemon=True)
         self._readers[source.name] = reader

@@ -22,7 +22,7 @@ class DropReason(StrEnum):
     EXPIRED = "expired"  # its producer's `expires_at` had passed
     REPLACED = "replaced"  # a live source sent a newer one
     STALE = "stale"  # older than its camera's `max_age`
-    SUPERSEDED = "superseded"  # somebody else settled the entry first, so it was published elsewhere
+    SUPERSEDED = "superseded"  # its entry was no longer there to settle: another worker did, or somebody deleted it
 
 
 @dataclass(slots=True)

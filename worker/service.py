@@ -21,7 +21,7 @@ from worker.broker.connection import Client, address, check_keys, check_server, 
 from worker.broker.publisher import Publisher
 from worker.broker.settler import Settler
 from worker.engine import Engine, ModelInfo, load_engine
-from worker.errors import RedisUnavailable
+from worker.errors import BadFrame, RedisUnavailable
 from worker.frames import Frame
 from worker.identity import worker_name
 from worker.image import prepare
@@ -73,6 +73,7 @@ class Service:
         self.ledger = Ledger(camera.name for camera in settings.cameras)
         self.status = Status(stall_after=STALL_AFTER)
         self.metrics = Metrics(CollectorRegistry())
+        self.reading = False  # True from the first source on: before that there is nothing to drain
         self.drained = False  # True once everything that was read has its outcome
         self._holdings = Holdings()
         self._stuck: list[str] = []
@@ -97,8 +98,10 @@ class Service:
             self.status.warm()
             self._log.info("ready", sources=intake.names)
             self._on_ready(Ready(port, engine, self.ledger))
-            await _first(stop.wait(), intake.finished(), asyncio.shield(pump))
-            self._begin_drain()
+            try:
+                await _first(stop.wait(), intake.finished(), asyncio.shield(pump))
+            finally:
+                self._begin_drain()
         self._log.info("stopped", drained=self.drained, in_flight=self.ledger.total().in_flight)
 
     def _expose(self) -> None:
@@ -112,7 +115,7 @@ class Service:
         with connect(settings.redis) as client:
             server = check_server(client, settings.redis)
             check_keys(client, settings.queue, settings.results)
-        self.status.redis_up()
+        self._redis_up("start")
         self._log.info("redis", server=server, url=address(settings.redis))
 
     async def _warm_up(self, engine: Engine, engines: ThreadPoolExecutor) -> None:
@@ -137,7 +140,11 @@ class Service:
         stop = threading.Event()
         with connect(self._settings.redis) as client:
             monitor = Monitor(
-                client, self._settings.queue, self.metrics, on_up=self._redis_up, on_down=self._redis_down
+                client,
+                self._settings.queue,
+                self.metrics,
+                on_up=partial(self._redis_up, "monitor"),
+                on_down=partial(self._redis_down, "monitor"),
             )
             monitor.look()  # before the first scrape can ask
             thread = threading.Thread(target=monitor.run, args=(stop,), name="monitor", daemon=True)
@@ -193,6 +200,7 @@ class Service:
     async def _taking_in(self, mailbox: Mailbox, engine: Engine) -> AsyncIterator[Intake]:
         settings = self._settings
         intake = Intake(mailbox, self.ledger, self.status)
+        self.reading = True
         with connect(settings.redis) as reading, connect(settings.redis) as settling:
             undertaker = self._publisher(settling, engine.info, "queue")
             if settings.queue.enabled:
@@ -220,6 +228,7 @@ class Service:
             holdings=self._holdings,
             ledger=self.ledger,
             observe=self.metrics.observe,
+            on_trouble=lambda trouble: self.metrics.redis_errors.inc(),
         )
 
     def _camera(self, camera: CameraSettings, engine: Engine) -> Source:
@@ -227,8 +236,15 @@ class Service:
             ::-1
         ]  # a camera prepares in BGR and turns the small result; `border` pads with the mean
         return Camera(
-            camera, prepare=partial(prepare, spec=replace(engine.spec, mean=mean)), observe=self.metrics.observe
+            camera,
+            prepare=partial(prepare, spec=replace(engine.spec, mean=mean)),
+            observe=self.metrics.observe,
+            on_bad=partial(self._bad_picture, camera.name),
         )
+
+    def _bad_picture(self, camera: str, bad: BadFrame) -> None:
+        self.ledger.received(camera)
+        self.ledger.dead(camera, bad.reason)
 
     def _inference(self, engine: Engine) -> Inference:
         return Inference(
@@ -241,7 +257,7 @@ class Service:
     def _publisher(self, client: Client, model: ModelInfo, name: str) -> Publisher:
         settings = self._settings
         settler = Settler(client, settings.queue, settings.results, model=model, worker=self.worker, name=name)
-        return Publisher(settler, on_trouble=self._redis_down, on_success=self._redis_up)
+        return Publisher(settler, on_trouble=partial(self._redis_down, name), on_success=partial(self._redis_up, name))
 
     @contextmanager
     def _threads(self, count: int, name: str) -> Iterator[ThreadPoolExecutor]:
@@ -260,13 +276,13 @@ class Service:
     def _replaced(self, frame: Frame) -> None:
         self.ledger.dropped(frame.source, DropReason.REPLACED)
 
-    def _redis_up(self) -> None:
-        if self.status.redis_up():
+    def _redis_up(self, caller: str) -> None:
+        if self.status.redis_up(caller) and self.reading:
             self._log.info("Redis is back")
 
-    def _redis_down(self, trouble: RedisUnavailable) -> None:
+    def _redis_down(self, caller: str, trouble: RedisUnavailable) -> None:
         self.metrics.redis_errors.inc()
-        if self.status.redis_down(str(trouble)):
+        if self.status.redis_down(caller, str(trouble)):
             self._log.warning("Redis is away: finished labels are kept and tried again", trouble=str(trouble))
 
 

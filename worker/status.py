@@ -42,7 +42,7 @@ class Status:
         self._lock = threading.Lock()  # guards all below
         self._warm = False
         self._draining = False
-        self._redis_trouble: str | None = "not connected yet"
+        self._redis_trouble = {"start": "not connected yet"}  # caller -> its last call's failure
         self._sources: dict[str, SourceStatus] = {}
         self._in_engine: dict[int, float] = {}  # batch number -> monotonic seconds of its start
         self._batches = 0
@@ -56,17 +56,18 @@ class Status:
         with self._lock:
             self._draining = True
 
-    def redis_up(self) -> bool:
-        """Redis answered. True if that is news."""
+    def redis_up(self, caller: str) -> bool:
+        """A call of `caller` went through. True if that was the last one in trouble."""
         with self._lock:
-            news, self._redis_trouble = self._redis_trouble is not None, None
-        return news
+            known = self._redis_trouble.pop(caller, None)
+            return known is not None and not self._redis_trouble
 
-    def redis_down(self, reason: str) -> bool:
-        """A call to Redis failed. True if that is news."""
+    def redis_down(self, caller: str, reason: str) -> bool:
+        """A call of `caller` failed: not ready until one of its calls goes through. True if nobody was in trouble."""
         with self._lock:
-            news, self._redis_trouble = self._redis_trouble is None, reason
-        return news
+            news = not self._redis_trouble
+            self._redis_trouble[caller] = reason
+            return news
 
     def source(self, name: str, state: State, reason: str = "") -> bool:
         """A reader's state. True if that is news."""
@@ -95,14 +96,13 @@ class Status:
 
     def redis_is_up(self) -> bool:
         with self._lock:
-            return self._redis_trouble is None
+            return not self._redis_trouble
 
     def unready_because(self) -> list[str]:
         """Why no work should be expected of this worker now; empty = ready."""
         with self._lock:
             reasons = [] if self._warm else ["the model is not warm yet"]
-            if self._redis_trouble is not None:
-                reasons.append(f"Redis: {self._redis_trouble}")
+            reasons += [f"Redis: {reason}" for reason in sorted(set(self._redis_trouble.values()))]
             if self._draining:
                 reasons.append("draining")
             return reasons

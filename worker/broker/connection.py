@@ -6,6 +6,7 @@ redis-py's own retries are off: it would send a command again that the server ma
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
+from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -45,8 +46,11 @@ def connect(settings: RedisSettings) -> Client:
         options["password"] = settings.password.get_secret_value()
     try:
         return redis.Redis.from_url(url, **options)
-    except ValueError as error:
-        raise ConfigError(f"redis.url {redact(url)} cannot be used: {redact(str(error))}") from None
+    except ValueError:  # its text may quote the password
+        raise ConfigError(
+            "redis.url cannot be read: it must look like redis://user:password@host:6379/0, special characters in user "
+            "and password percent-encoded (or give them as redis.username and redis.password)"
+        ) from None
 
 
 @contextmanager
@@ -65,8 +69,13 @@ def describe(error: Exception) -> str:
 
 
 def address(settings: RedisSettings) -> str:
-    """The URL as it may be shown."""
-    return redact(settings.url.get_secret_value()) if settings.url else "(not set)"
+    """Where Redis is, as it may be shown: put together from the parts that hold no secret."""
+    url = urlsplit(settings.url.get_secret_value() if settings.url else "")
+    try:
+        place = url.path if url.scheme == "unix" else f"{url.hostname or 'localhost'}:{url.port or 6379}{url.path}"
+    except ValueError:  # a port that is none: a piece of a password, perhaps
+        return f"{url.scheme}://(unreadable)"
+    return f"{url.scheme}://{place}"
 
 
 def check_server(client: Client, settings: RedisSettings) -> str:

@@ -44,8 +44,16 @@ class LabelDocument(_Part):
     meta: dict[str, Any] | None = Field(description="the producer's own object, untouched")
 
 
+def encode(prediction: Prediction, *, model: ModelInfo, worker: str, published_at: float) -> str:
+    """The document of one prediction as JSON, with the producer's meta in it as it was written."""
+    text = document(prediction, model=model, worker=worker, published_at=published_at).model_dump_json(by_alias=True)
+    if prediction.meta is None:
+        return text
+    return f"{text.removesuffix('null}')}{prediction.meta}}}"  # meta is the document's last field
+
+
 def document(prediction: Prediction, *, model: ModelInfo, worker: str, published_at: float) -> LabelDocument:
-    """The document of one prediction."""
+    """The document of one prediction, without its meta."""
     receipt = prediction.receipt
     return (
         LabelDocument.model_construct(  # our own values, checked where they were made: 5 times faster than validating
@@ -71,7 +79,7 @@ def document(prediction: Prediction, *, model: ModelInfo, worker: str, published
             height=prediction.height,
             reused=False,
             embedding=None if prediction.embedding is None else encode_embedding(prediction.embedding),
-            meta=prediction.meta,
+            meta=None,
         )
     )
 

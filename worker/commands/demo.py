@@ -20,7 +20,7 @@ from worker.broker.connection import Client, calls, connect
 from worker.broker.embedded import embedded_server
 from worker.broker.labels import LabelReader
 from worker.commands.demo_view import DemoView, make_screen, summary
-from worker.commands.run import leave_if_stuck, work
+from worker.commands.run import work
 from worker.engine import Engine, load_engine
 from worker.errors import RedisUnavailable
 from worker.service import Ready, Service
@@ -50,7 +50,7 @@ def run_demo(settings: SettingsTree, *, seconds: float) -> int:
             with view.following():
                 asyncio.run(work(service, show.stop))
         print(summary(service.ledger.total(), view.ages(), seconds=show.lasted))
-    return leave_if_stuck(service)
+    return int(not service.drained)
 
 
 def load_or_fall_back(model: ModelSettings, batch: BatchSettings) -> Engine:

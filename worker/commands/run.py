@@ -1,7 +1,6 @@
 """`coatstream run`: the worker, from signal to exit code."""
 
 import asyncio
-import logging
 import os
 import signal
 import sys
@@ -21,21 +20,17 @@ def run_worker(settings: SettingsTree) -> int:
     logs.configure(settings.log)
     service = Service(settings)
     asyncio.run(work(service, asyncio.Event()))
-    return leave_if_stuck(service)
-
-
-def leave_if_stuck(service: Service) -> int:
-    """0 after a full drain; else leave with 1 at once: threads stuck in a dead call would hold a normal exit."""
-    if not service.drained:
-        _leave(1)
-    return 0
+    return int(not service.drained)
 
 
 async def work(service: Service, stop: asyncio.Event) -> None:
-    """Run a service under signals: the first one drains, the second one leaves at once."""
+    """Run a service under signals: the first one drains, the second one leaves at once.
+
+    While the model is still being loaded there is nothing to drain, and loading cannot be interrupted: leave with 0.
+    """
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, _on_signal, stop)
+        loop.add_signal_handler(name, _on_signal, service, stop)
     try:
         await service.run(stop)
     finally:
@@ -43,14 +38,16 @@ async def work(service: Service, stop: asyncio.Event) -> None:
             loop.remove_signal_handler(name)
 
 
-def _on_signal(stop: asyncio.Event) -> None:
+def _on_signal(service: Service, stop: asyncio.Event) -> None:
     if stop.is_set():
         _leave(1)
+    if not service.reading:
+        _leave(0)
     stop.set()
 
 
 def _leave(code: int) -> None:
+    """End this process without waiting for any thread."""
     sys.stdout.flush()
     sys.stderr.flush()
-    logging.shutdown()
     os._exit(code)

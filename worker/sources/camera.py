@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from config.settings import CameraSettings
-from worker.errors import BadFrame, SourceLost
+from worker.errors import BadFrame, DeadReason, SourceLost
 from worker.frames import Frame, Pixels
 from worker.opencv import cv2
 from worker.sampling import Pacer, Sampler
@@ -49,15 +49,18 @@ class Camera:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         observe: Callable[[str, float], None] = _unobserved,
+        on_bad: Callable[[BadFrame], None] = lambda bad: None,
     ) -> None:
         """`prepare` gets uint8 [height, width, 3] in *BGR* and must treat the channels alike, as resize and crop do.
 
         What it returns becomes RGB here: 0.004 ms for 224 x 224 pixels, where 1920 x 1080 would take 0.43 ms.
         `observe` is told the CPU seconds of "decode" (for one taken picture: it and all those skipped before it) and
-        "prepare". Raises ConfigError for an address of no known kind.
+        "prepare", `on_bad` of each picture that was due and could not be used. Raises ConfigError for an address of no
+        known kind.
         """
         self.name = settings.name
         self.lost = 0
+        self._on_bad = on_bad
         self._settings = settings
         self._address = parse(settings)
         self._prepare = prepare
@@ -129,20 +132,24 @@ class Camera:
         captured_at = self._clock()
         picture = reader.retrieve()
         self._observe("decode", reader.take_cost())
-        pixels = self._pixels(picture) if picture is not None else None
-        if picture is None or pixels is None:
+        pixels = None
+        try:
+            if picture is None:
+                raise BadFrame(DeadReason.UNDECODABLE, "the picture cannot be converted")
+            pixels = self._pixels(picture)
+        except BadFrame as bad:
             self.lost += 1
+            self._on_bad(bad)
+        if picture is None or pixels is None:
             return None
         height, width = picture.shape[:2]
         return Frame(self.name, next(ids), captured_at, pixels, width, height)
 
-    def _pixels(self, picture: Pixels) -> Pixels | None:
+    def _pixels(self, picture: Pixels) -> Pixels:
         before = time.thread_time()
         try:
             # The copy also frees the frame from the full picture, of which a mere crop would be a view.
             return cv2.cvtColor(self._prepare(picture), cv2.COLOR_BGR2RGB)  # type: ignore[return-value]  # uint8 stays
-        except BadFrame:
-            return None
         finally:
             self._observe("prepare", time.thread_time() - before)
 

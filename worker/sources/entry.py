@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, cast
+from typing import Final, Literal, cast
 
 from pydantic_core import from_json
 
@@ -32,14 +32,14 @@ class RawPixels:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One frame as its producer describes it. `picture` is encoded bytes or raw pixels."""
+    """One frame as its producer describes it. `picture` is encoded or raw pixels, `meta` the text of a JSON object."""
 
     entry_id: str
     source: str
     frame_id: str
     captured_at: float
     expires_at: float | None
-    meta: dict[str, Any] | None
+    meta: str | None
     picture: bytes | RawPixels = field(repr=False)
 
 
@@ -87,7 +87,7 @@ def _moment(fields: Mapping[bytes, bytes], name: bytes) -> float | None:
     return moment
 
 
-def _meta(text: bytes | None) -> dict[str, Any] | None:
+def _meta(text: bytes | None) -> str | None:
     if not text:
         return None
     if len(text) > MAX_META:
@@ -98,7 +98,7 @@ def _meta(text: bytes | None) -> dict[str, Any] | None:
         raise _invalid(f"meta is not JSON: {str(error)[:80]}") from None
     if not isinstance(meta, dict):
         raise _invalid("meta is JSON, but not an object")
-    return meta
+    return text.decode()
 
 
 def _picture(fields: Mapping[bytes, bytes]) -> bytes | RawPixels:

@@ -10,9 +10,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final
+from contextlib import suppress
+from typing import Any, Final
 
-from redis.exceptions import ResponseError
+import structlog
 
 from config.settings import QueueSettings
 from worker.broker.connection import Client, calls
@@ -40,6 +41,7 @@ class QueueSource:
     prepare   picture as uint8 [h, w, 3] RGB -> the model's size; called from the decode pool
     undertaker  settles what is not published; its calls come from this source's thread
     observe   told the seconds of each stage
+    on_trouble  told of each call to Redis that failed, before the source is lost
     """
 
     name: Final = "queue"
@@ -58,6 +60,7 @@ class QueueSource:
         holdings: Holdings,
         ledger: Ledger,
         observe: Callable[[str, float], None] = lambda stage, seconds: None,
+        on_trouble: Callable[[RedisUnavailable], None] = lambda trouble: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._client = client
@@ -70,10 +73,16 @@ class QueueSource:
         self._holdings = holdings
         self._ledger = ledger
         self._observe = observe
+        self._log = structlog.get_logger("queue")
+        self._on_trouble = on_trouble
         self._clock = clock
 
     def frames(self, stop: threading.Event) -> Generator[Frame, None, None]:
-        """Frames in the stream's order, until `stop`. Raises SourceLost when Redis is away, with nothing in hand."""
+        """Frames in the stream's order, until `stop`. Raises SourceLost when Redis is away.
+
+        What was read before is handed on first; only where even settling was given up (the end of a drain) is it left
+        to the server, which has it still.
+        """
         self._join_group()
         lost: RedisUnavailable | None = None
         window: deque[Future[Prepared]] = deque()  # read and being decoded, oldest first; at most `prefetch`
@@ -88,19 +97,28 @@ class QueueSource:
                     self._submit(self._read(window), window, pool)
                 except RedisUnavailable as trouble:
                     lost = trouble
+                    self._on_trouble(trouble)
                 yield from self._ready(window)
+            with suppress(RedisUnavailable):  # a reply that was given up may have been meant for us
+                self._submit(self._orphans(), window, pool)
             while window:
                 yield from self._ready(window)
         if lost is not None:
             raise SourceLost(str(lost)) from lost
 
     def _join_group(self) -> None:
-        """Create the group where it is missing, from 0: settled entries are deleted, so nothing is done twice."""
+        """Create the group where it is missing, from 0: settled entries are deleted, so nothing is done twice.
+
+        Looked for first, since a server at `maxmemory` refuses XGROUP CREATE even for a group that is there.
+        """
+        stream, group = self._settings.stream, self._settings.group
         try:
             with calls("the consumer group cannot be created"):
-                self._client.xgroup_create(self._settings.stream, self._settings.group, id="0", mkstream=True)
+                if not self._client.exists(stream) or group not in _names(self._client.xinfo_groups(stream)):
+                    self._client.xgroup_create(stream, group, id="0", mkstream=True)
         except RedisUnavailable as trouble:
-            if not (isinstance(trouble.__cause__, ResponseError) and "BUSYGROUP" in str(trouble.__cause__)):
+            if "BUSYGROUP" not in str(trouble.__cause__):  # another worker was faster
+                self._on_trouble(trouble)
                 raise SourceLost(str(trouble)) from trouble
 
     def _read(self, window: deque[Future[Prepared]]) -> list[tuple[bytes, Fields]]:
@@ -126,6 +144,7 @@ class QueueSource:
             pending = self._client.xpending_range(stream, group, "-", "+", SWEEP_LIMIT, consumername=self._consumer)
             known |= self._holdings.snapshot()
             lost = [item["message_id"] for item in pending if item["message_id"].decode() not in known]
+            lost = lost[: self._prefetch]  # the others at the next sweep: the window is bounded
             return [entry for entry_id in lost for entry in self._client.xrange(stream, entry_id, entry_id)]
 
     def _submit(
@@ -172,6 +191,9 @@ class QueueSource:
             return self._frame(entry, receipt)
         except BadFrame as bad:
             return Buried(_source(fields), bad.reason, str(bad), receipt)
+        except Exception as error:  # a decoder at work on a stranger's bytes: no picture may end the worker
+            self._log.error("an entry could not be prepared", entry_id=entry_id, error=repr(error)[:200])
+            return Buried(_source(fields), DeadReason.UNDECODABLE, f"{type(error).__name__} while preparing", receipt)
 
     def _frame(self, entry: Entry, receipt: Receipt) -> Frame:
         started = time.perf_counter()
@@ -203,6 +225,10 @@ class QueueSource:
                 f"({limits.max_pixels}) or queue.max_bytes ({limits.max_bytes})",
             )
         return raw(picture.data, width=picture.width, height=picture.height, pixel_format=picture.format)
+
+
+def _names(groups: list[dict[str, Any]]) -> set[str]:
+    return {group["name"].decode() for group in groups}
 
 
 def _source(fields: Fields) -> str:

@@ -14,7 +14,7 @@ import pytest
 from tests.pictures import CLIP, jpeg, png_that_claims
 from tests.workers import eventually, run_worker
 from worker.broker.connection import Client
-from worker.broker.embedded import EmbeddedServer
+from worker.broker.embedded import EmbeddedServer, embedded_server
 
 PICTURES = [jpeg(width, height) for width, height in ((64, 48), (640, 360), (33, 700), (1280, 720), (224, 224))]
 
@@ -243,15 +243,10 @@ def test_a_redis_that_takes_calls_and_never_answers_is_exit_4_within_its_time_ou
     assert done.returncode == 4
 
 
-def test_weights_that_cannot_be_had_are_exit_3_and_name_the_three_ways_out(redis_url: str) -> None:
-    done = ended(
-        "run",
-        "--set",
-        "http.port=0",
-        COATSTREAM_REDIS__URL=redis_url,
-        HF_ENDPOINT="http://127.0.0.1:1",
-        HF_HOME="/nonexistent",
-    )
+def test_weights_that_cannot_be_had_are_exit_3_and_name_the_three_ways_out() -> None:
+    hub = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": "/nonexistent"}
+    with embedded_server() as server:
+        done = ended("run", "--set", "http.port=0", "--redis", server.url, **hub)
 
     assert done.returncode == 3
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("coatstream:")]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.pictures import CLIP
+from tests.servers import ON_ONE_SERVER
 from worker.broker.connection import Client
 from worker.cli import _run
 
@@ -15,6 +16,7 @@ def findings(capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, str]]:
     return {line["what"]: (line["verdict"], line["detail"]) for line in lines if line["verdict"] != "warning"}
 
 
+@ON_ONE_SERVER
 def test_everything_that_works_is_ok_and_exit_0(
     client: Client, redis_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

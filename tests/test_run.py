@@ -12,6 +12,7 @@ from collections import Counter
 import pytest
 
 from tests.pictures import CLIP, jpeg, png_that_claims
+from tests.servers import ON_ONE_SERVER
 from tests.workers import eventually, run_worker
 from worker.broker.connection import Client
 from worker.broker.embedded import EmbeddedServer, embedded_server
@@ -47,6 +48,7 @@ def test_every_queue_frame_becomes_exactly_one_label_and_the_ledger_balances(cli
     assert client.xpending("frames", "coatstream")["pending"] == 0
 
 
+@ON_ONE_SERVER
 def test_order_is_kept_for_each_source(client: Client, redis_url: str) -> None:
     with run_worker(redis_url, model__streams=2):
         enqueue(client, 300)
@@ -80,6 +82,7 @@ def test_sigterm_in_the_middle_leaves_the_rest_to_the_next_worker_and_no_frame_i
     assert set(counts.values()) == {1}
 
 
+@ON_ONE_SERVER
 def test_a_second_signal_leaves_at_once(client: Client, redis_url: str) -> None:
     enqueue(client, 20)
     with run_worker(redis_url, model__noop_delay=60, batch__max_size=4) as worker:
@@ -92,6 +95,7 @@ def test_a_second_signal_leaves_at_once(client: Client, redis_url: str) -> None:
     assert client.xlen("frames") == 20
 
 
+@ON_ONE_SERVER
 def test_a_drain_that_takes_too_long_ends_with_1_and_loses_nothing(client: Client, redis_url: str) -> None:
     enqueue(client, 5)
     with run_worker(redis_url, model__noop_delay=60, drain__timeout=1) as worker:
@@ -160,6 +164,7 @@ def test_a_frozen_server_is_waited_out_and_nothing_is_lost_or_doubled(
     assert set(counts.values()) == {1}
 
 
+@ON_ONE_SERVER
 def test_a_camera_and_the_queue_are_served_by_one_process(client: Client, redis_url: str) -> None:
     cameras = [
         {"name": "file", "url": str(CLIP), "fps": 5},
@@ -178,6 +183,7 @@ def test_a_camera_and_the_queue_are_served_by_one_process(client: Client, redis_
     assert set(map(bytes.decode, client.hkeys("labels:latest"))) >= {"file", "live", "cam-0"}
 
 
+@ON_ONE_SERVER
 def test_a_file_without_a_queue_ends_the_worker_when_it_is_labelled(client: Client, redis_url: str) -> None:
     cameras = json.dumps([{"name": "file", "url": str(CLIP), "fps": 2}])
     with run_worker(redis_url, cameras=cameras, queue__enabled="false") as worker:
@@ -186,6 +192,7 @@ def test_a_file_without_a_queue_ends_the_worker_when_it_is_labelled(client: Clie
     assert _by_source(client) == {"file": 28}
 
 
+@ON_ONE_SERVER
 def test_the_model_and_its_weights_are_said_in_the_metrics(redis_url: str) -> None:
     with run_worker(redis_url) as worker:
         infos = [dict(labels) for (name, labels) in worker.metrics() if name == "coatstream_model_info"]

@@ -27,6 +27,8 @@ from worker.media import expand, is_clip
 from worker.redaction import redact
 from worker.sources.camera import Camera
 
+WIDTH = 160  # characters, where no terminal says how many: paths are long
+
 
 def run_classify(settings: SettingsTree, paths: Sequence[str], *, fps: float, as_json: bool) -> int:
     """A table, or one JSON document a line, in the order given. 1 if a path could not be read, else 0.
@@ -128,4 +130,4 @@ def _show(documents: Iterable[LabelDocument], engine: Engine) -> None:
             )
         if labels.embedding is not None:
             table.add_row("", "", "", f"embedding: float16[{info.num_features}], in full with --json", "")
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)

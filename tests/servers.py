@@ -1,0 +1,6 @@
+"""Which servers a test runs on."""
+
+import pytest
+
+# For tests about the worker rather than the protocol: one kind of server says it all.
+ON_ONE_SERVER = pytest.mark.parametrize("redis_server", ["valkey"], indirect=True, scope="session")

@@ -13,7 +13,7 @@ import pytest
 
 from tests.pictures import CLIP, jpeg, png_that_claims
 from tests.servers import ON_ONE_SERVER
-from tests.workers import eventually, run_worker
+from tests.workers import eventually, run_worker, starting_worker
 from worker.broker.connection import Client
 from worker.broker.embedded import EmbeddedServer, embedded_server
 
@@ -93,6 +93,18 @@ def test_a_second_signal_leaves_at_once(client: Client, redis_url: str) -> None:
         assert worker.stop(signal.SIGTERM) == 1
 
     assert client.xlen("frames") == 20
+
+
+@ON_ONE_SERVER
+def test_a_signal_while_the_model_is_being_loaded_ends_the_worker_at_once(client: Client, redis_url: str) -> None:
+    enqueue(client, 1)
+    with starting_worker(redis_url, model__engine="eager", model__weights="random") as worker:
+        worker.wait_for("redis")  # the model comes next
+
+        assert worker.stop() == 0
+
+    assert not any(entry["event"] == "ready" for entry in worker.log)
+    assert client.xlen("frames") == 1
 
 
 @ON_ONE_SERVER

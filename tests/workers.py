@@ -81,6 +81,30 @@ class Worker:
 @contextmanager
 def run_worker(url: str, **settings: object) -> Iterator[Worker]:
     """`coatstream run` on a server, ready; settings as keywords, `model__engine="noop"`."""
+    with starting_worker(url, **settings) as worker:
+        worker.wait_for("ready")
+        yield worker
+
+
+@contextmanager
+def starting_worker(url: str, **settings: object) -> Iterator[Worker]:
+    """The same, as soon as it listens: its model may still be loading."""
+    worker = Worker(_process(url, settings))
+    reader = threading.Thread(target=_read, args=(worker.process, worker.lines), daemon=True)
+    reader.start()
+    try:
+        worker.port = int(worker.wait_for("listening")["http"].rpartition(":")[2])
+        yield worker
+    finally:
+        if worker.process.poll() is None:
+            worker.process.kill()
+        worker.process.wait(timeout=PATIENCE)
+        reader.join(5)
+        assert worker.process.stderr is not None
+        worker.process.stderr.close()
+
+
+def _process(url: str, settings: dict[str, object]) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COATSTREAM_")}
     environment |= {
         "COATSTREAM_REDIS__URL": url,
@@ -89,23 +113,7 @@ def run_worker(url: str, **settings: object) -> Iterator[Worker]:
         "COATSTREAM_LOG__FORMAT": "json",
         **{f"COATSTREAM_{name.upper()}": str(value) for name, value in settings.items()},
     }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "worker", "run"], env=environment, stderr=subprocess.PIPE, text=True
-    )
-    worker = Worker(process)
-    reader = threading.Thread(target=_read, args=(process, worker.lines), daemon=True)
-    reader.start()
-    try:
-        worker.port = int(worker.wait_for("listening")["http"].rpartition(":")[2])
-        worker.wait_for("ready")
-        yield worker
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait(timeout=PATIENCE)
-        reader.join(5)
-        assert process.stderr is not None
-        process.stderr.close()
+    return subprocess.Popen([sys.executable, "-m", "worker", "run"], env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def _read(process: subprocess.Popen[str], lines: "queue.Queue[str]") -> None:

@@ -181,10 +181,9 @@ async def test_giving_up_ends_a_retry_that_would_go_on_for_ever() -> None:
             fixture.publisher.give_up()
             await asyncio.wait([pump], timeout=5)
 
-    with pytest.raises(ExceptionGroup) as caught:
+    with pytest.raises(RedisUnavailable, match="connection refused"):
         await pump_that_is_given_up()
 
-    assert isinstance(caught.value.exceptions[0], RedisUnavailable)
     assert fixture.ledger.total().in_flight == 1
 
 

@@ -52,7 +52,13 @@ class Pipeline:
         self._metrics = metrics
 
     async def pump(self) -> None:
-        """Run until the mailbox is closed and everything taken from it is published."""
+        """Run until the mailbox is closed and all that was taken is published. Raises what a batch raised first."""
+        try:
+            await self._take_batches()
+        except ExceptionGroup as group:  # the others are its consequences, and one line is for a person
+            raise group.exceptions[0] from group
+
+    async def _take_batches(self) -> None:
         turn = asyncio.Event()
         turn.set()
         async with asyncio.TaskGroup() as batches:

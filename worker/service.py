@@ -232,9 +232,8 @@ class Service:
         )
 
     def _camera(self, camera: CameraSettings, engine: Engine) -> Source:
-        mean = engine.spec.mean[
-            ::-1
-        ]  # a camera prepares in BGR and turns the small result; `border` pads with the mean
+        # A camera prepares in BGR and turns the small result, and crop mode `border` pads with the mean.
+        mean = engine.spec.mean[::-1]
         return Camera(
             camera,
             prepare=partial(prepare, spec=replace(engine.spec, mean=mean)),

@@ -99,8 +99,9 @@ class QueueSource:
                     lost = trouble
                     self._on_trouble(trouble)
                 yield from self._ready(window)
-            with suppress(RedisUnavailable):  # a reply that was given up may have been meant for us
-                self._submit(self._orphans(), window, pool)
+            if stop.is_set():  # the last chance: a reply that was given up may have been meant for us
+                with suppress(RedisUnavailable):
+                    self._submit(self._orphans(), window, pool)
             while window:
                 yield from self._ready(window)
         if lost is not None:

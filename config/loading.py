@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, NestedSecretsSettingsSource, SettingsConfigDict
@@ -68,6 +69,8 @@ def load(
     merged: dict[str, Any] = {}
     for layer in layers:
         merged = _merged(merged, layer.values)
+    if password_file := _password_file(merged, layers, secrets_dir):
+        merged["redis"]["password_file"] = password_file
     try:
         tree = SettingsTree.model_validate(merged)
     except ValidationError as failure:
@@ -110,7 +113,7 @@ def _from_environment(environ: Mapping[str, str]) -> _Layer:
 
 
 def _from_secrets(folder: Path | None) -> _Layer:
-    origin = f"secrets folder {folder}"
+    origin = _secrets_origin(folder)
     try:
         names = sorted(entry.name for entry in folder.iterdir()) if folder else []
         source = NestedSecretsSettingsSource(
@@ -133,6 +136,36 @@ def _from_secrets(folder: Path | None) -> _Layer:
     strays = [name for name in names if name.upper().startswith(keys.PREFIX) and name.upper() not in variables]
     unread = tuple(f"{name[:128]} ({origin}): not a file inside that folder; put the file there" for name in strays)
     return _Layer(origin, layer.values, layer.problems + unread)
+
+
+def _password_file(merged: Mapping[str, Any], layers: list[_Layer], secrets: Path | None) -> Path | None:
+    """The mounted secret that `redis.password` comes from: read anew for each connection, it may be rotated."""
+    redis = merged.get("redis")
+    if (
+        secrets is None
+        or not isinstance(redis, dict)
+        or redis.get("password_file")
+        or _holds_password(redis.get("url"))
+    ):
+        return None
+    path = ("redis", "password")
+    if _origin(path, layers) != _secrets_origin(secrets):
+        return None
+    named = (entry for entry in secrets.iterdir() if entry.name.upper() == keys.environment_name(path))
+    return next(named, None)  # None where all of `redis` is one secret, as JSON
+
+
+def _holds_password(url: object) -> bool:
+    """A password in the URL wins over the settings."""
+    try:
+        parts = urlsplit(str(url))
+        return bool(parts.password) or "password" in parse_qs(parts.query)
+    except ValueError:  # whoever connects says what is wrong with it
+        return False
+
+
+def _secrets_origin(folder: Path | None) -> str:
+    return f"secrets folder {folder}"
 
 
 def _from_variables(origin: str, variables: Mapping[str, str], source: EnvSettingsSource) -> _Layer:

@@ -14,6 +14,11 @@ Name = Annotated[str, Field(min_length=1, max_length=128)]
 Key = Annotated[str, Field(min_length=1, max_length=256)]
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
+_REDIS_SCHEMES = (
+    *("redis://", "rediss://", "unix://"),
+    *("redis+sentinel://", "rediss+sentinel://", "redis+cluster://", "rediss+cluster://"),
+)
+
 
 class Section(BaseModel):
     """One block of the settings tree."""
@@ -24,17 +29,26 @@ class Section(BaseModel):
 class RedisSettings(Section):
     """Where labels go, and where queue frames come from."""
 
-    url: SecretStr | None = None  # redis://, rediss:// or unix://; may hold a user and password
+    url: SecretStr | None = None  # redis://, rediss://, unix://, ...+sentinel:// or ...+cluster://; may hold a password
     username: str | None = None
     password: SecretStr | None = None
+    password_file: Path | None = None  # read anew for each connection; `config.loading` sets it for a mounted secret
+    tls_ca: Path | None = None  # PEM; None: the system's authorities
+    tls_cert: Path | None = None  # of this client, PEM
+    tls_key: Path | None = None
+    sentinel_username: str | None = None
+    sentinel_password: SecretStr | None = None
     connect_timeout: Seconds = 5.0
     socket_timeout: Seconds = 5.0  # for one reply; a blocking read waits for at most a fifth of it
 
     @field_validator("url")
     @classmethod
     def _known_scheme(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must start with redis://, rediss:// or unix://")
+        if url is not None and not url.get_secret_value().startswith(_REDIS_SCHEMES):
+            raise ValueError(
+                "must start with redis://, rediss:// or unix://, or with redis+sentinel://, rediss+sentinel://, "
+                "redis+cluster:// or rediss+cluster://"
+            )
         return url
 
 
@@ -46,12 +60,25 @@ class QueueSettings(Section):
     group: Key = "coatstream"
     dead_stream: Key = "frames:dead"
     dead_max_length: Count = 10_000  # entries kept for inspection; the oldest go first
+    dead_max_bytes: Annotated[int, Field(ge=1, le=2**50)] = 1024**3  # of all dead letters; the oldest go first
+    max_length: Count = 10_000  # unfinished entries at which our producers wait; a plain XADD knows no bound
+    max_total_bytes: Annotated[int, Field(ge=1, le=2**50)] = 1024**3  # of their fields, likewise
+    partitions: Annotated[int, Field(ge=1, le=1024)] = 1  # streams that one name stands for, to spread it over a cluster
     prefetch: Annotated[int, Field(ge=0, le=4096)] = 0  # frames read ahead of the model; 0 = two batches
     decode_threads: Annotated[int, Field(ge=0, le=256)] = 0  # 0 = one per core that this process may use
     max_bytes: Annotated[int, Field(ge=1, le=512 * 1024**2)] = 16 * 1024**2  # of one encoded or raw picture
     max_pixels: Count = 50_000_000  # of one decoded picture: 150 MB
     min_idle: Seconds = 15.0  # how long an entry may lie with a silent worker before another takes it
     max_deliveries: Annotated[int, Field(ge=1, le=1000)] = 5  # tries before a frame becomes a dead letter
+
+
+class QueueEntry(Section):
+    """One of several queues. What is not said here is as in `queue`."""
+
+    stream: Key
+    dead_stream: Key | None = None  # None: <stream>:dead
+    priority: Annotated[int, Field(ge=0, le=1000)] = 0  # lower ones first, strictly
+    weight: Annotated[int, Field(ge=1, le=1000)] = 1  # share among queues of the same priority
 
 
 class ResultsSettings(Section):
@@ -84,6 +111,7 @@ class BatchSettings(Section):
 
     max_size: Annotated[int, Field(ge=1, le=1024)] = 8
     max_wait: Annotated[float, Field(ge=0, le=60)] = 0.0  # after the batch's first frame; 0 = take what is there
+    timeout: Seconds = 60.0  # in the engine; then /healthz says no, and its entries are left to other workers
     prepared: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = ()  # sizes to pad to; () = the engine's choice
 
     @field_validator("prepared")
@@ -135,11 +163,18 @@ class DrainSettings(Section):
     timeout: Seconds = 20.0  # for publishing what has been read; the rest stays in the queue
 
 
+class ProcessSettings(Section):
+    """The parent that starts the worker again when a frame has killed it. On Linux; elsewhere there is none."""
+
+    restarts_per_minute: Annotated[int, Field(ge=0, le=600)] = 60  # 0 = no parent
+
+
 class SettingsTree(Section):
     """The whole tree. `config.loading.load` fills it from the command line, the environment, secrets and a file."""
 
     redis: RedisSettings = RedisSettings()
     queue: QueueSettings = QueueSettings()
+    queues: tuple[QueueEntry, ...] = ()
     results: ResultsSettings = ResultsSettings()
     model: ModelSettings = ModelSettings()
     batch: BatchSettings = BatchSettings()
@@ -147,6 +182,7 @@ class SettingsTree(Section):
     http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()
     drain: DrainSettings = DrainSettings()
+    process: ProcessSettings = ProcessSettings()
 
     @field_validator("cameras")
     @classmethod
@@ -154,7 +190,7 @@ class SettingsTree(Section):
         names = [camera.name for camera in cameras]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"camera names must be unique, and {', '.join(twice)} is there twice")
-        if taken := sorted({"queue", "other"} & set(names)):
+        if taken := sorted(name for name in names if name == "other" or name.partition("/")[0] == "queue"):
             raise ValueError(
                 f"the name {taken[0]} is taken: queue is the queue's own, other stands for many in metrics"
             )

@@ -3,7 +3,8 @@
 import pytest
 
 from config.settings import RedisSettings
-from worker.broker.connection import Client, address, check_server, connect
+from worker.broker.connection import Client, address, connect
+from worker.broker.preflight import check_server
 from worker.errors import ConfigError, RedisUnavailable
 
 

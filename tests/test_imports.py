@@ -20,7 +20,7 @@ LAYERS: list[set[str]] = [
     {"worker.sources"},
     {"worker.broker"},
     {"worker.metrics"},
-    {"worker.batching", "worker.status", "worker.logs", "worker.outcomes"},
+    {"worker.batching", "worker.status", "worker.logs", "worker.outcomes", "worker.supervisor"},
     {
         "worker.engine",
         "worker.image",

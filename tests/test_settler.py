@@ -10,8 +10,9 @@ import pytest
 from redis.exceptions import ResponseError
 
 from config.settings import QueueSettings, RedisSettings, ResultsSettings
-from worker.broker.connection import Client, check_keys, connect
+from worker.broker.connection import Client, connect
 from worker.broker.documents import decode_embedding, schema
+from worker.broker.preflight import check_keys
 from worker.broker.settler import Settler
 from worker.engine import ModelInfo
 from worker.errors import ConfigError, DeadReason, RedisUnavailable

@@ -8,9 +8,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -48,6 +49,12 @@ class Worker:
         self.process.send_signal(name)
         return self.process.wait(timeout=PATIENCE)
 
+    @property
+    def child(self) -> int:
+        """The pid of the process that does the work; `process` is its parent."""
+        (pid,) = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return int(pid)
+
     def get(self, path: str) -> httpx.Response:
         return httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=10)
 
@@ -79,17 +86,19 @@ class Worker:
 
 
 @contextmanager
-def run_worker(url: str, **settings: object) -> Iterator[Worker]:
-    """`coatstream run` on a server, ready; settings as keywords, `model__engine="noop"`."""
-    with starting_worker(url, **settings) as worker:
+def run_worker(url: str, *, environment: Mapping[str, str] | None = None, **settings: object) -> Iterator[Worker]:
+    """`coatstream run` on a server, ready; settings as keywords, `model__engine="noop"`; other variables by name."""
+    with starting_worker(url, environment=environment, **settings) as worker:
         worker.wait_for("ready")
         yield worker
 
 
 @contextmanager
-def starting_worker(url: str, **settings: object) -> Iterator[Worker]:
+def starting_worker(
+    url: str, *, environment: Mapping[str, str] | None = None, **settings: object
+) -> Iterator[Worker]:
     """The same, as soon as it listens: its model may still be loading."""
-    worker = Worker(_process(url, settings))
+    worker = Worker(_process(url, settings, environment or {}))
     reader = threading.Thread(target=_read, args=(worker.process, worker.lines), daemon=True)
     reader.start()
     try:
@@ -104,9 +113,10 @@ def starting_worker(url: str, **settings: object) -> Iterator[Worker]:
         worker.process.stderr.close()
 
 
-def _process(url: str, settings: dict[str, object]) -> subprocess.Popen[str]:
+def _process(url: str, settings: dict[str, object], variables: Mapping[str, str]) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COATSTREAM_")}
     environment |= {
+        **variables,
         "COATSTREAM_REDIS__URL": url,
         "COATSTREAM_HTTP__PORT": "0",
         "COATSTREAM_MODEL__ENGINE": "noop",

@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -88,9 +89,13 @@ def _threads_are_stuck() -> bool:
 
 
 def _run(arguments: list[str]) -> int:
-    """Run a command and say in one line what went wrong."""
+    return _exit_code(lambda: app(args=arguments, standalone_mode=False))
+
+
+def _exit_code(call: Callable[[], int | None]) -> int:
+    """Call something, a command or a worker in its own process, and say in one line what went wrong."""
     try:
-        code = int(app(args=arguments, standalone_mode=False) or ExitCode.DONE)
+        code = int(call() or ExitCode.DONE)
         return _say("interrupted", ExitCode.FAULT) if code == _INTERRUPTED else code
     except (SettingsError, ConfigError) as error:
         return _say(error, ExitCode.USAGE)
@@ -161,7 +166,7 @@ def run(
     )
     from worker.commands.run import run_worker
 
-    return run_worker(settings)
+    return run_worker(settings, _exit_code)
 
 
 @app.command()

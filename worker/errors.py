@@ -4,6 +4,9 @@ A message is one line for a person: what happened, with which value, what to do.
 """
 
 from enum import StrEnum
+from typing import Final
+
+SLOW_RETRY: Final = 1.0  # seconds
 
 
 class CoatstreamError(Exception):
@@ -22,8 +25,22 @@ class EngineBroken(CoatstreamError):
     """The engine fails on every picture, whoever's it is. The worker ends with exit code 1 and leaves the frames be."""
 
 
+class RedisRefuses(ConfigError):
+    """Redis will refuse this for ever: a right is missing, a key holds something else. Exit code 2, at any time.
+
+    While rights are being reloaded a server may say so for a moment; who can wait may try a few times more.
+    """
+
+
 class RedisUnavailable(CoatstreamError):
-    """Redis cannot be reached. At start: exit code 4. Later: whoever called waits, then tries the same call again."""
+    """Redis cannot be reached. At start: exit code 4. Later: whoever called waits, then tries the same call again.
+
+    slow  trying again before `SLOW_RETRY` seconds have passed is no use: the password was refused, say
+    """
+
+    def __init__(self, message: str, *, slow: bool = False) -> None:
+        super().__init__(message)
+        self.slow = slow
 
 
 class SourceLost(CoatstreamError):

@@ -36,10 +36,14 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """How to settle a frame that came from a queue: plain data, since it crosses threads."""
+    """How to settle a frame that came from a queue: plain data, since it crosses threads.
+
+    admitted  the entry's bytes as admission counted them; 0 for a plain XADD, which nobody counted
+    """
 
     stream: str
     entry_id: str
+    admitted: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,10 +1,37 @@
-"""Who this worker is: the consumer name in the group, and `worker` in each label."""
+"""Who this worker is: the consumer name in the group, and `worker` in each label; and whom it comes after."""
 
 import os
 import secrets
 import socket
+from dataclasses import dataclass
+
+_REMEMBERED = 16  # dead workers whose entries still wait for a successor; older ones are found by their silence
 
 
-def worker_name() -> str:
-    """host-pid-random: never a stable name, since two processes of one name would share a list of pending entries."""
-    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """What a restarted worker must know: how often that happened, and whose entries are not taken over yet."""
+
+    restarts: int = 0
+    predecessors: tuple[str, ...] = ()  # names of crashed workers, oldest first
+
+    def after(self, dead: str, *, took_over: bool) -> "Lineage":
+        """The successor's, when `dead`, whose lineage this is, has crashed; `took_over`: it had got as far as ready."""
+        waiting = () if took_over else self.predecessors
+        return Lineage(self.restarts + 1, (*waiting, dead)[-_REMEMBERED:])
+
+
+FIRST = Lineage()
+
+
+def worker_name(pid: int | None = None, suffix: str | None = None) -> str:
+    """host-pid-random: never a stable name, since two processes of one name would share a list of pending entries.
+
+    A parent that must know its child's name draws the suffix before the fork and learns the pid from it.
+    """
+    return f"{socket.gethostname()}-{pid or os.getpid()}-{suffix or draw_suffix()}"
+
+
+def draw_suffix() -> str:
+    """The random part of a name. A pid alone comes again: in a container the worker's is the same at every start."""
+    return secrets.token_hex(2)

@@ -94,12 +94,11 @@ class Inference:
         pixels = np.stack([frame.pixels for frame in frames])
         self._metrics.batch_size.observe(len(frames))
         self._metrics.fill_ratio.observe(len(frames) / prepared_size(len(frames), self._engine.prepared))
-        taken = self._status.engine_takes()
         started = self._monotonic()
         try:
-            return self._engine.classify(pixels)
+            with self._status.at_work("a batch"):
+                return self._engine.classify(pixels)
         finally:
-            self._status.engine_returns(taken)
             self._metrics.observe("infer", self._monotonic() - started)
 
     def _buried(self, frame: Frame, error: Exception) -> Outcome:

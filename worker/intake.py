@@ -31,6 +31,7 @@ class _Reader:
     stop: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
     ended: bool = False  # its thread has nothing more to say
+    read: int = 0  # frames since it was opened
 
 
 class Intake:
@@ -109,11 +110,12 @@ class Intake:
         backoff = REOPEN_CAMERA if reader.source.live else REOPEN_QUEUE
         failures = 0
         while not reader.stop.is_set():
-            opened_at = self._monotonic()
+            opened_at, reader.read = self._monotonic(), 0
             try:
                 self._read(reader)
             except SourceLost as lost:
-                failures = 0 if self._monotonic() - opened_at > STABLE_AFTER else failures
+                well = reader.read > 0 and not reader.source.live  # a camera that shows one picture is not well yet
+                failures = 0 if well or self._monotonic() - opened_at > STABLE_AFTER else failures
                 delay = backoff.delay(failures, self._rng)
                 failures += 1
                 self._status.source(name, "down", str(lost))
@@ -129,9 +131,11 @@ class Intake:
         frames = source.frames(reader.stop)
         try:
             for frame in frames:
+                reader.read += 1
                 if self._status.source(source.name, "up"):
                     self._log.info("source up", source=source.name)
-                self._ledger.received(frame.source)
+                if frame.receipt is None:  # a queue's frame is received when a batch takes it: till then it can go back
+                    self._ledger.received(frame.source)
                 if not self._mailbox.put(frame, lane=source.name, live=source.live):
                     return
         finally:

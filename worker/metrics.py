@@ -15,6 +15,19 @@ from worker.engine import ModelInfo
 from worker.ledger import Ledger
 from worker.status import Status
 
+# What happens to queue entries and their leases, as the readers and the heartbeat name it -> (metric, meaning).
+_QUEUE_EVENTS = {
+    "redelivered": (
+        "redelivered_frames",
+        "Entries taken over from a worker that was silent, or that handed them back.",
+    ),
+    "orphaned": ("orphaned_frames", "Entries whose delivery never arrived here; they were handed back."),
+    "released": ("released_frames", "Entries handed back unseen when this worker stopped."),
+    "leases_lost": ("leases_lost", "Entries that went to another worker while this one held them."),
+    "groups_made": ("groups_made", "Times that the consumer group was missing and was made again."),
+    "letters_dropped": ("dead_letters_dropped", "Dead letters that had to go for newer ones (queue.dead_max_*)."),
+}
+
 STAGES = ("decode", "prepare", "wait", "infer", "publish")
 
 # A stage takes from 0.2 ms (preparing a small picture) to seconds (a large batch on a slow CPU).
@@ -66,22 +79,35 @@ class Metrics:
             "Labels that found the hash of newest labels full (results.latest_max_sources).",
             registry=registry,
         )
-        self.queue_depth = Gauge(
-            "coatstream_queue_depth_frames", "Entries in the frames stream: waiting and in work.", registry=registry
+        self.redis_outages = Counter(
+            "coatstream_redis_outages_total", "Times that Redis went away for this worker.", registry=registry
         )
-        self.queue_oldest = Gauge(
-            "coatstream_queue_oldest_age_seconds", "Age of the oldest entry in the frames stream.", registry=registry
+        self._queue_events = {
+            event: Counter(f"coatstream_queue_{name}_total", meaning, registry=registry)
+            for event, (name, meaning) in _QUEUE_EVENTS.items()
+        }
+        self.queue_depth = _per_stream("queue_depth_frames", "Unfinished entries: waiting and in work.", registry)
+        self.queue_oldest = _per_stream("queue_oldest_age_seconds", "Age of the oldest unfinished entry.", registry)
+        self.queue_pending = _per_stream(
+            "queue_pending_frames", "Entries that some worker has taken and not settled.", registry
         )
-        self.queue_pending = Gauge(
-            "coatstream_queue_pending_frames", "Entries that some worker has taken and not settled.", registry=registry
+        self.queue_trimmed = _per_stream(
+            "queue_trimmed_frames", "Entries that vanished without an outcome: trimmed or deleted by others.", registry
         )
-        self.dead_letters = Gauge("coatstream_dead_letters", "Entries in the dead-letter stream.", registry=registry)
+        self.dead_letters = _per_stream("dead_letters", "Entries in the dead-letter stream.", registry)
+        self.restarts = Gauge(
+            "coatstream_process_restarts", "Times that this worker was started again after a crash.", registry=registry
+        )
         self._model = Info("coatstream_model", "The model that classifies.", registry=registry)
         self._build = Info("coatstream_build", "This program.", registry=registry)
 
     def observe(self, stage: str, seconds: float) -> None:
         """One frame's or batch's time in a stage."""
         self._stages[stage].observe(seconds)
+
+    def count(self, event: str, number: int) -> None:
+        """So many entries, by what happened to them: redelivered, orphaned, released, leases_lost and so on."""
+        self._queue_events[event].inc(number)
 
     def model(self, info: ModelInfo) -> None:
         self._model.info({"name": info.name, "weights": info.weights, "engine": info.engine, "device": info.device})
@@ -93,6 +119,11 @@ class Metrics:
         """From now on each scrape reads these two as well."""
         self.registry.register(LedgerCollector(ledger))
         self.registry.register(StatusCollector(status))
+
+
+def _per_stream(name: str, meaning: str, registry: CollectorRegistry) -> Gauge:
+    """All workers of a queue show the same figure: aggregate with max by (stream), not sum."""
+    return Gauge(f"coatstream_{name}", meaning, ["stream"], registry=registry)
 
 
 class LedgerCollector(Collector):
@@ -149,7 +180,7 @@ class StatusCollector(Collector):
         )
         for name, source in self._status.sources().items():
             reopens.add_metric([name], source.reopened)
-            if name != "queue":
+            if name.partition("/")[0] != "queue":
                 up.add_metric([name], source.state == "up")
         yield up
         yield reopens

@@ -2,24 +2,26 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from config.settings import QueueSettings
-from worker.broker.connection import Client, calls
-from worker.errors import RedisUnavailable
+from worker.broker.audit import audit
+from worker.broker.connection import Client
+from worker.broker.failures import calls
+from worker.broker.queues import Queue
+from worker.broker.scripts import Script
+from worker.errors import RedisRefuses, RedisUnavailable
 from worker.metrics import Metrics
 from worker.sources.entry import milliseconds_of
 
 EVERY = 2.0  # seconds
 
-# The id of the oldest entry. XRANGE itself would send its picture along, megabytes at every look.
-_OLDEST = "local e = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1] return e and e[1]"
+_MEASURE = Script("measure")
 
 
 @dataclass(frozen=True, slots=True)
 class QueueDepth:
-    """What lies in the queue. Settled entries are deleted, so the stream is the set of unfinished frames."""
+    """What lies in a queue. Settled entries are deleted, so the stream is the set of unfinished frames."""
 
     entries: int
     pending: int
@@ -27,25 +29,13 @@ class QueueDepth:
     oldest_age: float
 
 
-def measure(client: Client, queue: QueueSettings) -> QueueDepth:
-    """Five small commands in one round trip, no picture among the replies. Ages by the server's clock.
-
-    Raises RedisUnavailable.
-    """
-    with calls("the queue cannot be measured"):
-        pipe = client.pipeline(transaction=False)
-        pipe.time()
-        pipe.xlen(queue.stream)
-        pipe.eval(_OLDEST, 1, queue.stream)
-        pipe.xlen(queue.dead_stream)
-        pipe.xpending(queue.stream, queue.group)
-        replies = pipe.execute(raise_on_error=False)
-        if failed := next((reply for reply in replies[:4] if isinstance(reply, Exception)), None):
-            raise failed
-        (seconds, micros), entries, oldest, dead, pending = replies
+def measure(client: Client, queue: Queue) -> QueueDepth:
+    """One round trip, no picture in the reply. The age is by the server's clock. Raises RedisUnavailable."""
+    with calls("the queue cannot be measured", client):
+        reply = _MEASURE(client, keys=[queue.stream, queue.dead], args=[queue.group])
+    seconds, micros, entries, oldest, pending, dead = reply
     age = max(0.0, seconds + micros / 1e6 - milliseconds_of(oldest.decode()) / 1000) if oldest else 0.0
-    in_work = 0 if isinstance(pending, Exception) else pending["pending"]  # no group yet: nothing is in work
-    return QueueDepth(entries, in_work, dead, age)
+    return QueueDepth(entries, pending, dead, age)
 
 
 class Monitor:
@@ -54,14 +44,14 @@ class Monitor:
     def __init__(
         self,
         client: Client,
-        queue: QueueSettings,
+        queues: Sequence[Queue],
         metrics: Metrics,
         *,
         on_up: Callable[[], None],
-        on_down: Callable[[RedisUnavailable], None],
+        on_down: Callable[[RedisUnavailable | RedisRefuses], None],
     ) -> None:
         self._client = client
-        self._queue = queue
+        self._queues = queues
         self._metrics = metrics
         self._on_up = on_up
         self._on_down = on_down
@@ -75,12 +65,17 @@ class Monitor:
     def look(self) -> None:
         """Look once."""
         try:
-            depth = measure(self._client, self._queue)
-        except RedisUnavailable as trouble:
+            for queue in self._queues:
+                self._show(queue)
+        except (RedisUnavailable, RedisRefuses) as trouble:  # who only looks has no reason to end the process
             self._on_down(trouble)
-            return
-        self._on_up()
-        self._metrics.queue_depth.set(depth.entries)
-        self._metrics.queue_pending.set(depth.pending)
-        self._metrics.queue_oldest.set(depth.oldest_age)
-        self._metrics.dead_letters.set(depth.dead)
+        else:
+            self._on_up()
+
+    def _show(self, queue: Queue) -> None:
+        depth, books = measure(self._client, queue), audit(self._client, queue)
+        self._metrics.queue_depth.labels(queue.stream).set(depth.entries)
+        self._metrics.queue_pending.labels(queue.stream).set(depth.pending)
+        self._metrics.queue_oldest.labels(queue.stream).set(depth.oldest_age)
+        self._metrics.dead_letters.labels(queue.stream).set(depth.dead)
+        self._metrics.queue_trimmed.labels(queue.stream).set(books.gone)

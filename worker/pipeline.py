@@ -7,11 +7,13 @@ waits for Redis, order per source is kept, and at most one finished batch waits 
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 
 from config.settings import BatchSettings
 from worker.batching import Batch, next_batch
 from worker.broker.publisher import Publisher
 from worker.broker.settler import Settlement
+from worker.frames import Frame
 from worker.inference import Inference
 from worker.ledger import Ledger
 from worker.mailbox import Mailbox
@@ -74,6 +76,7 @@ class Pipeline:
     async def _process(self, batch: Batch, turn: asyncio.Event, next_turn: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
         try:
+            batch = self._begin(batch)
             outcomes = await loop.run_in_executor(self._engines, self._inference.run, batch)
             await turn.wait()
             self._slots.release()
@@ -84,9 +87,23 @@ class Pipeline:
         finally:
             next_turn.set()
 
+    def _begin(self, batch: Batch) -> Batch:
+        """Without frames whose entries have gone to another worker meanwhile. The others count as received now."""
+        ours = [letter for letter in batch.letters if self._is_ours(letter.frame)]
+        return replace(batch, letters=ours)
+
+    def _is_ours(self, frame: Frame) -> bool:
+        if frame.receipt is None:
+            return True
+        if not self._holdings.begin(frame.receipt):
+            return False
+        self._ledger.received(frame.source)
+        return True
+
     def _enter(self, outcomes: Sequence[Outcome], settlement: Settlement, published_at: float) -> None:
         """Write the batch into the ledger; what is settled is no longer held."""
-        self._holdings.remove(outcome.receipt.entry_id for outcome in outcomes if outcome.receipt)
+        self._holdings.settled(outcome.receipt for outcome in outcomes)
+        self._metrics.count("letters_dropped", settlement.letters_dropped)
         self._metrics.latest_left_out.inc(settlement.sources_left_out)
         for outcome, done in zip(outcomes, settlement.done, strict=True):
             book(self._ledger, outcome, done=done)

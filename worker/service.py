@@ -6,9 +6,9 @@ The only module that sees all the others.
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,13 +17,17 @@ from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTO
 
 from config.settings import BatchSettings, CameraSettings, ModelSettings, SettingsTree
 from worker import __version__
-from worker.broker.connection import Client, address, check_keys, check_server, connect
+from worker.broker.connection import Client, address, connect
+from worker.broker.group import ConsumerGroup
+from worker.broker.location import location
+from worker.broker.preflight import check_keys, check_server
 from worker.broker.publisher import Publisher
+from worker.broker.queues import Queue, by_slot, queues_of
 from worker.broker.settler import Settler
 from worker.engine import Engine, ModelInfo, load_engine
-from worker.errors import BadFrame, RedisUnavailable
+from worker.errors import BadFrame, CoatstreamError, DeadReason, RedisRefuses, RedisUnavailable
 from worker.frames import Frame
-from worker.identity import worker_name
+from worker.identity import FIRST, Lineage, worker_name
 from worker.image import prepare
 from worker.inference import Inference
 from worker.intake import Intake
@@ -34,13 +38,14 @@ from worker.monitor import Monitor
 from worker.pipeline import Pipeline
 from worker.sources import Source
 from worker.sources.camera import Camera
+from worker.sources.heartbeat import Heartbeat
 from worker.sources.holdings import Holdings
 from worker.sources.queue import QueueSource
+from worker.sources.reader import EntryReader
 from worker.status import Status
 from worker.web.app import make_app
 from worker.web.server import serve
 
-STALL_AFTER = 60.0  # seconds in the engine after which /healthz says no
 HALT_SHARE = 0.5  # of the drain's time for sources to stop; the pump publishes meanwhile and has the rest
 
 
@@ -63,15 +68,19 @@ class Service:
         self,
         settings: SettingsTree,
         *,
+        worker: str | None = None,
+        lineage: Lineage = FIRST,
         on_ready: Callable[[Ready], None] = lambda ready: None,
         load: Callable[[ModelSettings, BatchSettings], Engine] = load_engine,
     ) -> None:
         self._settings = settings
         self._on_ready = on_ready
         self._load = load
-        self.worker = worker_name()
+        self.worker = worker or worker_name()
+        self._lineage = lineage
+        self._queues = queues_of(settings)
         self.ledger = Ledger(camera.name for camera in settings.cameras)
-        self.status = Status(stall_after=STALL_AFTER)
+        self.status = Status(stall_after=settings.batch.timeout)
         self.metrics = Metrics(CollectorRegistry())
         self.reading = False  # True from the first source on: before that there is nothing to drain
         self.drained = False  # True once everything that was read has its outcome
@@ -92,7 +101,9 @@ class Service:
             engines = stack.enter_context(self._threads(engine.streams, "engine"))
             await self._warm_up(engine, engines)
             stack.enter_context(self._monitored())
-            mailbox = Mailbox(settings.batch.max_size, on_replaced=self._replaced)
+            stack.enter_context(self._leasing())
+            # Room for all that the queues read ahead, so that what waits there is in turn among all their sources.
+            mailbox = Mailbox(max(settings.batch.max_size, self._prefetch()), on_replaced=self._replaced)
             pump = await stack.enter_async_context(self._pumping(mailbox, engine, engines))
             intake = await stack.enter_async_context(self._taking_in(mailbox, engine))
             self.status.warm()
@@ -108,6 +119,7 @@ class Service:
         for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
             self.metrics.registry.register(collector)
         self.metrics.build(version=__version__, worker=self.worker)
+        self.metrics.restarts.set(self._lineage.restarts)
         self.metrics.expose(self.ledger, self.status)
 
     def _check_redis(self) -> None:
@@ -137,23 +149,58 @@ class Service:
 
     @contextmanager
     def _monitored(self) -> Iterator[None]:
-        stop = threading.Event()
         with connect(self._settings.redis) as client:
             monitor = Monitor(
                 client,
-                self._settings.queue,
+                self._queues,
                 self.metrics,
                 on_up=partial(self._redis_up, "monitor"),
                 on_down=partial(self._redis_down, "monitor"),
             )
             monitor.look()  # before the first scrape can ask
-            thread = threading.Thread(target=monitor.run, args=(stop,), name="monitor", daemon=True)
-            thread.start()
-            try:
+            with _in_thread(monitor.run, "monitor"):
                 yield
-            finally:
-                stop.set()
-                thread.join(timeout=1.0)
+
+    @contextmanager
+    def _leasing(self) -> Iterator[None]:
+        """Leases are renewed until all that was read has its outcome; then this worker leaves its groups."""
+        if not self._settings.queue.enabled:
+            yield
+            return
+        with connect(self._settings.redis) as client:
+            groups = self._groups(client, self._queues)
+            self._join(groups)
+            heartbeat = Heartbeat(
+                groups,
+                self._holdings,
+                min_idle=self._settings.queue.min_idle,
+                stalled=self.status.unhealthy_because,
+                count=self.metrics.count,
+                on_trouble=partial(self._redis_down, "leases"),
+                on_success=partial(self._redis_up, "leases"),
+            )
+            with _in_thread(heartbeat.run, "leases"):
+                yield
+            self._leave(groups)
+
+    def _join(self, groups: Sequence[ConsumerGroup]) -> None:
+        for group in groups:
+            group.join()
+        for dead in self._lineage.predecessors:  # they are dead for certain: what they held need not lie for min_idle
+            handed_back = sum(group.inherit(dead) for group in groups)
+            self._log.info("entries of a worker that crashed can be taken", worker=dead, entries=handed_back)
+
+    def _leave(self, groups: Sequence[ConsumerGroup]) -> None:
+        """What is unfinished now, this worker will never finish."""
+        if not self.status.redis_is_up():
+            self._log.warning("Redis is away: what this worker still held is taken over by others after queue.min_idle")
+            return
+        try:
+            for group in groups:
+                group.release(self._holdings.entries(group.queue.stream), begun=True)
+                group.leave()
+        except (RedisUnavailable, RedisRefuses) as trouble:
+            self._log.warning("the consumer group could not be left", trouble=str(trouble))
 
     @asynccontextmanager
     async def _pumping(
@@ -201,35 +248,68 @@ class Service:
         settings = self._settings
         intake = Intake(mailbox, self.ledger, self.status)
         self.reading = True
-        with connect(settings.redis) as reading, connect(settings.redis) as settling:
-            undertaker = self._publisher(settling, engine.info, "queue")
-            if settings.queue.enabled:
-                intake.add(self._queue(reading, undertaker, engine))
+        with ExitStack() as connections:
+            undertakers = self._take_in_queues(intake, engine, connections) if settings.queue.enabled else []
             for camera in settings.cameras:
                 intake.add(self._camera(camera, engine))
             try:
                 yield intake
             finally:
                 self._stuck = await intake.halt(within=settings.drain.timeout * HALT_SHARE)
-                undertaker.give_up()
+                for undertaker in undertakers:
+                    undertaker.give_up()
                 if self._stuck:
                     self._log.error("sources did not stop and are left behind", sources=self._stuck)
 
-    def _queue(self, client: Client, undertaker: Publisher, engine: Engine) -> Source:
-        settings = self._settings
-        return QueueSource(
+    def _take_in_queues(self, intake: Intake, engine: Engine, connections: ExitStack) -> list[Publisher]:
+        """One source for all queues; on a cluster one for each slot, since one read cannot span two."""
+        together = by_slot(self._queues) if location(self._settings.redis).kind == "cluster" else [self._queues]
+        undertakers = []
+        for number, queues in enumerate(together):
+            name = f"queue/{number}" if number else "queue"
+            reading, settling = (connections.enter_context(connect(self._settings.redis)) for _ in range(2))
+            undertaker = self._publisher(settling, engine.info, name)
+            reader = self._reader(reading, queues, prefetch=max(1, self._prefetch() // len(together)))
+            intake.add(self._queue(name, reader, undertaker, engine))
+            undertakers.append(undertaker)
+        return undertakers
+
+    def _prefetch(self) -> int:
+        return self._settings.queue.prefetch or 2 * self._settings.batch.max_size
+
+    def _groups(self, client: Client, queues: Sequence[Queue]) -> list[ConsumerGroup]:
+        return [ConsumerGroup(client, queue, self._settings.queue, consumer=self.worker) for queue in queues]
+
+    def _reader(self, client: Client, queues: Sequence[Queue], *, prefetch: int) -> EntryReader:
+        return EntryReader(
             client,
-            settings.queue,
+            self._groups(client, queues),
             consumer=self.worker,
-            prefetch=settings.queue.prefetch or 2 * settings.batch.max_size,
-            block=settings.redis.socket_timeout / 5,
+            prefetch=prefetch,
+            block=self._settings.redis.socket_timeout / 5,
+            holdings=self._holdings,
+            count=self.metrics.count,
+            on_buried=self._delivered_too_often,
+        )
+
+    def _queue(self, name: str, reader: EntryReader, undertaker: Publisher, engine: Engine) -> Source:
+        return QueueSource(
+            reader,
+            self._settings.queue,
+            name=name,
             prepare=partial(prepare, spec=engine.spec),
             undertaker=undertaker,
             holdings=self._holdings,
             ledger=self.ledger,
+            at_work=partial(self.status.at_work, "a picture"),
             observe=self.metrics.observe,
             on_trouble=lambda trouble: self.metrics.redis_errors.inc(),
         )
+
+    def _delivered_too_often(self, source: str) -> None:
+        self._log.error("a frame that no worker could finish is a dead letter now", source=source)
+        self.ledger.received(source)
+        self.ledger.dead(source, DeadReason.DELIVERY_LIMIT)
 
     def _camera(self, camera: CameraSettings, engine: Engine) -> Source:
         # A camera prepares in BGR and turns the small result, and crop mode `border` pads with the mean.
@@ -255,7 +335,15 @@ class Service:
 
     def _publisher(self, client: Client, model: ModelInfo, name: str) -> Publisher:
         settings = self._settings
-        settler = Settler(client, settings.queue, settings.results, model=model, worker=self.worker, name=name)
+        settler = Settler(
+            client,
+            self._queues,
+            limits=settings.queue,
+            results=settings.results,
+            model=model,
+            worker=self.worker,
+            name=name,
+        )
         return Publisher(settler, on_trouble=partial(self._redis_down, name), on_success=partial(self._redis_up, name))
 
     @contextmanager
@@ -279,10 +367,24 @@ class Service:
         if self.status.redis_up(caller) and self.reading:
             self._log.info("Redis is back")
 
-    def _redis_down(self, caller: str, trouble: RedisUnavailable) -> None:
+    def _redis_down(self, caller: str, trouble: CoatstreamError) -> None:
         self.metrics.redis_errors.inc()
         if self.status.redis_down(caller, str(trouble)):
+            self.metrics.redis_outages.inc()
             self._log.warning("Redis is away: finished labels are kept and tried again", trouble=str(trouble))
+
+
+@contextmanager
+def _in_thread(run: Callable[[threading.Event], None], name: str) -> Iterator[None]:
+    """`run` until the end of the block; a call that hangs then is not waited for."""
+    stop = threading.Event()
+    thread = threading.Thread(target=run, args=(stop,), name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=1.0)
 
 
 async def _first(*waits: Awaitable[object]) -> None:

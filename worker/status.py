@@ -5,7 +5,8 @@ Set from any thread, read by the web.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +26,7 @@ class SourceStatus:
 class Status:
     """The present condition of one worker.
 
-    A worker is healthy while no batch has been inside the engine for longer than `stall_after` seconds. Redis and
+    A worker is healthy while no batch or picture has been in hand for longer than `stall_after` seconds. Redis and
     cameras play no part: restarting the process would not mend them.
     """
 
@@ -44,8 +45,8 @@ class Status:
         self._draining = False
         self._redis_trouble = {"start": "not connected yet"}  # caller -> its last call's failure
         self._sources: dict[str, SourceStatus] = {}
-        self._in_engine: dict[int, float] = {}  # batch number -> monotonic seconds of its start
-        self._batches = 0
+        self._in_hand: dict[int, tuple[str, float]] = {}  # number -> what, monotonic seconds of its start
+        self._taken = 0
 
     def warm(self) -> None:
         """The engine is warm and everything behind it runs."""
@@ -79,16 +80,18 @@ class Status:
             self._sources[name] = SourceStatus(state, self._clock(), reason, reopened)
         return True
 
-    def engine_takes(self) -> int:
-        """A batch goes into the engine; the number is for `engine_returns`."""
+    @contextmanager
+    def at_work(self, what: str) -> Iterator[None]:
+        """While something is in hand that could hang: "a batch", "a picture"."""
         with self._lock:
-            self._batches += 1
-            self._in_engine[self._batches] = self._monotonic()
-            return self._batches
-
-    def engine_returns(self, batch: int) -> None:
-        with self._lock:
-            del self._in_engine[batch]
+            self._taken += 1
+            number = self._taken
+            self._in_hand[number] = (what, self._monotonic())
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._in_hand[number]
 
     def sources(self) -> dict[str, SourceStatus]:
         with self._lock:
@@ -110,7 +113,6 @@ class Status:
     def unhealthy_because(self) -> list[str]:
         """Why this process should be restarted; empty = healthy."""
         with self._lock:
-            longest = max((self._monotonic() - start for start in self._in_engine.values()), default=0.0)
-        if longest > self._stall_after:
-            return [f"a batch has been in the engine for {longest:.0f} s"]
-        return []
+            now = self._monotonic()
+            ages = [(now - started, what) for what, started in self._in_hand.values()]
+        return [f"{what} has been in hand for {age:.0f} s" for age, what in sorted(ages) if age > self._stall_after]

@@ -1,111 +1,131 @@
-"""Connections to Redis, and the one rule for their failures: any error on a call of ours means Redis is away.
+"""Clients of Redis, made from the settings: one server, a socket, the primary that Sentinels name, or a cluster.
 
 redis-py's own retries are off: it would send a command again that the server may have run already. Who calls decides.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Final, TypeAlias
-from urllib.parse import urlsplit
+import ssl
+from typing import Any, TypeAlias
 
 import redis
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.cluster import ClusterNode
 from redis.retry import Retry
+from redis.sentinel import Sentinel, SentinelConnectionPool
 
-from config.settings import QueueSettings, RedisSettings, ResultsSettings
-from worker.errors import ConfigError, RedisUnavailable
-from worker.redaction import redact
+from config.settings import RedisSettings, ResultsSettings
+from worker.broker.cluster import Cluster
+from worker.broker.credentials import credentials
+from worker.broker.failures import calls
+from worker.broker.location import Location, address, location
+from worker.errors import ConfigError
 
-OLDEST_SERVER: Final = (7, 0)
+__all__ = ["Client", "address", "channel", "connect", "latest_key"]
 
-# A redis.Redis. Its type hints give each reply as whatever any client might get (bytes, str, None, awaitables); ours
-# get bytes, and a cast at every call would say less than this line.
+# A redis.Redis or a Cluster. Their type hints give each reply as whatever any client might get (bytes, str, None,
+# awaitables); ours get bytes, and a cast at every call would say less than this line.
 Client: TypeAlias = Any
 
 
 def connect(settings: RedisSettings) -> Client:
-    """A client that has not connected yet; bytes in, bytes out. Raises ConfigError for a URL that is none."""
-    if settings.url is None:
-        raise ConfigError(
-            "redis.url is not set: say where Redis is, for example COATSTREAM_REDIS__URL=redis://localhost:6379/0"
-        )
+    """A client that has not connected yet; bytes in, bytes out.
+
+    Only that of a cluster has connected: it asks for the slots. Raises ConfigError, and RedisUnavailable then.
+    """
+    place = location(settings)
+    options = _options(settings, place)
+    host, port = place.hosts[0] if place.hosts else ("", 0)
+    match place.kind:
+        case "server":
+            return redis.Redis(host, port, place.db, **options, **_retry())
+        case "socket":
+            return redis.Redis(unix_socket_path=place.path, db=place.db, **options, **_retry())
+        case "sentinel":
+            return _primary(settings, place, options | _retry())
+        case "cluster":
+            with calls(f"cannot reach the cluster at {place}"):
+                return Cluster(startup_nodes=[ClusterNode(*node) for node in place.hosts], **options, **_retry())
+
+
+def _primary(settings: RedisSettings, place: Location, options: dict[str, Any]) -> Client:
+    """A client whose every new connection asks the Sentinels where the primary is."""
+    secret = settings.sentinel_password
+    own = {"username": settings.sentinel_username, "password": secret.get_secret_value() if secret else None}
+    shared = {name: value for name, value in options.items() if name not in {*own, "credential_provider"}}
+    sentinels = Sentinel(place.hosts, sentinel_kwargs=shared | own)
+    return sentinels.master_for(place.service, connection_pool_class=_SentinelPool, db=place.db, **options)
+
+
+class _SentinelPool(SentinelConnectionPool):
+    """Closes its connections to the Sentinels too."""
+
+    def disconnect(self, inuse_connections: bool = True) -> None:
+        super().disconnect(inuse_connections)
+        if inuse_connections:
+            self.sentinel_manager.close()
+
+
+def _options(settings: RedisSettings, place: Location) -> dict[str, Any]:
     options: dict[str, Any] = {
         "decode_responses": False,  # pictures are not text
         "protocol": 2,  # one reply shape on every server version
-        "retry": Retry(NoBackoff(), 0),
         "socket_timeout": settings.socket_timeout,
-        "health_check_interval": 0,
+        "client_name": place.client_name,
     }
-    url = settings.url.get_secret_value()
-    if not url.startswith("unix://"):
+    if place.kind != "socket":
         options |= {"socket_connect_timeout": settings.connect_timeout, "socket_keepalive": True}
-    if settings.username is not None:
-        options["username"] = settings.username
-    if settings.password is not None:
-        options["password"] = settings.password.get_secret_value()
-    try:
-        return redis.Redis.from_url(url, **options)
-    except ValueError:  # its text may quote the password
-        raise ConfigError(
-            "redis.url cannot be read: it must look like redis://user:password@host:6379/0, special characters in user "
-            "and password percent-encoded (or give them as redis.username and redis.password)"
-        ) from None
+    return options | credentials(settings, place) | _tls(settings, place)
 
 
-@contextmanager
-def calls(what: str) -> Iterator[None]:
-    """Turns whatever Redis or the network says during a call into RedisUnavailable: one line, no credentials."""
-    try:
-        yield
-    except (RedisError, OSError) as error:
-        raise RedisUnavailable(f"{what}: {describe(error)}") from error
+def _retry() -> dict[str, Any]:
+    return {"retry": Retry(NoBackoff(), 0)}
 
 
-def describe(error: Exception) -> str:
-    """What went wrong, in one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return redact(text)[:300]
-
-
-def address(settings: RedisSettings) -> str:
-    """Where Redis is, as it may be shown: put together from the parts that hold no secret."""
-    url = urlsplit(settings.url.get_secret_value() if settings.url else "")
-    try:
-        place = url.path if url.scheme == "unix" else f"{url.hostname or 'localhost'}:{url.port or 6379}{url.path}"
-    except ValueError:  # a port that is none: a piece of a password, perhaps
-        return f"{url.scheme}://(unreadable)"
-    return f"{url.scheme}://{place}"
-
-
-def check_server(client: Client, settings: RedisSettings) -> str:
-    """The server's name and version, if it can serve us. Raises RedisUnavailable or ConfigError (too old)."""
-    with calls(f"cannot reach Redis at {address(settings)}"):
-        info = client.info("server")
-        client.ping()
-    name = "Valkey" if "valkey_version" in info else "Redis"
-    version = str(info.get("valkey_version") or info.get("redis_version", "0"))
-    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < OLDEST_SERVER:
-        raise ConfigError(f"{name} {version} at {address(settings)} is too old: 7.0 or newer is needed")
-    return f"{name} {version}"
-
-
-def check_keys(client: Client, queue: QueueSettings, results: ResultsSettings) -> None:
-    """Raises ConfigError if one of our keys holds something else: settling would fail half-way."""
-    expected = {
-        queue.stream: b"stream",
-        queue.dead_stream: b"stream",
-        results.stream: b"stream",
-        latest_key(results): b"hash",
-    }
-    for key, kind in expected.items():
-        with calls("cannot read the types of our keys"):
-            found = client.type(key)
-        if found not in (kind, b"none"):
+def _tls(settings: RedisSettings, place: Location) -> dict[str, Any]:
+    """Verification of the certificate and of the host's name cannot be switched off. Raises ConfigError."""
+    files = {"tls_ca": settings.tls_ca, "tls_cert": settings.tls_cert, "tls_key": settings.tls_key}
+    given = {name: path for name, path in files.items() if path is not None}
+    if not place.tls:
+        if given:
             raise ConfigError(
-                f"the key {key} holds a {found.decode()}, not a {kind.decode()}: "
-                "rename it, or give coatstream another name for it (queue.stream, queue.dead_stream, results.stream)"
+                f"redis.{next(iter(given))} is set, but redis.url begins with {place.scheme}://: TLS needs "
+                f"{place.scheme.replace('redis', 'rediss', 1)}://"
+                if place.kind != "socket"
+                else f"redis.{next(iter(given))} is set, but a Unix socket has no TLS: take it away"
             )
+        return {}
+    for name, path in given.items():
+        if not path.is_file():
+            raise ConfigError(f"redis.{name}: there is no file {path}")
+    _load(settings)
+    return {
+        "ssl": True,
+        "ssl_cert_reqs": "required",
+        "ssl_check_hostname": True,
+        "ssl_ca_certs": str(settings.tls_ca) if settings.tls_ca else None,
+        "ssl_certfile": str(settings.tls_cert) if settings.tls_cert else None,
+        "ssl_keyfile": str(settings.tls_key) if settings.tls_key else None,
+        "ssl_password": "",  # an encrypted key is an error, not a question on the terminal
+    }
+
+
+def _load(settings: RedisSettings) -> None:
+    """Read the files once as each connection will. Raises ConfigError."""
+    context = ssl.create_default_context()
+    if settings.tls_ca:
+        try:
+            context.load_verify_locations(settings.tls_ca)
+        except (ssl.SSLError, OSError):
+            raise ConfigError(f"redis.tls_ca: {settings.tls_ca} holds no certificates in PEM form") from None
+    if settings.tls_key and not settings.tls_cert:
+        raise ConfigError("redis.tls_key is set without redis.tls_cert: a key is of no use without its certificate")
+    if settings.tls_cert:
+        try:
+            context.load_cert_chain(settings.tls_cert, settings.tls_key, password="")
+        except (ssl.SSLError, OSError):
+            raise ConfigError(
+                f"redis.tls_cert: {settings.tls_cert} and redis.tls_key are no certificate with its own key, "
+                "both in PEM form and not encrypted"
+            ) from None
 
 
 def latest_key(results: ResultsSettings) -> str:

@@ -1,17 +1,19 @@
 """Dead letters: reading them without their pictures, putting them back, deleting them. Retries nothing."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 
-from config.settings import QueueSettings
-from worker.broker.connection import Client, calls
+from worker.broker.connection import Client
+from worker.broker.failures import calls
+from worker.broker.queues import Queue
 from worker.broker.scripts import Script
 
 PAGE: Final = 16  # letters of one call: a script holds up the server while it runs
 LONGEST_TEXT: Final = 4096  # bytes of a value that is read in full
+MOST_TEXT: Final = 65_536  # bytes of such values of one letter
 _NOT_TEXT: Final = frozenset({"image", "pixels"})
 _APPENDED: Final = (
     "reason",
@@ -20,24 +22,28 @@ _APPENDED: Final = (
     "entry_id",
     "died_at",
     "worker",
-)  # by settle.lua, last and in order
+)  # by accounts.lua, last and in order
 _ID: Final = re.compile(r"(\d{1,20})-(\d{1,20})", re.ASCII)
 
 _LETTERS = Script("letters")
-_REPLAY = Script("replay")
+_HELD = Script("held")
+_REPLAY = Script("replay", after=("accounts",))
+_DISCARD = Script("discard", after=("accounts",))
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
     """A frame that could not be labelled, and why. What was no text is replaced by U+FFFD, what is missing is empty.
 
+    stream       the frames stream that the frame came from, and that `replay` puts it back into
     letter       the entry in the stream of dead letters: what `get`, `replay` and `drop` take
     entry_id     the frame's former entry in the frames stream
     died_at      Unix seconds, or None where that cannot be read
-    texts        the frame's own fields that are short text
+    texts        the frame's own fields that are short text, up to MOST_TEXT bytes of them
     sizes        bytes of each of the others, pictures among them
     """
 
+    stream: str
     letter: str
     reason: str
     error: str
@@ -47,6 +53,14 @@ class DeadLetter:
     worker: str
     texts: Mapping[str, str] = field(repr=False)
     sizes: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A letter's picture as its producer sent it. `raw` says how raw pixels lie, and is empty for an encoded one."""
+
+    data: bytes = field(repr=False)
+    raw: str
 
 
 class Replayed(Enum):
@@ -60,10 +74,9 @@ class Replayed(Enum):
 class DeadLetters:
     """The dead letters of one queue. Every method raises RedisUnavailable."""
 
-    def __init__(self, client: Client, settings: QueueSettings) -> None:
+    def __init__(self, client: Client, queue: Queue) -> None:
+        self.queue = queue
         self._client = client
-        self._stream = settings.dead_stream
-        self._frames = settings.stream
 
     def all(self) -> Iterator[DeadLetter]:
         """Those that are there now, oldest first. Letters may come and go meanwhile."""
@@ -82,34 +95,58 @@ class DeadLetters:
         _, found = self._read(letter, letter, 1)
         return found[0] if found else None
 
+    def holds(self, letters: Sequence[str]) -> list[bool]:
+        """Which of them are there."""
+
+        def look(page: Sequence[str]) -> bytes:
+            with calls("dead letters cannot be read", self._client):
+                return bytes(_HELD(self._client, keys=[self.queue.dead], args=page))
+
+        return [digit == "1" for digit in _digits(letters, look)]
+
+    def picture(self, letter: str) -> Picture | None:
+        """The one picture that does travel; None where the letter is gone or has none."""
+        if not _is_id(letter):
+            return None
+        with calls("the dead letter cannot be read", self._client):
+            found = self._client.xrange(self.queue.dead, letter, letter)
+        return _picture(found[0][1]) if found else None
+
     def replay(self, letters: Sequence[str]) -> list[Replayed]:
         """Move each back to the frames stream, with its own fields, as a new entry: once, whoever tries."""
-        known = [letter for letter in letters if _is_id(letter)]
-        digits = bytearray()
-        for page in _pages(known):
-            with calls("dead letters cannot be put back"):
-                digits += _REPLAY(self._client, keys=[self._stream, self._frames], args=page)
-        replies = iter(digits.decode())
-        return [Replayed(next(replies)) if _is_id(letter) else Replayed.ABSENT for letter in letters]
+        keys = [self.queue.dead, self.queue.stream, self.queue.books]
+
+        def replay(page: Sequence[str]) -> bytes:
+            with calls("dead letters cannot be put back", self._client):
+                return bytes(_REPLAY(self._client, keys=keys, args=page))
+
+        return [Replayed(digit) for digit in _digits(letters, replay)]
 
     def drop(self, letters: Sequence[str]) -> list[bool]:
         """Delete each; False where there is none of that id."""
-        with calls("dead letters cannot be deleted"):
-            pipe = self._client.pipeline(transaction=False)
-            for letter in letters:
-                if _is_id(letter):
-                    pipe.xdel(self._stream, letter)
-            deleted = iter(pipe.execute())
-        return [bool(next(deleted)) if _is_id(letter) else False for letter in letters]
+
+        def discard(page: Sequence[str]) -> bytes:
+            with calls("dead letters cannot be deleted", self._client):
+                return bytes(_DISCARD(self._client, keys=[self.queue.dead, self.queue.books], args=page))
+
+        return [digit == "1" for digit in _digits(letters, discard)]
 
     def _read(self, start: str, end: str, count: int) -> tuple[str, list[DeadLetter]]:
         """The id of the last letter from `start` to `end`, and the first `count` of them."""
-        with calls("dead letters cannot be read"):
-            reply = _LETTERS(self._client, keys=[self._stream], args=[start, end, count, LONGEST_TEXT])
+        with calls("dead letters cannot be read", self._client):
+            reply = _LETTERS(self._client, keys=[self.queue.dead], args=[start, end, count, LONGEST_TEXT, MOST_TEXT])
         if not reply:
             return end, []
         last, found = reply
-        return last.decode(), [_letter(letter.decode(), fields) for letter, fields in found]
+        return last.decode(), [parse_letter(self.queue.stream, letter.decode(), fields) for letter, fields in found]
+
+
+def _digits(letters: Sequence[str], call: Callable[[Sequence[str]], bytes]) -> list[str]:
+    """The script's digit for each letter, "0" for what is no id. `call` gets a page of ids at a time."""
+    known = [letter for letter in letters if _is_id(letter)]
+    digits = "".join(call(known[first : first + PAGE]).decode() for first in range(0, len(known), PAGE))
+    replies = iter(digits)
+    return [next(replies) if _is_id(letter) else "0" for letter in letters]
 
 
 def _is_id(text: str) -> bool:
@@ -118,12 +155,8 @@ def _is_id(text: str) -> bool:
     return match is not None and all(int(number) < 2**64 for number in match.groups())
 
 
-def _pages(letters: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (letters[first : first + PAGE] for first in range(0, len(letters), PAGE))
-
-
-def _letter(letter: str, flat: list[Any]) -> DeadLetter:
-    """From letters.lua's triples of name, size and value."""
+def parse_letter(stream: str, letter: str, flat: Sequence[Any]) -> DeadLetter:
+    """From letters.lua's triples of name, size and value; a value that was left out is empty."""
     fields = [(_text(flat[at]), flat[at + 1], flat[at + 2]) for at in range(0, len(flat), 3)]
     told = fields[-len(_APPENDED) :]
     if tuple(name for name, _, _ in told) != _APPENDED:  # somebody else wrote this entry
@@ -131,6 +164,7 @@ def _letter(letter: str, flat: list[Any]) -> DeadLetter:
     own = fields[: len(fields) - len(told)]
     why = {name: _text(value) for name, _, value in told}
     return DeadLetter(
+        stream=stream,
         letter=letter,
         reason=why.get("reason", ""),
         error=why.get("error", ""),
@@ -138,13 +172,23 @@ def _letter(letter: str, flat: list[Any]) -> DeadLetter:
         entry_id=why.get("entry_id", ""),
         died_at=_moment(why.get("died_at", "")),
         worker=why.get("worker", ""),
-        texts={name: _text(value) for name, size, value in own if _is_text(name, size)},
-        sizes={name: size for name, size, _ in own if not _is_text(name, size)},
+        texts={name: _text(value) for name, size, value in own if _is_text(name, size, value)},
+        sizes={name: size for name, size, value in own if not _is_text(name, size, value)},
     )
 
 
-def _is_text(name: str, size: int) -> bool:
-    return name not in _NOT_TEXT and size <= LONGEST_TEXT
+def _is_text(name: str, size: int, value: bytes) -> bool:
+    return name not in _NOT_TEXT and size == len(value)
+
+
+def _picture(fields: Mapping[bytes, bytes]) -> Picture | None:
+    if b"image" in fields:
+        return Picture(fields[b"image"], "")
+    if b"pixels" not in fields:
+        return None
+    told = {"width": b"?", "height": b"?", "format": b"bgr24"}
+    told |= {name: fields[name.encode()][:40] for name in told if name.encode() in fields}
+    return Picture(fields[b"pixels"], ", ".join(f"{name} {_text(value)}" for name, value in told.items()))
 
 
 def _text(data: bytes) -> str:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Final
 
-from worker.broker.connection import Client, calls
+from worker.broker.connection import Client
+from worker.broker.failures import calls
 
 READ_COUNT: Final = 256  # labels of one reply: some 300 kB
 LATEST_MOMENT: Final = 10_000_000_000.0  # Unix seconds: the year 2286
@@ -42,7 +43,7 @@ class LabelReader:
     def start(self) -> None:
         """Fix where reading begins, unless that is known. Raises RedisUnavailable."""
         if self._after is None:
-            with calls("labels cannot be read"):
+            with calls("labels cannot be read", self._client):
                 newest = self._client.xrevrange(self._stream, count=1)
             self._after = newest[0][0].decode() if newest else "0-0"
 
@@ -52,7 +53,7 @@ class LabelReader:
         Entries that coatstream did not write are passed over.
         """
         self.start()
-        with calls("labels cannot be read"):
+        with calls("labels cannot be read", self._client):
             reply = self._client.xread({self._stream: self._after or "0-0"}, count=READ_COUNT, block=self._block)
         entries = reply[0][1] if reply else []
         if entries:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Final
 
-from worker.broker.connection import Client, calls
+from worker.broker.connection import Client
+from worker.broker.failures import calls
 from worker.broker.settler import unix_seconds
 
 MAX_ENTRIES: Final = 64  # of one pipeline

@@ -11,10 +11,11 @@ from itertools import count
 
 from worker.backoff import Backoff
 from worker.broker.settler import Settlement, Settler
-from worker.errors import RedisUnavailable
+from worker.errors import SLOW_RETRY, RedisRefuses, RedisUnavailable
 from worker.outcomes import Outcome
 
 RETRY = Backoff(first=0.05, longest=2.0)
+REFUSALS = 3  # in a row; fewer may be rights that are just being reloaded
 
 
 class Publisher:
@@ -27,7 +28,7 @@ class Publisher:
         self,
         settler: Settler,
         *,
-        on_trouble: Callable[[RedisUnavailable], None],
+        on_trouble: Callable[[RedisUnavailable | RedisRefuses], None],
         on_success: Callable[[], None],
         clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
@@ -40,19 +41,28 @@ class Publisher:
         self._given_up = threading.Event()
 
     def publish(self, outcomes: Sequence[Outcome]) -> tuple[Settlement, float]:
-        """Settle the batch; also when (Unix seconds), as its documents say. Raises RedisUnavailable after `give_up`."""
+        """Settle the batch; also when (Unix seconds), as its documents say.
+
+        Raises RedisUnavailable after `give_up`, and RedisRefuses where Redis refuses again and again.
+        """
+        refusals = 0
         for attempt in count():
             now = self._clock()
             try:
                 settlement = self._settler.settle(outcomes, now=now)
-            except RedisUnavailable as trouble:
+            except (RedisUnavailable, RedisRefuses) as trouble:
                 self._on_trouble(trouble)
-                if self._given_up.wait(RETRY.delay(attempt, self._rng)):
+                refusals = refusals + 1 if isinstance(trouble, RedisRefuses) else 0
+                if refusals == REFUSALS or self._given_up.wait(self._delay(attempt, trouble)):
                     raise
             else:
                 self._on_success()
                 return settlement, now
         raise AssertionError("unreachable")
+
+    def _delay(self, attempt: int, trouble: RedisUnavailable | RedisRefuses) -> float:
+        delay = RETRY.delay(attempt, self._rng)
+        return max(delay, SLOW_RETRY) if isinstance(trouble, RedisRefuses) or trouble.slow else delay
 
     def give_up(self) -> None:
         """The drain's time is over: end the present wait. What is unsettled stays in the queue."""

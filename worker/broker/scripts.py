@@ -11,10 +11,11 @@ from worker.broker.connection import Client
 
 
 class Script:
-    """One .lua file of this package."""
+    """One .lua file of this package; `after` are files that are put in front of it."""
 
-    def __init__(self, name: str) -> None:
-        self.source = (files("worker.broker") / f"{name}.lua").read_text("utf-8")
+    def __init__(self, name: str, *, after: Sequence[str] = ()) -> None:
+        folder = files("worker.broker")
+        self.source = "\n".join((folder / f"{part}.lua").read_text("utf-8") for part in (*after, name))
         self._sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     def __call__(self, client: Client, *, keys: Sequence[str], args: Sequence[str | bytes | int | float]) -> Any:

@@ -1,4 +1,4 @@
-"""Gives frames their outcome on the server: publish, drop or bury, a whole batch in one round trip.
+"""Gives frames their outcome on the server: publish, drop or bury, a whole batch in one round trip per queue.
 
 Knows nothing of threads, retries or metrics; a call that failed may be made again as it is.
 """
@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from config.settings import QueueSettings, ResultsSettings
-from worker.broker.connection import Client, calls, latest_key
+from worker.broker.connection import Client
 from worker.broker.documents import encode
+from worker.broker.failures import calls
+from worker.broker.queues import Queue
 from worker.broker.scripts import Script
 from worker.engine import ModelInfo
 from worker.frames import Prediction, Receipt
@@ -16,7 +18,9 @@ from worker.outcomes import Buried, Dropped, Outcome, Published
 
 MEMO_LIFE = 3600.0  # seconds that the server remembers a worker's last call; far longer than any retry
 
-_SETTLE = Script("settle")
+_SETTLE = Script("settle", after=("accounts",))
+
+_Arguments = list[str | bytes | int | float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,90 +29,144 @@ class Settlement:
 
     done              per outcome: False where somebody else had settled that entry before
     sources_left_out  labels that found the hash of newest labels full
+    letters_dropped   dead letters that had to go for newer ones
     """
 
     done: tuple[bool, ...]
-    sources_left_out: int
+    sources_left_out: int = 0
+    letters_dropped: int = 0
 
 
-class Settler:
-    """One caller's way to settle frames; used from one thread. Two callers of one process need two names."""
+class QueueSettler:
+    """One caller's way to settle frames of one queue; used from one thread."""
 
     def __init__(
         self,
         client: Client,
-        queue: QueueSettings,
-        results: ResultsSettings,
+        queue: Queue,
         *,
+        limits: QueueSettings,
+        results: ResultsSettings,
         model: ModelInfo,
         worker: str,
         name: str,
     ) -> None:
         self._client = client
         self._queue = queue
+        self._limits = limits
         self._results = results
         self._model = model
         self._worker = worker
-        self._memo = f"{results.stream}:settled:{worker}:{name}"
+        self._memo = queue.memo(worker, name)
         self._number = 0
-        self._last: Sequence[Outcome] | None = None  # what the present number stands for
+
+    def begin(self) -> None:
+        """What is settled from now on is another batch, and no repetition of the last one."""
+        self._number += 1
 
     def settle(self, outcomes: Sequence[Outcome], *, now: float) -> Settlement:
-        """All of them, atomically. Raises RedisUnavailable: then nobody knows, and calling again with the same object
-        is safe: it has its effect once. `now` (Unix seconds) becomes `published_at` and `died_at`.
-        """
-        if outcomes is not self._last:
-            self._number, self._last = self._number + 1, outcomes
-        told = [isinstance(outcome, Published) or outcome.receipt is not None for outcome in outcomes]
-        if not any(told):
-            return Settlement((True,) * len(outcomes), 0)
-        arguments = self._arguments([outcome for outcome, tell in zip(outcomes, told, strict=True) if tell], now)
-        with calls("labels could not be published"):
-            digits, left_out = _SETTLE(self._client, keys=self._keys(), args=arguments)
-        replies = iter(digits)
-        return Settlement(tuple(next(replies) == ord("1") if tell else True for tell in told), int(left_out))
+        """All of them, atomically. Raises RedisUnavailable: then nobody knows, and a repetition has its effect once."""
+        arguments = self._header(now)
+        for outcome in outcomes:
+            arguments += self._block(outcome, now)
+        with calls("labels could not be published", self._client):
+            digits, left_out, letters = _SETTLE(self._client, keys=self._keys(), args=arguments)
+        return Settlement(tuple(digit == ord("1") for digit in digits), int(left_out), int(letters))
 
     def _keys(self) -> list[str]:
-        queue, results = self._queue, self._results
-        return [queue.stream, results.stream, latest_key(results), queue.dead_stream, self._memo]
+        queue = self._queue
+        return [queue.stream, queue.labels, queue.latest, queue.dead, self._memo, queue.books, queue.sources]
 
-    def _arguments(self, outcomes: Sequence[Outcome], now: float) -> list[str | bytes | int | float]:
-        arguments: list[str | bytes | int | float] = [
+    def _header(self, now: float) -> _Arguments:
+        return [
             self._queue.group,
             self._results.max_length,
             self._results.latest_max_sources,
-            self._queue.dead_max_length,
+            self._limits.dead_max_length,
+            self._limits.dead_max_bytes,
             f"{self._results.stream}:",
             self._number,
             int(MEMO_LIFE * 1000),
+            unix_seconds(now),
+            self._worker,
         ]
-        for outcome in outcomes:
-            arguments += self._block(outcome, now)
-        return arguments
 
-    def _block(self, outcome: Outcome, now: float) -> list[str | bytes | int | float]:
+    def _block(self, outcome: Outcome, now: float) -> _Arguments:
         match outcome:
             case Published(prediction=prediction):
                 return ["publish", *self._label(prediction, now)]
-            case Dropped(receipt=Receipt(entry_id=entry_id)):
-                return ["drop", entry_id]
-            case Buried(receipt=Receipt(entry_id=entry_id), reason=reason, error=error):
-                return ["bury", entry_id, reason, error, unix_seconds(now), self._worker]
+            case Dropped(source=source, receipt=Receipt(entry_id=entry_id, admitted=admitted)):
+                return ["drop", entry_id, admitted, source]
+            case Buried(source=source, receipt=Receipt(entry_id=entry_id, admitted=admitted)):
+                return ["bury", entry_id, admitted, source, outcome.reason, outcome.error]
         raise AssertionError(outcome)  # a receipt was asked for before
 
-    def _label(self, prediction: Prediction, now: float) -> list[str]:
-        best = prediction.labels[0]
-        text = encode(prediction, model=self._model, worker=self._worker, published_at=now)
+    def _label(self, prediction: Prediction, now: float) -> _Arguments:
+        best, receipt = prediction.labels[0], prediction.receipt
         return [
-            prediction.receipt.entry_id if prediction.receipt else "",
-            prediction.frame_id,
+            receipt.entry_id if receipt else "",
+            receipt.admitted if receipt else 0,
             prediction.source,
+            prediction.frame_id,
             unix_seconds(prediction.captured_at),
-            unix_seconds(now),
             best.label.name,
             f"{best.score:.6f}",
-            text,
+            encode(prediction, model=self._model, worker=self._worker, published_at=now),
         ]
+
+
+class Settler:
+    """One caller's way to settle frames of all queues; used from one thread. Two callers of one process need two names.
+
+    Labels of frames that came from no queue go to the first queue's labels.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        queues: Sequence[Queue],
+        *,
+        limits: QueueSettings,
+        results: ResultsSettings,
+        model: ModelInfo,
+        worker: str,
+        name: str,
+    ) -> None:
+        self._queues = {
+            queue.stream: QueueSettler(
+                client, queue, limits=limits, results=results, model=model, worker=worker, name=name
+            )
+            for queue in queues
+        }
+        self._first = queues[0].stream
+        self._last: Sequence[Outcome] | None = None  # what the present numbers stand for
+
+    def settle(self, outcomes: Sequence[Outcome], *, now: float) -> Settlement:
+        """All of them, each queue's atomically. Raises RedisUnavailable: then nobody knows, and calling again with the
+        same object is safe: it has its effect once. `now` (Unix seconds) becomes `published_at` and `died_at`.
+        """
+        if outcomes is not self._last:
+            self._last = outcomes
+            for settler in self._queues.values():
+                settler.begin()
+        done = [True] * len(outcomes)  # what needs no settling, only counting
+        left_out = letters = 0
+        for stream, places in self._by_queue(outcomes).items():
+            settlement = self._queues[stream].settle([outcomes[place] for place in places], now=now)
+            for place, settled in zip(places, settlement.done, strict=True):
+                done[place] = settled
+            left_out += settlement.sources_left_out
+            letters += settlement.letters_dropped
+        return Settlement(tuple(done), left_out, letters)
+
+    def _by_queue(self, outcomes: Sequence[Outcome]) -> dict[str, list[int]]:
+        """Places of those outcomes that the server must hear of."""
+        places: dict[str, list[int]] = {}
+        for place, outcome in enumerate(outcomes):
+            if isinstance(outcome, Published) or outcome.receipt is not None:
+                stream = outcome.receipt.stream if outcome.receipt else self._first
+                places.setdefault(stream, []).append(place)
+        return places
 
 
 def unix_seconds(moment: float) -> str:

@@ -28,8 +28,10 @@ from pydantic import SecretStr
 
 from config.settings import CameraSettings, LogSettings, QueueSettings, SettingsTree
 from worker import logs
-from worker.broker.connection import Client, calls, check_server, connect
+from worker.broker.connection import Client, connect
 from worker.broker.embedded import embedded_server
+from worker.broker.failures import calls
+from worker.broker.preflight import check_server
 from worker.commands.measuring import Report, figure, interleave, machine, ratio
 from worker.commands.run import work
 from worker.cores import usable_cores

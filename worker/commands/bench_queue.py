@@ -10,9 +10,12 @@ from typing import Any, Final
 from pydantic import SecretStr
 
 from config.settings import QueueSettings, RedisSettings, ResultsSettings, SettingsTree
-from worker.broker.connection import Client, calls, check_server, connect
+from worker.broker.connection import Client, connect
 from worker.broker.documents import document
 from worker.broker.embedded import embedded_server
+from worker.broker.failures import calls
+from worker.broker.preflight import check_server
+from worker.broker.queues import queues_of
 from worker.broker.settler import Settler, unix_seconds
 from worker.commands.measuring import Report, Run, figure, interleave, machine, ratio
 from worker.engine import ModelInfo

@@ -13,7 +13,8 @@ from rich.table import Table
 
 from config.errors import SettingsError
 from config.settings import CameraSettings, SettingsTree
-from worker.broker.connection import address, check_keys, check_server, connect
+from worker.broker.connection import address, connect
+from worker.broker.preflight import check_keys, check_server
 from worker.engine import load_engine
 from worker.errors import CoatstreamError, SourceLost
 from worker.redaction import redact

@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from config.settings import SettingsTree
-from worker.broker.connection import check_keys, check_server, connect
+from worker.broker.connection import connect
 from worker.broker.dead_letters import DeadLetter, DeadLetters, Replayed
+from worker.broker.preflight import check_keys, check_server
 from worker.commands.terminal import shown
 from worker.errors import ConfigError
 

@@ -16,8 +16,9 @@ from pydantic import SecretStr
 
 from config.settings import BatchSettings, CameraSettings, ModelSettings, SettingsTree
 from worker import logs
-from worker.broker.connection import Client, calls, connect
+from worker.broker.connection import Client, connect
 from worker.broker.embedded import embedded_server
+from worker.broker.failures import calls
 from worker.broker.labels import LabelReader
 from worker.commands.demo_view import DemoView, make_screen, summary
 from worker.commands.run import work

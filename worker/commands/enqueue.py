@@ -18,7 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from config.settings import CameraSettings, SettingsTree
-from worker.broker.connection import check_keys, check_server, connect
+from worker.broker.connection import connect
+from worker.broker.preflight import check_keys, check_server
 from worker.broker.producer import Picture, Producer
 from worker.commands.terminal import shown
 from worker.errors import BadFrame, CoatstreamError, ConfigError, DeadReason, SourceLost

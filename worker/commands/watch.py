@@ -12,8 +12,9 @@ from rich.text import Text
 
 from config.settings import SettingsTree
 from worker.backoff import Backoff
-from worker.broker.connection import check_keys, check_server, connect
+from worker.broker.connection import connect
 from worker.broker.labels import LabelReader, PublishedLabel
+from worker.broker.preflight import check_keys, check_server
 from worker.commands.terminal import shown, shown_json
 from worker.errors import RedisUnavailable
 

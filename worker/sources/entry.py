@@ -18,6 +18,7 @@ LATEST_MOMENT: Final = 10_000_000_000.0  # Unix seconds: the year 2286; what is 
 PixelFormat = Literal["bgr24", "rgb24", "gray8"]
 _DECIMAL = re.compile(rb"\d{1,12}(\.\d{0,20})?")
 _COUNT = re.compile(rb"\d{1,6}")
+_BYTES = re.compile(rb"\d{1,12}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,20 @@ def parse(entry_id: str, fields: Mapping[bytes, bytes]) -> Entry:
 def source_of(fields: Mapping[bytes, bytes]) -> str:
     """Who saw the frame. Raises BadFrame where that is no text or too long."""
     return _text(fields, b"source", MAX_SOURCE) or DEFAULT_SOURCE
+
+
+def source_or_default(fields: Mapping[bytes, bytes]) -> str:
+    """The account that a bad entry is booked on: its own name if that much can be read."""
+    try:
+        return source_of(fields)
+    except BadFrame:
+        return DEFAULT_SOURCE
+
+
+def admitted_of(fields: Mapping[bytes, bytes]) -> int:
+    """The entry's bytes as admission counted them; 0 where no producer of ours admitted it."""
+    text = fields.get(b"admitted", b"")
+    return int(text) if _BYTES.fullmatch(text) else 0
 
 
 def milliseconds_of(entry_id: str) -> int:

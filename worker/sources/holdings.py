@@ -1,32 +1,106 @@
 """The queue entries that this process has read and not yet settled: its leases.
 
-The reader adds, whoever settles removes, the sweep looks for what the server says is ours and nobody here knows.
-Called from any thread.
+The reader adds, the pump begins, whoever settles removes, the heartbeat renews, a drain hands back what nobody has
+begun. Also the one place where readers agree that a suspect must travel alone. Called from any thread.
 """
 
 import threading
 from collections.abc import Iterable
 
+from worker.frames import Receipt
+
 
 class Holdings:
-    """A set of entry ids."""
+    """Entry ids per stream, each waiting or begun."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._entries: set[str] = set()
+        self._changed = threading.Condition()  # guards all below; notified when something leaves or is begun
+        self._begun: dict[str, dict[str, bool]] = {}  # stream -> entry id -> True once a batch has taken it
+        self._alone: object | None = None  # the reader that lets a suspect travel alone
 
-    def add(self, entry_ids: Iterable[str]) -> None:
-        with self._lock:
-            self._entries.update(entry_ids)
+    def add(self, stream: str, entries: Iterable[str]) -> None:
+        """These were read."""
+        with self._changed:
+            self._begun.setdefault(stream, {}).update(dict.fromkeys(entries, False))
 
-    def remove(self, entry_ids: Iterable[str]) -> None:
-        with self._lock:
-            self._entries.difference_update(entry_ids)
+    def begin(self, receipt: Receipt) -> bool:
+        """A batch takes this entry. False: it is ours no longer, and work on it would be for nothing."""
+        with self._changed:
+            held = self._begun.get(receipt.stream, {})
+            if receipt.entry_id not in held:
+                return False
+            held[receipt.entry_id] = True
+            self._changed.notify_all()
+            return True
 
-    def snapshot(self) -> frozenset[str]:
-        with self._lock:
-            return frozenset(self._entries)
+    def remove(self, stream: str, entries: Iterable[str]) -> None:
+        """These are settled, handed back, or lost to another worker."""
+        with self._changed:
+            held = self._begun.get(stream, {})
+            for entry_id in entries:
+                held.pop(entry_id, None)
+            self._changed.notify_all()
+
+    def settled(self, receipts: Iterable[Receipt | None]) -> None:
+        """As `remove`, for what receipts name."""
+        for receipt in receipts:
+            if receipt is not None:
+                self.remove(receipt.stream, (receipt.entry_id,))
+
+    def entries(self, stream: str) -> frozenset[str]:
+        """All of one stream."""
+        with self._changed:
+            return frozenset(self._begun.get(stream, {}))
+
+    def give_up(self, stream: str) -> list[str]:
+        """Those of one stream that no batch has taken, which from now on none can take."""
+        with self._changed:
+            held = self._begun.get(stream, {})
+            unbegun = [entry_id for entry_id, begun in held.items() if not begun]
+            for entry_id in unbegun:
+                del held[entry_id]
+            self._changed.notify_all()
+            return unbegun
+
+    def waiting(self, streams: Iterable[str]) -> int:
+        """How many of these streams no batch has taken."""
+        with self._changed:
+            return sum(not begun for stream in streams for begun in self._begun.get(stream, {}).values())
+
+    def wait_for_change(self, timeout: float) -> None:
+        """Until something leaves or is begun, at most `timeout` seconds."""
+        with self._changed:
+            self._changed.wait(timeout)
+
+    def wait_until_fewer(self, streams: Iterable[str], limit: int, timeout: float) -> None:
+        """Until fewer than `limit` of these streams wait, at most `timeout` seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.waiting(streams) < limit, timeout)
+
+    def wait_until_empty(self, timeout: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: len(self) == 0, timeout)
 
     def __len__(self) -> int:
-        with self._lock:
-            return len(self._entries)
+        with self._changed:
+            return sum(len(held) for held in self._begun.values())
+
+    # ---- one suspect at a time in the whole process
+
+    def close_to_others(self, reader: object) -> bool:
+        """From now on only this reader may read. False: another one has the turn."""
+        with self._changed:
+            if self._alone is None:
+                self._alone = reader
+            return self._alone is reader
+
+    def open_to_others(self, reader: object) -> None:
+        """The suspects are dealt with, or this reader ends."""
+        with self._changed:
+            if self._alone is reader:
+                self._alone = None
+                self._changed.notify_all()
+
+    def may_read(self, reader: object) -> bool:
+        with self._changed:
+            return self._alone is None or self._alone is reader

@@ -1,164 +1,130 @@
-"""Frames from a Redis stream with a consumer group: read in blocks, decoded in a small pool, handed on in order.
+"""Frames from Redis streams with a consumer group: decoded in a small pool, handed on in order.
 
 What can never be labelled is buried, and what has expired is dropped, here and at once. Everything else is settled by
-whoever publishes its label. An entry that was read is never forgotten: what is in hand when reading fails or stops is
-still handed on, and entries that the server says are ours but nobody here knows (their reply was lost) are swept up.
+whoever publishes its label. An entry that was read is never forgotten: it is handed on, or handed back.
 """
 
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from typing import Any, Final
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
+from typing import Final, TypeVar
 
 import structlog
 
 from config.settings import QueueSettings
-from worker.broker.connection import Client, calls
 from worker.broker.publisher import Publisher
 from worker.cores import usable_cores
-from worker.errors import BadFrame, DeadReason, RedisUnavailable, SourceLost
+from worker.errors import BadFrame, DeadReason, RedisRefuses, RedisUnavailable, SourceLost
 from worker.frames import Frame, Pixels, Receipt
 from worker.image import decode, raw, single_threaded
 from worker.ledger import DropReason, Ledger
 from worker.outcomes import Buried, Dropped, book
-from worker.sources.entry import DEFAULT_SOURCE, Entry, RawPixels, parse, source_of
+from worker.sources.entry import Entry, RawPixels, admitted_of, parse, source_or_default
 from worker.sources.holdings import Holdings
+from worker.sources.reader import TICK, EntryReader, Taken
 
-Fields = dict[bytes, bytes]
 Prepared = Frame | Buried | Dropped
+T = TypeVar("T")
 
-LONGEST_BLOCK: Final = 1.0  # seconds; a server that is asked for longer than the socket time-out looks dead
-SWEEP_EVERY: Final = 5.0  # seconds
-SWEEP_LIMIT: Final = 1000  # entries a sweep
+REFUSALS: Final = 3  # in a row, before Redis is believed: rights may be in the making
 
 
 class QueueSource:
-    """The reader of one frames stream.
+    """The source of one or more queues.
 
+    reader    says which entries come next
     prepare   picture as uint8 [h, w, 3] RGB -> the model's size; called from the decode pool
     undertaker  settles what is not published; its calls come from this source's thread
+    at_work   a context for each picture that is decoded, so that a decoder that hangs is noticed
     observe   told the seconds of each stage
     on_trouble  told of each call to Redis that failed, before the source is lost
     """
 
-    name: Final = "queue"
     live: Final = False
 
     def __init__(
         self,
-        client: Client,
+        reader: EntryReader,
         settings: QueueSettings,
         *,
-        consumer: str,
-        prefetch: int,
-        block: float,
+        name: str,
         prepare: Callable[[Pixels], Pixels],
         undertaker: Publisher,
         holdings: Holdings,
         ledger: Ledger,
+        at_work: Callable[[], AbstractContextManager[None]] = nullcontext,
         observe: Callable[[str, float], None] = lambda stage, seconds: None,
-        on_trouble: Callable[[RedisUnavailable], None] = lambda trouble: None,
+        on_trouble: Callable[[Exception], None] = lambda trouble: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._client = client
+        self.name = name
+        self._reader = reader
         self._settings = settings
-        self._consumer = consumer
-        self._prefetch = prefetch
-        self._block = min(block, LONGEST_BLOCK)
         self._prepare_pixels = prepare
         self._undertaker = undertaker
         self._holdings = holdings
         self._ledger = ledger
+        self._at_work = at_work
         self._observe = observe
-        self._log = structlog.get_logger("queue")
         self._on_trouble = on_trouble
         self._clock = clock
+        self._log = structlog.get_logger("queue")
+        self._refusals = 0  # in a row
 
     def frames(self, stop: threading.Event) -> Generator[Frame, None, None]:
-        """Frames in the stream's order, until `stop`. Raises SourceLost when Redis is away.
+        """Frames until `stop`, in the order in which they were read. Raises SourceLost when Redis is away, after
+        handing on what was read before; RedisRefuses where that would never end.
 
-        What was read before is handed on first; only where even settling was given up (the end of a drain) is it left
-        to the server, which has it still.
+        When it is stopped, what no batch has taken goes back to the server, for other workers.
         """
-        self._join_group()
-        lost: RedisUnavailable | None = None
-        window: deque[Future[Prepared]] = deque()  # read and being decoded, oldest first; at most `prefetch`
+        self._reach(self._reader.join)
+        window: deque[Future[Prepared]] = deque()  # read and being decoded, oldest first; at most the reader's prefetch
         threads = self._settings.decode_threads or usable_cores()
-        with ThreadPoolExecutor(threads, "decode", initializer=single_threaded) as pool:
-            swept_at = float("-inf")
-            while lost is None and not stop.is_set():
-                try:
-                    if time.monotonic() - swept_at >= SWEEP_EVERY:
-                        self._submit(self._orphans(), window, pool)
-                        swept_at = time.monotonic()
-                    self._submit(self._read(window), window, pool)
-                except RedisUnavailable as trouble:
-                    lost = trouble
-                    self._on_trouble(trouble)
-                yield from self._ready(window)
-            if stop.is_set():  # the last chance: a reply that was given up may have been meant for us
-                with suppress(RedisUnavailable):
-                    self._submit(self._orphans(), window, pool)
-            while window:
-                yield from self._ready(window)
-        if lost is not None:
-            raise SourceLost(str(lost)) from lost
-
-    def _join_group(self) -> None:
-        """Create the group where it is missing, from 0: settled entries are deleted, so nothing is done twice.
-
-        Looked for first, since a server at `maxmemory` refuses XGROUP CREATE even for a group that is there.
-        """
-        stream, group = self._settings.stream, self._settings.group
+        pool = ThreadPoolExecutor(threads, "decode", initializer=single_threaded)
         try:
-            with calls("the consumer group cannot be created"):
-                if not self._client.exists(stream) or group not in _names(self._client.xinfo_groups(stream)):
-                    self._client.xgroup_create(stream, group, id="0", mkstream=True)
+            yield from self._read_on(window, pool, stop)
+        except SourceLost:
+            while window and not stop.is_set():
+                yield from self._ready(window, stop)
+            raise
+        finally:
+            if window or stop.is_set():
+                self._reader.hand_back()
+            self._reader.close()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _read_on(
+        self, window: deque[Future[Prepared]], pool: ThreadPoolExecutor, stop: threading.Event
+    ) -> Iterator[Frame]:
+        while not stop.is_set():
+            taken = self._reach(lambda: self._reader.take(wait=not window))
+            window.extend(pool.submit(self._prepare, entry) for entry in taken)
+            yield from self._ready(window, stop)
+
+    def _reach(self, call: Callable[[], T]) -> T:
+        """What `call` says. Raises SourceLost where Redis is away."""
+        try:
+            reply = call()
         except RedisUnavailable as trouble:
-            if "BUSYGROUP" not in str(trouble.__cause__):  # another worker was faster
-                self._on_trouble(trouble)
-                raise SourceLost(str(trouble)) from trouble
+            self._on_trouble(trouble)
+            raise SourceLost(str(trouble)) from trouble
+        except RedisRefuses as trouble:
+            self._on_trouble(trouble)
+            self._refusals += 1
+            if self._refusals >= REFUSALS:
+                raise
+            raise SourceLost(str(trouble)) from trouble
+        self._refusals = 0
+        return reply
 
-    def _read(self, window: deque[Future[Prepared]]) -> list[tuple[bytes, Fields]]:
-        """New entries: wait for them when there is nothing else to do, else fill a window that is half empty."""
-        room = self._prefetch - len(window)
-        if window and room < self._prefetch / 2:
-            return []
-        with calls("frames cannot be read"):
-            reply = self._client.xreadgroup(
-                self._settings.group,
-                self._consumer,
-                {self._settings.stream: ">"},
-                count=room,
-                block=None if window else max(1, int(self._block * 1000)),
-            )
-        return [entry for _stream, entries in reply for entry in entries] if reply else []
-
-    def _orphans(self) -> list[tuple[bytes, Fields]]:
-        """Entries that were delivered to this consumer in a reply that never arrived."""
-        stream, group = self._settings.stream, self._settings.group
-        known = self._holdings.snapshot()
-        with calls("the entries of this consumer cannot be listed"):
-            pending = self._client.xpending_range(stream, group, "-", "+", SWEEP_LIMIT, consumername=self._consumer)
-            known |= self._holdings.snapshot()
-            lost = [item["message_id"] for item in pending if item["message_id"].decode() not in known]
-            lost = lost[: self._prefetch]  # the others at the next sweep: the window is bounded
-            return [entry for entry_id in lost for entry in self._client.xrange(stream, entry_id, entry_id)]
-
-    def _submit(
-        self, entries: list[tuple[bytes, Fields]], window: deque[Future[Prepared]], pool: ThreadPoolExecutor
-    ) -> None:
-        self._holdings.add(entry_id.decode() for entry_id, _ in entries)
-        window.extend(pool.submit(self._prepare, entry_id.decode(), fields) for entry_id, fields in entries)
-
-    def _ready(self, window: deque[Future[Prepared]]) -> Iterator[Frame]:
+    def _ready(self, window: deque[Future[Prepared]], stop: threading.Event) -> Iterator[Frame]:
         """The oldest entry, waiting for it, and those behind it that are done too."""
         lost: list[Buried | Dropped] = []
         waited = False
-        while window and (not waited or window[0].done()):
+        while window and (window[0].done() if waited else _done(window[0], stop)):
             waited = True
             prepared = window.popleft().result()
             if not isinstance(prepared, Frame):
@@ -178,23 +144,25 @@ class QueueSource:
             settlement, _ = self._undertaker.publish(outcomes)
         except RedisUnavailable as trouble:
             raise SourceLost(str(trouble)) from trouble
-        self._holdings.remove(outcome.receipt.entry_id for outcome in outcomes if outcome.receipt)
+        self._holdings.settled(outcome.receipt for outcome in outcomes)
         for outcome, done in zip(outcomes, settlement.done, strict=True):
             book(self._ledger, outcome, done=done)
 
-    def _prepare(self, entry_id: str, fields: Fields) -> Prepared:
+    def _prepare(self, taken: Taken) -> Prepared:
         """Runs in the decode pool."""
-        receipt = Receipt(self._settings.stream, entry_id)
+        receipt = Receipt(taken.stream, taken.entry_id, admitted_of(taken.fields))
         try:
-            entry = parse(entry_id, fields)
+            entry = parse(taken.entry_id, taken.fields)
             if entry.expires_at is not None and entry.expires_at < self._clock():
                 return Dropped(entry.source, DropReason.EXPIRED, receipt)
-            return self._frame(entry, receipt)
+            with self._at_work():
+                return self._frame(entry, receipt)
         except BadFrame as bad:
-            return Buried(_source(fields), bad.reason, str(bad), receipt)
+            return Buried(source_or_default(taken.fields), bad.reason, str(bad), receipt)
         except Exception as error:  # a decoder at work on a stranger's bytes: no picture may end the worker
-            self._log.error("an entry could not be prepared", entry_id=entry_id, error=repr(error)[:200])
-            return Buried(_source(fields), DeadReason.UNDECODABLE, f"{type(error).__name__} while preparing", receipt)
+            self._log.error("an entry could not be prepared", entry_id=taken.entry_id, error=repr(error)[:200])
+            problem = f"{type(error).__name__} while preparing"
+            return Buried(source_or_default(taken.fields), DeadReason.UNDECODABLE, problem, receipt)
 
     def _frame(self, entry: Entry, receipt: Receipt) -> Frame:
         started = time.perf_counter()
@@ -228,13 +196,9 @@ class QueueSource:
         return raw(picture.data, width=picture.width, height=picture.height, pixel_format=picture.format)
 
 
-def _names(groups: list[dict[str, Any]]) -> set[str]:
-    return {group["name"].decode() for group in groups}
-
-
-def _source(fields: Fields) -> str:
-    """The account that a bad entry is booked on: its own name if that much can be read."""
-    try:
-        return source_of(fields)
-    except BadFrame:
-        return DEFAULT_SOURCE
+def _done(future: Future[Prepared], stop: threading.Event) -> bool:
+    """Wait for it. False: stopped before it was done."""
+    while not stop.is_set():
+        if wait((future,), TICK).done:
+            return True
+    return False

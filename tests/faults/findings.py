@@ -1,0 +1,39 @@
+"""What a fault test found: figures for the table, and each promise that was not kept. Raises nothing."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Findings:
+    """Filled in by one run of one test."""
+
+    figures: dict[str, str] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+    def note(self, name: str, value: object) -> None:
+        """A figure that promises nothing."""
+        self.figures[name] = _text(value)
+
+    def exactly(self, name: str, found: object, wanted: object) -> None:
+        self._keep(name, found, holds=found == wanted, promise=f"must be {_text(wanted)}")
+
+    def at_most(self, name: str, found: float, limit: float, unit: str = "") -> None:
+        self._keep(name, found, holds=found <= limit, promise=f"must be at most {_text(limit)}{unit}", unit=unit)
+
+    def at_least(self, name: str, found: float, limit: float, unit: str = "") -> None:
+        self._keep(name, found, holds=found >= limit, promise=f"must be at least {_text(limit)}{unit}", unit=unit)
+
+    def broken(self, what: str) -> None:
+        """A promise that has no figure."""
+        self.failures.append(what)
+
+    def _keep(self, name: str, found: object, *, holds: bool, promise: str, unit: str = "") -> None:
+        self.figures[name] = f"{_text(found)}{unit}"
+        if not holds:
+            self.failures.append(f"{name} is {_text(found)}{unit} and {promise}")
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

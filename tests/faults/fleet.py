@@ -1,0 +1,186 @@
+"""Processes under test: workers, or consumers with a bad protocol. Killed, stopped, replaced and drained from here."""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+from tests.faults import processes
+from tests.faults.controls import Protocol, running_control
+from tests.workers import PATIENCE, Worker, run_worker
+
+INSIDE = Path(__file__).parent / "inside"
+ROOT = Path(__file__).parents[2]
+START_ATTEMPTS = 5
+
+
+@dataclass(slots=True)
+class Member:
+    """One process: the parent that was started, and the child that works where there is one."""
+
+    process: subprocess.Popen[str]
+    worker: Worker | None = None  # None: a control
+
+    @property
+    def pid(self) -> int:
+        """The process that works."""
+        return next(iter(processes.children(self.process.pid)), self.process.pid)
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def kill_child(self) -> None:
+        """SIGKILL for the process that works; its parent starts another one."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+    def kill(self) -> None:
+        """SIGKILL for all of it, as when the machine goes."""
+        working = processes.children(self.process.pid)
+        self.process.kill()
+        for pid in working:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def freeze(self) -> int:
+        """SIGSTOP for the process that works; which one that was."""
+        pid = self.pid
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+        return pid
+
+    def cpu_seconds(self) -> float:
+        """Of parent and child so far."""
+        family = {self.process.pid, self.pid}
+        return sum(processes.cpu_seconds(pid) for pid in family)
+
+    def catch_up(self) -> None:
+        """Read what it has logged: a new child listens on a new port."""
+        if self.worker is None:
+            return
+        with suppress(queue.Empty):
+            while True:
+                line = self.worker.lines.get_nowait()
+                entry = json.loads(line) if line.startswith("{") else {"event": line}
+                self.worker.log.append(entry)
+        for entry in self.worker.log:
+            if entry["event"] == "listening":
+                self.worker.port = int(entry["http"].rpartition(":")[2])
+
+    def total(self, name: str) -> float:
+        """A metric summed over its labels, of the present child."""
+        assert self.worker is not None
+        self.catch_up()
+        return self.worker.total(name)
+
+    def says(self, path: str) -> int:
+        """The HTTP status of a probe."""
+        assert self.worker is not None
+        self.catch_up()
+        return self.worker.get(path).status_code
+
+
+@dataclass(slots=True)
+class Fleet:
+    """Several members on one server. A dead one is replaced when asked, and a started one is always ended."""
+
+    make: Callable[[], AbstractContextManager[Member]]
+    members: list[Member] = field(default_factory=list)
+    deaths: int = 0
+    _starter: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4))
+    _starting: list[Future[list[Member]]] = field(default_factory=list)
+    _open: list[AbstractContextManager[Member]] = field(default_factory=list)
+
+    def start(self, number: int) -> list[Member]:
+        """Start some, at once, and wait until all are ready."""
+        with ThreadPoolExecutor(number) as pool:
+            starting = [pool.submit(self._start) for _ in range(number)]
+        return [future.result() for future in starting]
+
+    def _start(self) -> Member:
+        """One member. One that ends because Redis does not answer is started again, as Kubernetes would do."""
+        for attempt in count(1):
+            context = self.make()
+            try:
+                member = context.__enter__()
+            except AssertionError as ended:
+                if "ended with 4" not in str(ended) or attempt == START_ATTEMPTS:
+                    raise
+            else:
+                self._open.append(context)
+                self.members.append(member)
+                return member
+        raise AssertionError("unreachable")
+
+    def replace_dead(self, *, wait: bool = True) -> None:
+        """Start as many as have died. Without waiting they join when they are ready, or at the next call that waits."""
+        dead = [member for member in self.members if not member.alive]
+        self.members = [member for member in self.members if member.alive]
+        self.deaths += len(dead)
+        self._starting += [self._starter.submit(self.start, 1) for _ in dead]
+        if wait or not self.members:
+            for future in self._starting:
+                future.result(timeout=PATIENCE)
+            self._starting.clear()
+
+    def of_consumer(self, name: str) -> Member | None:
+        """Whose consumer that is: names are host-pid-random."""
+        pid = int(name.rsplit("-", 2)[1])
+        return next((member for member in self.members if pid in (member.process.pid, member.pid)), None)
+
+    def crashes(self) -> int:
+        """Deaths of children that their parents have told of, and of members that had to be replaced."""
+        told = 0
+        for member in self.members:
+            member.catch_up()
+            told += sum(entry["event"] == "worker crashed" for entry in member.worker.log) if member.worker else 0
+        return told + self.deaths
+
+    def drain(self) -> list[int]:
+        """SIGTERM for all; their exit codes."""
+        for member in self.members:
+            if member.alive:
+                member.process.send_signal(signal.SIGTERM)
+        return [member.process.wait(timeout=PATIENCE) for member in self.members]
+
+    def close(self) -> None:
+        self._starter.shutdown(wait=True)
+        for context in reversed(self._open):
+            context.__exit__(None, None, None)
+
+
+@contextmanager
+def running_member(url: str, faults: Mapping[str, object], settings: Mapping[str, object]) -> Iterator[Member]:
+    """A worker with the harness's troubles inside, ready."""
+    with run_worker(url, environment=inside(faults), **settings) as worker:
+        yield Member(worker.process, worker)
+
+
+@contextmanager
+def running_control_member(
+    url: str, protocol: Protocol, batch: int, faults: Mapping[str, object]
+) -> Iterator[Member]:
+    with running_control(url, protocol, batch, inside(faults)) as process:
+        yield Member(process)
+
+
+def inside(faults: Mapping[str, object]) -> dict[str, str]:
+    """The environment that brings the troubles into a process."""
+    return {"PYTHONPATH": f"{INSIDE}{os.pathsep}{ROOT}", "FAULTS": json.dumps(dict(faults))}
+
+
+def exit_seconds(member: Member) -> float:
+    """SIGTERM, and how long it takes to be gone."""
+    told = time.monotonic()
+    member.process.send_signal(signal.SIGTERM)
+    member.process.wait(timeout=PATIENCE)
+    return time.monotonic() - told

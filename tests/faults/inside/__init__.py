@@ -1,0 +1,1 @@
+"""What runs inside the processes under test. On their PYTHONPATH; never imported by the product."""

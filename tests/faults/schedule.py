@@ -1,0 +1,96 @@
+"""Which fault comes when: drawn from a seed, spread over the frames of a run, and played on a fleet.
+
+A fault's moment is a number of settled frames, not a time: so every fault hits a fleet that is at work, however fast
+the machine.
+"""
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+
+from tests.faults import frames
+from tests.faults.fleet import Fleet, Member
+from tests.faults.stage import MIN_IDLE, Stage
+from worker.broker.connection import Client
+
+FREEZE_SECONDS = 1.6 * MIN_IDLE  # long enough for others to take the frames over, while the work goes on afterwards
+
+
+class Kind(StrEnum):
+    KILL = "kills"  # of the process that works; its parent starts another
+    KILL_ALL = "workers killed whole"
+    FREEZE = "freezes"
+    FLUSH = "scripts flushed"
+    CLOSE = "connections closed"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """`after` so many settled frames. `victim`: where in the fleet, 0..1."""
+
+    after: int
+    kind: Kind
+    victim: float
+
+
+def schedule(rng: random.Random, frame_count: int, counts: dict[Kind, int]) -> list[Fault]:
+    """So many faults of each kind, at random moments of the first nine tenths, in order."""
+    found = [
+        Fault(rng.randrange(frame_count * 9 // 10), kind, rng.random())
+        for kind, count in counts.items()
+        for _ in range(count)
+    ]
+    return sorted(found, key=lambda fault: fault.after)
+
+
+def play(
+    stage: Stage, client: Client, fleet: Fleet, faults: Sequence[Fault], keys: frames.Keys = frames.KEYS
+) -> Counter[Kind]:
+    """Let each come at its moment; which ones came. Dead workers are replaced on the way."""
+    sleeping: list[tuple[float, int]] = []  # when to wake whom
+    played: Counter[Kind] = Counter()
+    for fault in faults:
+        stage.until(lambda fault=fault: _reached(client, keys, fault, sleeping), f"{fault.after} settled frames", every=0.004)  # type: ignore[misc]
+        _strike(client, fleet, fault, sleeping)
+        played[fault.kind] += 1
+        fleet.replace_dead(wait=False)
+    stage.until(lambda: not _wake(sleeping), "the last one thaws")
+    for kind, count in played.items():
+        stage.findings.note(kind.value, count)
+    return played
+
+
+def _reached(client: Client, keys: frames.Keys, fault: Fault, sleeping: list[tuple[float, int]]) -> bool:
+    _wake(sleeping)
+    return bool(client.xlen(keys.labels) + client.xlen(keys.dead) >= fault.after)
+
+
+def _wake(sleeping: list[tuple[float, int]]) -> list[tuple[float, int]]:
+    """SIGCONT for whoever has slept long enough; who still sleeps."""
+    now = time.monotonic()
+    for at, pid in [sleeper for sleeper in sleeping if sleeper[0] <= now]:
+        sleeping.remove((at, pid))
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+    return sleeping
+
+
+def _strike(client: Client, fleet: Fleet, fault: Fault, sleeping: list[tuple[float, int]]) -> None:
+    victim: Member = fleet.members[int(fault.victim * len(fleet.members))]
+    match fault.kind:
+        case Kind.KILL:
+            victim.kill_child()
+        case Kind.KILL_ALL:
+            victim.kill()
+        case Kind.FREEZE:
+            sleeping.append((time.monotonic() + FREEZE_SECONDS, victim.freeze()))
+        case Kind.FLUSH:
+            client.script_flush()
+        case Kind.CLOSE:
+            client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")

@@ -1,0 +1,151 @@
+"""Servers that a fault test may kill, freeze and start again on what they left on disk. Knows nothing of workers."""
+
+import ctypes
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import redis
+from redis.exceptions import RedisError
+
+from tests.absence import missing
+from worker.broker.connection import Client
+from worker.broker.embedded import valkey_binary
+
+VALKEY, REDIS = "valkey", "redis"
+KINDS = (VALKEY, REDIS)
+
+START_TIMEOUT = 10.0
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def binary(kind: str) -> str:
+    """The path of a server of this kind; skips the test where there is none."""
+    if kind == VALKEY:
+        return valkey_binary()
+    if (found := shutil.which("redis-server")) is None:
+        missing("no redis-server on this machine (apt-get install redis-server)")
+    return found
+
+
+def available(kind: str) -> bool:
+    return kind == VALKEY or shutil.which("redis-server") is not None
+
+
+@dataclass(slots=True)
+class Server:
+    """One server process on a port of its own. Its folder outlives it, so that it can be started again."""
+
+    kind: str
+    folder: Path
+    port: int
+    options: tuple[str, ...]
+    process: subprocess.Popen[bytes] | None = None
+    password: str | None = None
+    _clients: list[Client] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        self.launch()
+        self.wait_until_up()
+
+    def launch(self) -> None:
+        """Start it; it may still be loading."""
+        arguments = [
+            *(binary(self.kind), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)),
+            *("--logfile", str(self.folder / "log"), "--save", "", "--maxmemory-policy", "noeviction", *self.options),
+        ]
+        self.process = subprocess.Popen(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        )
+
+    def wait_until_up(self) -> None:
+        assert self.process is not None
+        deadline = time.monotonic() + START_TIMEOUT
+        client = self.client()
+        while True:
+            try:
+                client.ping()
+            except (RedisError, OSError):
+                assert self.process.poll() is None, f"the server ended: {self.last_words()}"
+                assert time.monotonic() < deadline, f"the server does not answer: {self.last_words()}"
+                time.sleep(0.005)
+            else:
+                return
+
+    def client(self, *, timeout: float = 5.0) -> Client:
+        """A client for the harness itself: every call is tried once."""
+        made = redis.Redis(
+            port=self.port,
+            protocol=2,
+            socket_timeout=timeout,
+            password=self.password,
+            retry=redis.retry.Retry(redis.backoff.NoBackoff(), 0),
+        )
+        self._clients.append(made)
+        return made
+
+    def kill(self) -> None:
+        """SIGKILL: nothing is written any more."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(timeout=START_TIMEOUT)
+
+    def freeze(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    def last_words(self) -> str:
+        log = self.folder / "log"
+        return " / ".join(log.read_text(errors="replace").splitlines()[-3:]) if log.exists() else "no log"
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(timeout=START_TIMEOUT)
+
+
+@contextmanager
+def running_server(kind: str, *options: str) -> Iterator[Server]:
+    """A server with options of its own (`--appendonly`, `yes`) in a folder of its own; gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="coatstream-faults-"))
+    server = Server(kind, folder, free_port(), options)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_port() -> int:
+    """A port that nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _end_with_parent() -> None:
+    """Runs in the child before it becomes the server: it ends with the harness, however that ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

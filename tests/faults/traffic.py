@@ -1,0 +1,88 @@
+"""A producer that goes on at a steady rate, in a thread, whatever happens to the server. It sends no frame twice.
+
+A frame counts as accepted when the server has said so, and, where asked, a replica or the disk as well.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+
+from redis.exceptions import RedisError
+
+from tests.faults import frames
+from worker.broker.connection import Client
+
+EVERY = 0.02  # seconds between two round trips
+
+
+class Until(Enum):
+    """When a frame counts as accepted."""
+
+    ANSWERED = ()
+    REPLICATED = ("WAIT", 1, 300)
+    ON_DISK = ("WAITAOF", 1, 0, 1500)
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What was sent so far.
+
+    accepted  frame ids that must have an outcome in the end
+    doubtful  frame ids of which nobody knows; they may have one
+    """
+
+    connect: Callable[[], Client]
+    rate: float
+    until: Until
+    keys: frames.Keys = frames.KEYS
+    accepted: list[str] = field(default_factory=list)
+    doubtful: list[str] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        number, client, began = 0, self.connect(), time.monotonic()
+        while not self._stop.wait(EVERY):
+            due = int((time.monotonic() - began) * self.rate) - number
+            some = [f"t{number + index}" for index in range(max(0, min(due, frames.PAGE)))]
+            number += max(0, due)  # a server that was away is not flooded afterwards
+            if some:
+                (self.accepted if self._send(client, some) else self.doubtful).extend(some)
+
+    def _send(self, client: Client, some: list[str]) -> bool:
+        try:
+            pipe = client.pipeline(transaction=False)
+            for name in some:
+                pipe.xadd(self.keys.stream, frames.fields(name))
+            if self.until.value:
+                pipe.execute_command(*self.until.value)
+            reply = pipe.execute()[-1]
+        except (RedisError, OSError):
+            return False
+        match self.until:
+            case Until.REPLICATED:
+                return bool(reply >= 1)
+            case Until.ON_DISK:
+                return bool(reply[0] >= 1)
+        return True
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    @property
+    def sent(self) -> list[str]:
+        return self.accepted + self.doubtful
+
+
+@contextmanager
+def running_traffic(traffic: Traffic) -> Iterator[Traffic]:
+    """Sends until told to stop."""
+    thread = threading.Thread(target=traffic.run, name="traffic", daemon=True)
+    thread.start()
+    try:
+        yield traffic
+    finally:
+        traffic.stop()
+        thread.join(10)

@@ -1,0 +1,81 @@
+-- Takes over entries whose worker is silent. One pass does everything that is due: hands out, buries, counts.
+--
+-- KEYS  1 frames in  2 dead letters  3 gate  4 books  5 admitted entries per source
+-- ARGV  1 consumer group  2 me  3 idle for so many ms  4 entries wanted  5 '1' = one suspect, alone  6 deliveries at most
+--       7 dead letters kept  8 their bytes at most  9 the gate's life in ms  10 now, Unix seconds
+-- Reply { { { id, deliveries before this one, fields }, ... }, { source of each buried entry, ... }, entries that were
+--         trimmed while somebody had them, 1 = suspects are waiting, dead letters that had to go }
+--
+-- XPENDING IDLE, not XAUTOCLAIM: that looks at ten times COUNT entries and stops, so idle ones behind busy ones stay.
+-- An entry that was delivered before (its count is 1 or more) was in the hands of a worker that vanished: it may be what
+-- killed it. Such a suspect is handed out alone, to a worker that has nothing else in hand, so that its count rises for
+-- its own doing only. An entry that was released unseen has count 0 and is like new.
+-- My own entries are never taken: they are idle because I am stuck, and then I must not get more.
+-- The gate is a negative cache: set when nothing was found, so that a hundred workers look as often as one.
+
+local frames, dead, gate, books, sources = unpack(KEYS)
+local group, me, idle, want, solo = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5] == '1'
+local max_deliveries, dead_kept, dead_bytes = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local gate_ms, now = ARGV[9], ARGV[10]
+local PAGE, PAGES, MAX_BURIED = 64, 64, 16 -- of one call: it holds up the server while it runs
+
+local wrong = misfit({[frames] = 'stream', [dead] = 'stream', [books] = 'hash', [sources] = 'hash', [gate] = 'string'})
+if wrong then return wrong end
+if redis.call('EXISTS', gate) == 1 then return {{}, {}, 0, 0, 0} end
+
+local found, buried, trimmed, suspects = {}, {}, 0, 0
+
+local function field_of(values, name)
+  for i = 1, #values, 2 do
+    if values[i] == name then return values[i + 1] end
+  end
+end
+
+local function count_trimmed(id)
+  redis.call('XACK', frames, group, id)
+  note('trimmed', 1)
+  trimmed = trimmed + 1
+end
+
+local function give_up(id, owner, deliveries)
+  local entry = redis.call('XRANGE', frames, id, id)[1]
+  if not entry then return count_trimmed(id) end
+  redis.call('XACK', frames, group, id)
+  redis.call('XDEL', frames, id)
+  local source, admitted = field_of(entry[2], 'source') or 'queue', tonumber(field_of(entry[2], 'admitted') or '')
+  if admitted then unadmit(sources, source, admitted) end
+  local why = {reason = 'delivery_limit', deliveries = deliveries, entry_id = id, died_at = now, worker = owner,
+               error = 'given to workers ' .. deliveries .. ' times, and none settled it: the last one was ' .. owner}
+  bury(dead, books, entry[2], why, dead_kept, dead_bytes)
+  buried[#buried + 1] = source
+end
+
+local function hand_out(id, deliveries)
+  local claimed = redis.call('XCLAIM', frames, group, me, idle, id)
+  if #claimed == 0 then return count_trimmed(id) end -- there is no such entry any more
+  found[#found + 1] = {id, deliveries, claimed[1][2]}
+end
+
+local function look_at(id, owner, deliveries)
+  if owner == me then return end
+  if deliveries >= max_deliveries then
+    if #buried < MAX_BURIED then give_up(id, owner, deliveries) end
+  elseif deliveries >= 1 then
+    if solo and #found == 0 then hand_out(id, deliveries) else suspects = 1 end
+  elseif not solo and #found < want then
+    hand_out(id, deliveries)
+  end
+end
+
+local from = '-'
+for _ = 1, PAGES do
+  local page = redis.call('XPENDING', frames, group, 'IDLE', idle, from, '+', PAGE)
+  for _, entry in ipairs(page) do look_at(entry[1], entry[2], entry[4]) end
+  if #page < PAGE or #found >= want then break end
+  from = '(' .. page[#page][1]
+end
+write_books(books)
+if #found == 0 and #buried == 0 and trimmed == 0 and suspects == 0 then
+  redis.pcall('SET', gate, me, 'PX', gate_ms) -- pcall: refused at `maxmemory`, and nothing is lost by that
+end
+return {found, buried, trimmed, suspects, rises.dead_dropped or 0}

@@ -1,0 +1,104 @@
+"""Keeps the leases on what this process holds alive, as long as it makes progress; and tidies the group up.
+
+A lease says "somebody is at work on this": it must not outlive the work. So nothing is renewed once a batch or a
+picture has been in hand for too long (the same moment in which /healthz says no): others then take the entries over.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from worker.broker.group import ConsumerGroup
+from worker.errors import RedisUnavailable
+from worker.sources.holdings import Holdings
+
+LONGEST_BEAT = 3.0  # seconds between two renewals
+BEATS_A_LEASE = 4  # and never fewer than so many within `min_idle`: three may be lost
+REAP_EVERY = 10.0  # seconds
+REAP_AFTER = 4  # times `min_idle` without a word; a consumer that has nothing to lose is then removed
+
+
+class Heartbeat:
+    """Runs in a thread of its own until `stop`.
+
+    stalled     why this process makes no progress; empty: it does
+    count       told of leases that were lost ("leases_lost")
+    on_trouble  told of each call that failed; on_success of each round that went through
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[ConsumerGroup],
+        holdings: Holdings,
+        *,
+        min_idle: float,
+        stalled: Callable[[], list[str]],
+        count: Callable[[str, int], None],
+        on_trouble: Callable[[RedisUnavailable], None],
+        on_success: Callable[[], None],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._groups = groups
+        self._holdings = holdings
+        self._min_idle = min_idle
+        self._stalled = stalled
+        self._count = count
+        self._on_trouble = on_trouble
+        self._on_success = on_success
+        self._monotonic = monotonic
+        self._log = structlog.get_logger("leases")
+        self._silent = False
+        self._reaped_at = float("-inf")
+
+    @property
+    def every(self) -> float:
+        """Seconds between two rounds."""
+        return min(LONGEST_BEAT, self._min_idle / BEATS_A_LEASE)
+
+    def run(self, stop: threading.Event) -> None:
+        while not stop.wait(self.every):
+            self.beat()
+
+    def beat(self) -> None:
+        """One round: renew every lease, now and then remove consumers that vanished."""
+        if self._is_stalled():
+            return
+        try:
+            for group in self._groups:
+                self._renew(group)
+            self._reap()
+        except RedisUnavailable as trouble:
+            self._on_trouble(trouble)
+        else:
+            self._on_success()
+
+    def _is_stalled(self) -> bool:
+        reasons = self._stalled()
+        if reasons and not self._silent:
+            self._log.error(
+                "no progress: leases are not renewed, other workers will take the frames", reason=reasons[0]
+            )
+        self._silent = bool(reasons)
+        return self._silent
+
+    def _renew(self, group: ConsumerGroup) -> None:
+        stream = group.queue.stream
+        held = self._holdings.entries(stream)
+        if not held:
+            return
+        lost = group.beat(held)
+        lost = [entry_id for entry_id in lost if entry_id in self._holdings.entries(stream)]  # not settled meanwhile
+        if lost:
+            self._holdings.remove(stream, lost)
+            self._count("leases_lost", len(lost))
+            self._log.warning("entries went to another worker, or were deleted", stream=stream, entries=len(lost))
+
+    def _reap(self) -> None:
+        now = self._monotonic()
+        if now - self._reaped_at < REAP_EVERY:
+            return
+        self._reaped_at = now
+        for group in self._groups:
+            group.reap(REAP_AFTER * self._min_idle)

@@ -62,8 +62,8 @@ def unknown_key(path: keys.Path, origin: str) -> str:
 def unknown_variable(name: str, origin: str) -> str:
     """The line for a variable, or a file named like one, that has the prefix and sets nothing."""
     section = name.removeprefix(keys.PREFIX).lower().partition(keys.NESTED)[0]
-    if section == "cameras":
-        instead = f"cameras are set whole: {keys.PREFIX}CAMERAS='{keys.LISTED_CAMERA}'"
+    if section in keys.LISTED:
+        instead = f"{section} are set whole: {keys.PREFIX}{section.upper()}='{keys.LISTED[section]}'"
     elif near := _nearest(name.removeprefix(keys.PREFIX).lower(), [_suffix(path) for path in keys.settings()]):
         instead = f"did you mean {keys.PREFIX}{near.upper()}?"
     else:

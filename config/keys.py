@@ -12,7 +12,10 @@ from config.settings import SettingsTree
 
 PREFIX = "COATSTREAM_"
 NESTED = "__"
-LISTED_CAMERA = '[{"name": "door", "url": "rtsp://10.0.0.7/stream1"}]'
+LISTED = {  # what the lists of the tree look like in a variable
+    "queues": '[{"stream": "urgent", "priority": 0}, {"stream": "frames", "priority": 1}]',
+    "cameras": '[{"name": "door", "url": "rtsp://10.0.0.7/stream1"}]',
+}
 
 Path = tuple[int | str, ...]
 Schema = dict[str, Any]
@@ -98,8 +101,8 @@ def _value(found: Schema) -> str:
             said = "true or false"
         case {"type": "object", "properties": names}:
             said = "its keys: " + ", ".join(names)
-        case {"type": "array", "items": {"$ref": _}}:
-            said = f"a list such as {LISTED_CAMERA}"
+        case {"type": "array", "items": {"$ref": item}}:
+            said = f"a list such as {LISTED['queues' if 'Queue' in item else 'cameras']}"
         case {"type": "array", "items": item}:
             said = f"a list, each item {expected(item)}"
         case _:

@@ -5,9 +5,10 @@ from importlib import resources
 from typing import Any
 
 from config import keys
-from config.settings import CameraSettings, SettingsTree
+from config.settings import CameraSettings, QueueEntry, SettingsTree
 
 SAMPLE = "coatstream.yaml"
+LISTS = {"queues": QueueEntry, "cameras": CameraSettings}  # settings that are lists, and what an item of each is
 
 
 def sample() -> str:
@@ -16,9 +17,9 @@ def sample() -> str:
 
 
 def comments() -> dict[str, str]:
-    """The comment above each key of coatstream.yaml: of sections, of settings, and of the sample camera's keys.
+    """The comment above each key of coatstream.yaml: of sections, of settings, and of the keys of listed samples.
 
-    A line that starts with `#` and two spaces belongs to the sample camera and is read as if it were no comment.
+    A line that starts with `#` and two spaces belongs to a sample item of a list and is read as if it were no comment.
     """
     found, section, note = {}, "", []
     for line in sample().splitlines():
@@ -38,7 +39,7 @@ def comments() -> dict[str, str]:
 def _key(section: str, name: str) -> str:
     if name == section:
         return name
-    return f"cameras[].{name}" if section == "cameras" else f"{section}.{name}"
+    return f"{section}[].{name}" if section in LISTS else f"{section}.{name}"
 
 
 def settings_table() -> str:
@@ -58,8 +59,9 @@ def _defaults() -> list[tuple[str, str]]:
             value = value[step]
         found.append((keys.dotted(path), _default(value)))
     return found + [
-        (f"cameras[].{name}", "required" if field.is_required() else _default(field.get_default()))
-        for name, field in CameraSettings.model_fields.items()
+        (f"{section}[].{name}", "required" if field.is_required() else _default(field.get_default()))
+        for section, item in LISTS.items()
+        for name, field in item.model_fields.items()
     ]
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from worker.broker.connection import Client
 from worker.broker.labels import READ_COUNT, LabelReader
-from worker.errors import RedisUnavailable
+from worker.errors import RedisRefuses
 
 
 def publish(client: Client, frame_id: str, **fields: str) -> bytes:
@@ -25,7 +25,7 @@ def publish(client: Client, frame_id: str, **fields: str) -> bytes:
 
 
 def reader(client: Client, *, after: str | None = None) -> LabelReader:
-    return LabelReader(client, "labels", after=after, block=0.05)
+    return LabelReader(client, ["labels"], after=after, block=0.05)
 
 
 def frame_ids(reader: LabelReader) -> list[str]:
@@ -110,8 +110,8 @@ def test_a_reader_goes_on_where_it_was_after_its_connection_broke(client: Client
     assert frame_ids(mine) == ["b"]
 
 
-def test_a_server_that_refuses_is_redis_away(client: Client) -> None:
+def test_a_key_that_holds_something_else_is_a_refusal(client: Client) -> None:
     client.set("labels", "not a stream")
 
-    with pytest.raises(RedisUnavailable, match="labels cannot be read"):
+    with pytest.raises(RedisRefuses, match="labels cannot be read"):
         reader(client, after="0-0").read()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from config import document
 from config.errors import SettingsError
 from config.loading import load, parse_override
-from config.settings import SettingsTree
+from config.settings import RedisSettings, SettingsTree
 
 File = Callable[[str], Path]
 Secrets = Callable[..., Path]
@@ -173,7 +173,7 @@ class TestEnvironment:
     def test_a_variable_like_no_other_is_refused_with_the_pattern(self) -> None:
         assert line(environ={"COATSTREAM_FOO": "x"}) == (
             "COATSTREAM_FOO (environment): no such setting; variables are named COATSTREAM_<SECTION>__<KEY>, and the "
-            "sections are redis, queue, results, model, batch, cameras, http, log, drain"
+            "sections are redis, queue, queues, results, model, batch, cameras, http, log, drain, process"
         )
 
     def test_a_variable_for_one_camera_is_refused_with_the_form_for_all(self) -> None:
@@ -380,8 +380,8 @@ class TestFile:
         path = file("redis: hunter2")
 
         assert line(config=path, environ={"COATSTREAM_REDIS__URL": "redis://host"}) == (
-            f"redis (file {path}): not a section; give its keys: url, username, password, connect_timeout, "
-            "socket_timeout (in the environment: COATSTREAM_REDIS__<KEY>)"
+            f"redis (file {path}): not a section; give its keys: {', '.join(RedisSettings.model_fields)} "
+            "(in the environment: COATSTREAM_REDIS__<KEY>)"
         )
 
 

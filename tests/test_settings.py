@@ -10,15 +10,18 @@ from pydantic import ValidationError
 import config
 from config import keys
 from config.loading import load
-from config.reference import comments, sample, settings_table
-from config.settings import BatchSettings, CameraSettings, ModelSettings, SettingsTree
+from config.reference import LISTS, comments, sample, settings_table
+from config.settings import BatchSettings, CameraSettings, ModelSettings, QueueEntry, SettingsTree
 
 SAMPLE = Path(str(config.__file__)).with_name("coatstream.yaml")
 
 
-def sample_with_its_camera() -> str:
-    """The sample file after doing what its comment above `cameras` says."""
-    return sample().replace("cameras: []", "cameras:").replace("\n#  ", "\n  ")
+LISTED = {f"{section}[].{name}" for section, item in LISTS.items() for name in item.model_fields}
+
+
+def sample_with_its_items() -> str:
+    """The sample file after doing what its comments above `queues` and `cameras` say."""
+    return sample().replace("cameras: []", "cameras:").replace("queues: []", "queues:").replace("\n#  ", "\n  ")
 
 
 def keys_of(values: dict[str, object], prefix: str = "") -> set[str]:
@@ -90,17 +93,20 @@ def test_the_sample_file_holds_every_key_of_the_tree_and_no_other() -> None:
 
 def test_the_sample_camera_can_be_uncommented_and_holds_every_key_with_its_default(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
-    file.write_text(sample_with_its_camera())
+    file.write_text(sample_with_its_items())
 
     tree = load(config=file, environ={}, secrets_dir=None)
 
     [camera] = tree.cameras
     assert camera.model_fields_set == set(CameraSettings.model_fields)
     assert camera == CameraSettings(name=camera.name, url=camera.url)
+    [queue] = tree.queues
+    assert queue.model_fields_set == set(QueueEntry.model_fields)
+    assert queue == QueueEntry(stream=queue.stream)
 
 
 def test_each_key_of_the_sample_file_has_a_comment() -> None:
-    every = keys_of(SettingsTree().model_dump()) | {f"cameras[].{name}" for name in CameraSettings.model_fields}
+    every = keys_of(SettingsTree().model_dump()) | LISTED
 
     told = comments()
 
@@ -115,7 +121,7 @@ def test_the_table_has_one_row_of_three_cells_for_every_setting() -> None:
     assert (header, rule) == ("| key | default | meaning |", "| --- | --- | --- |")
     assert [row[0].strip() for row in cells] == [
         *(f"`{keys.dotted(path)}`" for path in keys.settings()),
-        *(f"`cameras[].{name}`" for name in CameraSettings.model_fields),
+        *(f"`{section}[].{name}`" for section, item in LISTS.items() for name in item.model_fields),
     ]
     assert {len(row) for row in cells} == {3}
 
@@ -128,7 +134,7 @@ def test_a_row_of_the_table_tells_the_default_of_the_tree_and_the_comment_of_the
     assert "| `cameras[].name` | required | The source's name in labels and metrics. |" in rows
 
 
-@pytest.mark.parametrize("name", ["queue", "other"])
+@pytest.mark.parametrize("name", ["queue", "queue/1", "other"])
 def test_a_camera_cannot_take_the_name_of_the_queue_or_of_the_many(name: str) -> None:
     with pytest.raises(ValidationError, match=f"the name {name} is taken"):
         SettingsTree.model_validate({"cameras": [{"name": name, "url": "0"}]})

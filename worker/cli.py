@@ -274,11 +274,18 @@ def watch(
     return run_watch(settings, source=source, count=count, as_json=json)
 
 
+DeadStream = Annotated[
+    str | None,
+    typer.Option("--stream", metavar="NAME", help="Only this queue; default: all of them.", show_default=False),
+]
+
+
 @dead_app.command("list")
 def dead_list(
     entries: Annotated[
         list[str] | None, typer.Argument(metavar="[ENTRY]...", help="Only these.", show_default=False)
     ] = None,
+    stream: DeadStream = None,
     json: Json = False,
     config: Config = None,
     set_: Set = None,
@@ -288,7 +295,27 @@ def dead_list(
     settings = _settings(config, set_, redis__url=redis)
     from worker.commands.dead import list_dead
 
-    return list_dead(settings, entries or [], as_json=json)
+    return list_dead(settings, entries or [], as_json=json, stream=stream)
+
+
+@dead_app.command("show")
+def dead_show(
+    entry: Annotated[str, typer.Argument(metavar="ENTRY")],
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write its picture to this file.", show_default=False)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite that file.")] = False,
+    stream: DeadStream = None,
+    json: Json = False,
+    config: Config = None,
+    set_: Set = None,
+    redis: RedisUrl = None,
+) -> int:
+    """Show everything about one dead letter."""
+    settings = _settings(config, set_, redis__url=redis)
+    from worker.commands.dead import show_dead
+
+    return show_dead(settings, entry, as_json=json, save=save, force=force, stream=stream)
 
 
 All = Annotated[bool, typer.Option("--all", help="Every dead letter.")]
@@ -298,6 +325,7 @@ All = Annotated[bool, typer.Option("--all", help="Every dead letter.")]
 def dead_replay(
     entries: Annotated[list[str] | None, typer.Argument(metavar="[ENTRY]...", show_default=False)] = None,
     every: All = False,
+    stream: DeadStream = None,
     config: Config = None,
     set_: Set = None,
     redis: RedisUrl = None,
@@ -306,13 +334,14 @@ def dead_replay(
     settings = _settings(config, set_, redis__url=redis)
     from worker.commands.dead import replay_dead
 
-    return replay_dead(settings, entries or [], every=every)
+    return replay_dead(settings, entries or [], every=every, stream=stream)
 
 
 @dead_app.command("drop")
 def dead_drop(
     entries: Annotated[list[str] | None, typer.Argument(metavar="[ENTRY]...", show_default=False)] = None,
     every: All = False,
+    stream: DeadStream = None,
     config: Config = None,
     set_: Set = None,
     redis: RedisUrl = None,
@@ -321,7 +350,7 @@ def dead_drop(
     settings = _settings(config, set_, redis__url=redis)
     from worker.commands.dead import drop_dead
 
-    return drop_dead(settings, entries or [], every=every)
+    return drop_dead(settings, entries or [], every=every, stream=stream)
 
 
 BenchSeconds = Annotated[float, typer.Option(help="Seconds for each figure.", min=0.2)]

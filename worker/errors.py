@@ -43,8 +43,15 @@ class RedisUnavailable(CoatstreamError):
         self.slow = slow
 
 
+REDIS_TROUBLE = (RedisUnavailable, RedisRefuses)  # for those who only look on: who reads or publishes decides
+
+
 class SourceLost(CoatstreamError):
-    """A source's connection is gone or silent. Its intake backs off and opens it again."""
+    """A source's connection is gone or silent. Its intake backs off and opens it again; `slow` as above."""
+
+    def __init__(self, message: str, *, slow: bool = False) -> None:
+        super().__init__(message)
+        self.slow = slow
 
 
 class DeadReason(StrEnum):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from worker.backoff import Backoff
-from worker.errors import SourceLost
+from worker.errors import SLOW_RETRY, SourceLost
 from worker.ledger import Ledger
 from worker.mailbox import Mailbox
 from worker.sources import Source
@@ -116,7 +116,7 @@ class Intake:
             except SourceLost as lost:
                 well = reader.read > 0 and not reader.source.live  # a camera that shows one picture is not well yet
                 failures = 0 if well or self._monotonic() - opened_at > STABLE_AFTER else failures
-                delay = backoff.delay(failures, self._rng)
+                delay = max(backoff.delay(failures, self._rng), SLOW_RETRY if lost.slow else 0.0)
                 failures += 1
                 self._status.source(name, "down", str(lost))
                 self._log.warning("source lost", source=name, reason=str(lost), reopen_in=round(delay, 2))

@@ -10,7 +10,7 @@ from worker.broker.connection import Client
 from worker.broker.failures import calls
 from worker.broker.queues import Queue
 from worker.broker.scripts import Script
-from worker.errors import RedisRefuses, RedisUnavailable
+from worker.errors import REDIS_TROUBLE, CoatstreamError
 from worker.metrics import Metrics
 from worker.sources.entry import milliseconds_of
 
@@ -48,7 +48,7 @@ class Monitor:
         metrics: Metrics,
         *,
         on_up: Callable[[], None],
-        on_down: Callable[[RedisUnavailable | RedisRefuses], None],
+        on_down: Callable[[CoatstreamError], None],
     ) -> None:
         self._client = client
         self._queues = queues
@@ -67,7 +67,7 @@ class Monitor:
         try:
             for queue in self._queues:
                 self._show(queue)
-        except (RedisUnavailable, RedisRefuses) as trouble:  # who only looks has no reason to end the process
+        except REDIS_TROUBLE as trouble:  # who only looks has no reason to end the process
             self._on_down(trouble)
         else:
             self._on_up()

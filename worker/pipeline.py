@@ -77,9 +77,13 @@ class Pipeline:
         loop = asyncio.get_running_loop()
         try:
             batch = self._begin(batch)
-            outcomes = await loop.run_in_executor(self._engines, self._inference.run, batch)
+            outcomes: Sequence[Outcome] = ()
+            if batch.letters:
+                outcomes = await loop.run_in_executor(self._engines, self._inference.run, batch)
             await turn.wait()
             self._slots.release()
+            if not outcomes:
+                return
             started = loop.time()
             settlement, published_at = await loop.run_in_executor(self._publishing, self._publisher.publish, outcomes)
             self._metrics.observe("publish", loop.time() - started)

@@ -25,7 +25,7 @@ from worker.broker.publisher import Publisher
 from worker.broker.queues import Queue, by_slot, queues_of
 from worker.broker.settler import Settler
 from worker.engine import Engine, ModelInfo, load_engine
-from worker.errors import BadFrame, CoatstreamError, DeadReason, RedisRefuses, RedisUnavailable
+from worker.errors import REDIS_TROUBLE, BadFrame, CoatstreamError, DeadReason
 from worker.frames import Frame
 from worker.identity import FIRST, Lineage, worker_name
 from worker.image import prepare
@@ -199,7 +199,7 @@ class Service:
             for group in groups:
                 group.release(self._holdings.entries(group.queue.stream), begun=True)
                 group.leave()
-        except (RedisUnavailable, RedisRefuses) as trouble:
+        except REDIS_TROUBLE as trouble:
             self._log.warning("the consumer group could not be left", trouble=str(trouble))
 
     @asynccontextmanager

@@ -200,7 +200,7 @@ def _end(child: _Child, status: int, stopping: bool) -> _End:
         code=int(words[-1]) if "end" in words else None,
         ready="ready" in words,
         how=f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit status {code}",
-        uptime=round(time.monotonic() - child.born, 1),
+        uptime=round(time.monotonic() - child.born, 2),
         stopping=stopping,
     )
 

@@ -17,10 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+from urllib.parse import urlsplit
 
 import redis
+from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import RedisError, ResponseError
+from redis.retry import Retry
 
 from tests.faults.frames import KEYS
 from tests.faults.inside.sitecustomize import Misbehaviour
@@ -84,8 +87,9 @@ class Consumer:
     """Reads, pretends to classify, and settles in its protocol's way."""
 
     def __init__(self, url: str, protocol: Protocol, min_idle: float, max_deliveries: int, batch: int) -> None:
-        retry = {} if protocol.retries else {"retry": redis.retry.Retry(redis.backoff.NoBackoff(), 0)}
-        self._client: Any = redis.Redis.from_url(url, protocol=2, socket_timeout=5, **retry)
+        place = urlsplit(url)  # not Redis.from_url(): that is without redis-py's own retries
+        own = {} if protocol.retries else {"retry": Retry(NoBackoff(), 0)}
+        self._client: Any = redis.Redis(place.hostname or "", place.port or 0, protocol=2, socket_timeout=5, **own)
         self._protocol = protocol
         self._min_idle = int(min_idle * 1000)
         self._max_deliveries = max_deliveries

@@ -76,6 +76,12 @@ class Member:
             if entry["event"] == "listening":
                 self.worker.port = int(entry["http"].rpartition(":")[2])
 
+    def plain_lines(self) -> list[str]:
+        """What it has said outside its structured log: lines for a person."""
+        self.catch_up()
+        assert self.worker is not None
+        return [entry["event"] for entry in self.worker.log if len(entry) == 1]
+
     def total(self, name: str) -> float:
         """A metric summed over its labels, of the present child."""
         assert self.worker is not None
@@ -144,6 +150,11 @@ class Fleet:
             member.catch_up()
             told += sum(entry["event"] == "worker crashed" for entry in member.worker.log) if member.worker else 0
         return told + self.deaths
+
+    def wake(self, stopped: list[int]) -> None:
+        """SIGCONT for processes that `freeze` has stopped."""
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
 
     def drain(self) -> list[int]:
         """SIGTERM for all; their exit codes."""

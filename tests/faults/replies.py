@@ -20,7 +20,7 @@ def lost_replies(stage: Stage, *, frame_count: int, share: float = 0.02, workers
     stage.findings.at_least("replies lost", proxy.lost, 1)
 
 
-def orphans(stage: Stage, *, frame_count: int, limit: float) -> None:
+def orphans(stage: Stage, *, frame_count: int, drained_within: float) -> None:
     """F4: frames that were delivered in a lost reply are found long before their lease ends."""
     server = stage.server()
     client, proxy = server.client(), stage.proxy(server.port)
@@ -34,7 +34,7 @@ def orphans(stage: Stage, *, frame_count: int, limit: float) -> None:
     proxy.lose = 0.0
     stage.settle_up(client, fleet, sent)
     stage.findings.at_least("replies lost", proxy.lost, 1)
-    stage.findings.at_most("drained in", seconds, limit, " s")
+    stage.findings.at_most("drained in", seconds, drained_within, " s")
 
 
 def flushed(stage: Stage, *, frame_count: int, seconds: float, delay: float) -> None:

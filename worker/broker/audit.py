@@ -29,7 +29,7 @@ class Audit:
     trimmed         entries that somebody deleted while a worker was to label them, as workers found out
     letters         dead letters that are there now; of all that died, less what was replayed, deleted or had to go
     dead_bytes      of those, by the books
-    dead_dropped    dead letters that had to go (or lost their picture) for queue.dead_max_length or queue.dead_max_bytes
+    dead_dropped    dead letters that had to go, or lost their picture, for dead_max_length or dead_max_bytes
     refused         frames that admission turned away
     admitted_bytes  of admitted entries that are unfinished
     """

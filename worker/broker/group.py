@@ -7,7 +7,7 @@ nothing of threads or retries. Every method raises RedisUnavailable.
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from config.settings import QueueSettings
 from worker.broker.connection import Client
@@ -18,6 +18,7 @@ from worker.broker.settler import unix_seconds
 
 Fields = dict[bytes, bytes]
 RawEntry = tuple[str, Fields]
+Kind = Literal["new", "begun", "none"]
 
 AT_ONCE: Final = 256  # ids of one call: some microseconds each, during which the server serves nobody else
 SWEEP_LIMIT: Final = 1000  # entries looked at in one search for orphans
@@ -97,15 +98,16 @@ class ConsumerGroup:
 
     def release(self, entries: Iterable[str], *, begun: bool) -> int:
         """Hand these back, so that others take them at once. `begun`: a worker has begun to work on them."""
-        return sum(self._release(self._consumer, some, begun=begun) for some in pieces(entries))
+        kind: Kind = "begun" if begun else "new"
+        return sum(self._release(self._consumer, kind, some) for some in pieces(entries))
 
     def inherit(self, consumer: str) -> int:
         """Hand back everything of a consumer that is dead for certain. Others need not wait for `min_idle` then."""
-        return self._release(consumer, (), begun=True, leave=True)
+        return self._release(consumer, "begun", leave=True)
 
     def leave(self) -> None:
         """Leave the group, unless something of ours is still pending in it."""
-        self._release(self._consumer, ("0-0",), begun=True, leave=True)
+        self._release(self._consumer, "none", leave=True)
 
     def orphans(self) -> list[str]:
         """The oldest entries that the server counts as ours; who asks knows which of them are in hand."""
@@ -123,9 +125,9 @@ class ConsumerGroup:
             arguments: list[str | int] = [queue.group, self._consumer, int(silent * 1000)]
             return int(_REAP(self._client, keys=[queue.stream], args=arguments))
 
-    def _release(self, consumer: str, entries: Sequence[str], *, begun: bool, leave: bool = False) -> int:
+    def _release(self, consumer: str, kind: Kind, entries: Sequence[str] = (), *, leave: bool = False) -> int:
         queue = self.queue
-        arguments: list[str | int] = [queue.group, consumer, "begun" if begun else "new", int(leave), *entries]
+        arguments: list[str | int] = [queue.group, consumer, kind, int(leave), *entries]
         with calls("entries cannot be handed back", self._client):
             return int(_RELEASE(self._client, keys=[queue.stream, queue.gate], args=arguments))
 

@@ -1,7 +1,8 @@
 -- Hands entries of one consumer back, so that others take them at once and not when they have been idle for long.
 --
 -- KEYS  1 frames in  2 gate
--- ARGV  1 consumer group  2 whose  3 'new': nobody has begun them, so this delivery does not count; 'begun': it does
+-- ARGV  1 consumer group  2 whose  3 'new': nobody has begun them, so this delivery does not count; 'begun': it does;
+--       'none': hand nothing back
 --       4 '1' = and leave the group, if nothing is pending then
 --       then ids; none = all that the consumer has
 -- Reply  how many
@@ -20,7 +21,8 @@ local function release(id, deliveries)
   released = released + 1
 end
 
-if #ARGV > 4 then
+if ARGV[3] == 'none' then -- only leave
+elseif #ARGV > 4 then
   for i = 5, #ARGV do
     local mine = redis.call('XPENDING', frames, group, ARGV[i], ARGV[i], 1, whose)
     if #mine > 0 then release(ARGV[i], mine[1][4]) end

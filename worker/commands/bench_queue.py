@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from config.settings import QueueSettings, RedisSettings, ResultsSettings, SettingsTree
 from worker.broker.connection import Client, connect
-from worker.broker.documents import document
+from worker.broker.documents import encode
 from worker.broker.embedded import embedded_server
 from worker.broker.failures import calls
 from worker.broker.preflight import check_server
@@ -133,9 +133,8 @@ def settle_plainly(client: Client, queue: QueueSettings, results: ResultsSetting
         pipe.execute()
 
 
-def _fields(prediction: Prediction, now: float) -> dict[str, str]:
+def _fields(prediction: Prediction, now: float) -> dict[str, str | bytes]:
     best = prediction.labels[0]
-    text = document(prediction, model=_MODEL, worker=_WORKER, published_at=now).model_dump_json(by_alias=True)
     return {
         "frame_id": prediction.frame_id,
         "entry_id": prediction.receipt.entry_id if prediction.receipt else "",
@@ -145,5 +144,5 @@ def _fields(prediction: Prediction, now: float) -> dict[str, str]:
         "label": best.label.name,
         "score": f"{best.score:.6f}",
         "status": "ok",
-        "json": text,
+        "json": encode(prediction, model=_MODEL, worker=_WORKER, published_at=now),
     }

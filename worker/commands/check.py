@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -12,24 +12,30 @@ from rich.markup import escape
 from rich.table import Table
 
 from config.errors import SettingsError
-from config.settings import CameraSettings, SettingsTree
+from config.settings import CameraSettings, QueueSettings, SettingsTree
+from worker.broker.audit import Audit, audit
 from worker.broker.connection import address, connect
 from worker.broker.preflight import check_keys, check_server
+from worker.broker.queues import queues_of
+from worker.commands.books import fullness, losses_of, room_of, sum_of
 from worker.engine import load_engine
 from worker.errors import CoatstreamError, SourceLost
 from worker.redaction import redact
 from worker.sources.camera import Camera
+
+NEARLY_FULL = 0.9  # of the room for dead letters: then the oldest will soon have to go
 
 Verdict = Literal["ok", "warning", "fault"]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """One thing that was looked at; `figures` are for --json."""
 
     what: str
     verdict: Verdict
     detail: str
+    figures: Mapping[str, int | str | None] | None = None
 
 
 def run_check(load: Callable[[], SettingsTree], *, as_json: bool) -> int:
@@ -37,7 +43,7 @@ def run_check(load: Callable[[], SettingsTree], *, as_json: bool) -> int:
     findings = list(_findings(load))
     if as_json:
         for finding in findings:
-            print(json.dumps(asdict(finding)))
+            print(json.dumps({name: value for name, value in asdict(finding).items() if value is not None}))
     else:
         _show(findings)
     return int(any(finding.verdict == "fault" for finding in findings))
@@ -52,7 +58,10 @@ def _findings(load: Callable[[], SettingsTree]) -> Iterator[Finding]:
     yield Finding(
         "settings", "ok", f"{len(settings.cameras)} cameras, queue {'on' if settings.queue.enabled else 'off'}"
     )
-    yield from _redis(settings)
+    redis = list(_redis(settings))
+    yield from redis
+    if settings.queue.enabled and all(finding.verdict != "fault" for finding in redis):
+        yield from _books(settings)
     yield _tried("model", lambda: _model(settings))
     for camera in settings.cameras:
         yield _tried(f"camera {camera.name}", lambda camera=camera: _camera(camera))  # type: ignore[misc]
@@ -85,6 +94,32 @@ def _redis(settings: SettingsTree) -> Iterator[Finding]:
         yield Finding(
             "redis", "warning", "no append-only file: a restart of the server loses the queue; set appendonly yes"
         )
+
+
+def _books(settings: SettingsTree) -> Iterator[Finding]:
+    """Of each queue: has an entry vanished, and is there room for dead letters?"""
+    try:
+        with connect(settings.redis) as client:
+            audits = [audit(client, queue) for queue in queues_of(settings)]
+    except CoatstreamError as error:
+        yield Finding("queue", "fault", redact(str(error)))
+        return
+    for books in audits:
+        yield from _account(books, settings.queue)
+
+
+def _account(books: Audit, limits: QueueSettings) -> Iterator[Finding]:
+    figures = {**asdict(books), "added": books.added, "unaccounted": books.unaccounted, "gone": books.gone}
+    verdict: Verdict = "ok" if books.balanced and not books.gone else "warning"
+    refused = f"; {books.refused:,} frames refused for want of room" if books.refused else ""
+    yield Finding(f"queue {books.stream}", verdict, f"{sum_of(books)}{refused}", figures)
+    what, room = f"dead letters of {books.stream}", room_of(books, limits)
+    if books.dead_dropped:
+        yield Finding(what, "warning", f"{room}; {losses_of(books)}")
+    elif fullness(books, limits) >= NEARLY_FULL:
+        yield Finding(what, "warning", f"{room}; then the oldest have to go: `coatstream dead list`")
+    else:
+        yield Finding(what, "ok", room)
 
 
 def _model(settings: SettingsTree) -> str:

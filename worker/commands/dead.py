@@ -1,72 +1,111 @@
-"""`coatstream dead list|replay|drop`: look at dead letters, put them back, delete them."""
+"""`coatstream dead list|show|replay|drop`: look at dead letters, put them back, delete them, of all queues or one."""
 
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from itertools import islice
-
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from pathlib import Path
 
 from config.settings import SettingsTree
-from worker.broker.connection import connect
-from worker.broker.dead_letters import DeadLetter, DeadLetters, Replayed
-from worker.broker.preflight import check_keys, check_server
+from worker.broker.audit import audit
+from worker.broker.connection import Client, connect
+from worker.broker.dead_letters import DeadLetter, DeadLetters, Picture, Replayed
+from worker.broker.preflight import check_server
+from worker.broker.queues import Queue, queues_of
+from worker.commands.dead_view import document, in_bytes, print_letter, print_sums, print_table
 from worker.commands.terminal import shown
 from worker.errors import ConfigError
 
 AT_ONCE = 256  # letters that are put back or deleted between two looks at the stream
-COLUMNS = ("entry", "source", "reason", "error", "deliveries", "died at", "image")
+_ABSENT = "there is no such dead letter"
+
+Work = Iterable[tuple[DeadLetters, Iterable[str]]]  # ids by the queue whose letters they are
 
 
-def list_dead(settings: SettingsTree, entries: Sequence[str], *, as_json: bool) -> int:
+def list_dead(settings: SettingsTree, entries: Sequence[str], *, as_json: bool, stream: str | None = None) -> int:
     """A table, or one JSON object a line. 1 if one of `entries` is not there, else 0."""
-    with _opened(settings) as letters:
+    with _opened(settings, stream) as (client, boxes):
         absent: list[str] = []
-        found = _some(letters, entries, absent) if entries else letters.all()
+        found = _some(boxes, entries, absent) if entries else (letter for box in boxes for letter in box.all())
         if as_json:
             for letter in found:
-                print(json.dumps(_document(letter)), flush=True)
+                print(json.dumps(document(letter)), flush=True)
         else:
-            _show(found)
-    return _complain(dict.fromkeys(absent, "there is no such dead letter"))
+            print_table(found, with_queue=len(boxes) > 1)
+            print_sums([audit(client, box.queue) for box in boxes], settings.queue)
+    return _complain(dict.fromkeys(absent, _ABSENT))
 
 
-def replay_dead(settings: SettingsTree, entries: Sequence[str], *, every: bool) -> int:
+def show_dead(
+    settings: SettingsTree,
+    entry: str,
+    *,
+    as_json: bool,
+    save: Path | None = None,
+    force: bool = False,
+    stream: str | None = None,
+) -> int:
+    """Everything about one letter; `save` is a file for its picture. 1 if it is not there or has none, else 0."""
+    with _opened(settings, stream) as (_, boxes):
+        faults: dict[str, str] = {}
+        box = next((box for box, _ in _sorted(boxes, [entry], faults)), boxes[0])
+        letter = None if faults else box.get(entry)
+        picture = None if save is None else box.picture(entry)
+    if letter is None:
+        return _complain(faults or {entry: _ABSENT})
+    if picture is not None and save is not None:
+        _save(picture, save, force=force)
+    if as_json:
+        print(json.dumps(document(letter)))
+    else:
+        print_letter(letter)
+    return _complain({entry: "it has no picture to save"} if save is not None and picture is None else {})
+
+
+def replay_dead(settings: SettingsTree, entries: Sequence[str], *, every: bool, stream: str | None = None) -> int:
     """Back into the frames stream, each once. 1 if one of `entries` was not, else 0."""
     faults = {
-        Replayed.ABSENT: "there is no such dead letter",
+        Replayed.ABSENT: _ABSENT,
         Replayed.IMPOSSIBLE: "it cannot be put back: it holds nothing of its frame, or thousands of fields",
     }
     _check_usage(entries, every=every)
-    with _opened(settings) as letters:
 
-        def replay(page: Sequence[str]) -> list[str | None]:
-            return [faults.get(one) for one in letters.replay(page)]
+    def replay(box: DeadLetters, page: Sequence[str]) -> list[str | None]:
+        return [faults.get(one) for one in box.replay(page)]
 
-        return _act("replayed", replay, letters, entries)
+    with _opened(settings, stream) as (_, boxes):
+        return _act("replayed", replay, boxes, entries)
 
 
-def drop_dead(settings: SettingsTree, entries: Sequence[str], *, every: bool) -> int:
+def drop_dead(settings: SettingsTree, entries: Sequence[str], *, every: bool, stream: str | None = None) -> int:
     """Delete. 1 if one of `entries` was not there, else 0."""
     _check_usage(entries, every=every)
-    with _opened(settings) as letters:
 
-        def drop(page: Sequence[str]) -> list[str | None]:
-            return [None if dropped else "there is no such dead letter" for dropped in letters.drop(page)]
+    def drop(box: DeadLetters, page: Sequence[str]) -> list[str | None]:
+        return [None if dropped else _ABSENT for dropped in box.drop(page)]
 
-        return _act("dropped", drop, letters, entries)
+    with _opened(settings, stream) as (_, boxes):
+        return _act("dropped", drop, boxes, entries)
 
 
 @contextmanager
-def _opened(settings: SettingsTree) -> Iterator[DeadLetters]:
+def _opened(settings: SettingsTree, stream: str | None) -> Iterator[tuple[Client, list[DeadLetters]]]:
+    """The dead letters of each queue, or of the one whose frames or dead letters are in `stream`."""
+    queues = _chosen(queues_of(settings), stream)
     with connect(settings.redis) as client:
         check_server(client, settings.redis)
-        check_keys(client, settings.queue, settings.results)
-        yield DeadLetters(client, settings.queue)
+        yield client, [DeadLetters(client, queue) for queue in queues]
+
+
+def _chosen(queues: Sequence[Queue], stream: str | None) -> Sequence[Queue]:
+    if stream is None:
+        return queues
+    chosen = [queue for queue in queues if stream in (queue.stream, queue.dead)]
+    if not chosen:
+        known = ", ".join(queue.stream for queue in queues[:8]) + (", ..." if len(queues) > 8 else "")
+        raise ConfigError(f"no queue has the stream {shown(stream)}: --stream takes one of {known}")
+    return chosen
 
 
 def _check_usage(entries: Sequence[str], *, every: bool) -> None:
@@ -74,20 +113,54 @@ def _check_usage(entries: Sequence[str], *, every: bool) -> None:
         raise ConfigError("name the entries (`coatstream dead list` shows them), or give --all; not both")
 
 
+def _sorted(boxes: Sequence[DeadLetters], entries: Sequence[str], faults: dict[str, str]) -> Work:
+    """The entries by queue; which are in none or in several goes into `faults`. A single queue is not asked first."""
+    ids = list(dict.fromkeys(entries))
+    if len(boxes) == 1:
+        return [(boxes[0], ids)]
+    homes: dict[str, list[DeadLetters]] = {entry: [] for entry in ids}
+    for box in boxes:
+        for entry, there in zip(ids, box.holds(ids), strict=True):
+            if there:
+                homes[entry].append(box)
+    faults |= {entry: _misplaced(found) for entry, found in homes.items() if len(found) != 1}
+    return [(box, mine) for box in boxes if (mine := [entry for entry in ids if homes[entry] == [box]])]
+
+
+def _misplaced(homes: Sequence[DeadLetters]) -> str:
+    if not homes:
+        return _ABSENT
+    streams = ", ".join(box.queue.stream for box in homes)
+    return f"several queues have a dead letter of this name ({streams}): say which one with --stream"
+
+
 def _act(
-    done: str, act: Callable[[Sequence[str]], list[str | None]], letters: DeadLetters, entries: Sequence[str]
+    done: str,
+    act: Callable[[DeadLetters, Sequence[str]], list[str | None]],
+    boxes: Sequence[DeadLetters],
+    entries: Sequence[str],
 ) -> int:
     """Do it to the entries, or to every letter if there are none; `act` says of each why it was not done, or None."""
-    ids = iter(dict.fromkeys(entries)) if entries else (letter.letter for letter in letters.all())
     count, faults = 0, dict[str, str]()
     try:
-        while page := list(islice(ids, AT_ONCE)):
-            answers = dict(zip(page, act(page), strict=True))
+        for box, page in _pages(_sorted(boxes, entries, faults) if entries else _every(boxes)):
+            answers = dict(zip(page, act(box, page), strict=True))
             faults |= {entry: answer for entry, answer in answers.items() if answer is not None}
             count += sum(answer is None for answer in answers.values())
     finally:  # also where Redis went away half-way
         print(f"{done} {count}", flush=True)
     return _complain(faults)
+
+
+def _every(boxes: Sequence[DeadLetters]) -> Work:
+    return ((box, (letter.letter for letter in box.all())) for box in boxes)
+
+
+def _pages(work: Work) -> Iterator[tuple[DeadLetters, list[str]]]:
+    for box, some in work:
+        ids = iter(some)
+        while page := list(islice(ids, AT_ONCE)):
+            yield box, page
 
 
 def _complain(faults: dict[str, str]) -> int:
@@ -96,57 +169,23 @@ def _complain(faults: dict[str, str]) -> int:
     return int(bool(faults))
 
 
-def _some(letters: DeadLetters, entries: Iterable[str], absent: list[str]) -> Iterator[DeadLetter]:
+def _some(boxes: Sequence[DeadLetters], entries: Iterable[str], absent: list[str]) -> Iterator[DeadLetter]:
     for entry in dict.fromkeys(entries):
-        letter = letters.get(entry)
-        if letter is None:
+        found = [letter for box in boxes if (letter := box.get(entry)) is not None]
+        if not found:
             absent.append(entry)
-        else:
-            yield letter
+        yield from found
 
 
-def _document(letter: DeadLetter) -> dict[str, object]:
-    return {
-        "entry": letter.letter,
-        "reason": letter.reason,
-        "error": letter.error,
-        "deliveries": int(letter.deliveries) if letter.deliveries.isdecimal() else None,
-        "entry_id": letter.entry_id,
-        "died_at": letter.died_at,
-        "worker": letter.worker,
-        "fields": dict(letter.texts),
-        "sizes": dict(letter.sizes),
-    }
-
-
-def _show(letters: Iterable[DeadLetter]) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 1000  # a line per letter, for grep and awk
-    table = Table(box=None, pad_edge=False)
-    for column in COLUMNS:
-        right = column in ("deliveries", "image")
-        table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=column == "entry")
-    for letter in letters:
-        table.add_row(*(Text(shown(cell)) for cell in _cells(letter)))
-    if table.row_count:
-        console.print(table)
-    else:
-        console.print("no dead letters")
-
-
-def _cells(letter: DeadLetter) -> tuple[str, ...]:
-    size = letter.sizes.get("image", letter.sizes.get("pixels"))
-    return (
-        letter.letter,
-        letter.texts.get("source") or "queue",
-        letter.reason,
-        letter.error,
-        letter.deliveries,
-        "" if letter.died_at is None else _local(letter.died_at),
-        "" if size is None else f"{size:,} B",
-    )
-
-
-def _local(moment: float) -> str:
-    return f"{datetime.fromtimestamp(moment, UTC).astimezone():%Y-%m-%d %H:%M:%S}"
+def _save(picture: Picture, path: Path, *, force: bool) -> None:
+    """Write the bytes as they came, without looking at them."""
+    name = shown(str(path))
+    try:
+        with path.open("wb" if force else "xb") as file:
+            file.write(picture.data)
+    except FileExistsError:
+        raise ConfigError(f"{name} is there already: give --force to overwrite it, or another name") from None
+    except OSError as error:
+        raise ConfigError(f"the picture cannot be saved as {name}: {error.strerror or error}") from None
+    note = f"; raw pixels, {shown(picture.raw)}" if picture.raw else ""
+    print(f"saved {in_bytes(len(picture.data))} as {name}{note}", file=sys.stderr)

@@ -43,7 +43,7 @@ def run_demo(settings: SettingsTree, *, seconds: float) -> int:
         logs.configure(settings.log)
         client = stack.enter_context(connect(settings.redis))
         with make_screen() as screen:
-            reader = LabelReader(client, settings.results.stream, after=None, block=0.2)
+            reader = LabelReader(client, (settings.results.stream,), after=None, block=0.2)
             reader.start()
             view = DemoView(reader, screen)
             show = _Show(settings, client, view, seconds)

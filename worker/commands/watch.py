@@ -15,6 +15,7 @@ from worker.backoff import Backoff
 from worker.broker.connection import connect
 from worker.broker.labels import LabelReader, PublishedLabel
 from worker.broker.preflight import check_keys, check_server
+from worker.broker.queues import queues_of
 from worker.commands.terminal import shown, shown_json
 from worker.errors import RedisUnavailable
 
@@ -31,7 +32,8 @@ def run_watch(settings: SettingsTree, *, source: str | None, count: int, as_json
     with connect(settings.redis) as client:
         check_server(client, settings.redis)
         check_keys(client, settings.queue, settings.results)
-        reader = LabelReader(client, settings.results.stream, after=None, block=block)
+        streams = sorted({queue.labels for queue in queues_of(settings)})
+        reader = LabelReader(client, streams, after=None, block=block)
         reader.start()
         try:
             _show(reader, source=source, count=count, as_json=as_json)

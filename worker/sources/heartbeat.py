@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from worker.broker.group import ConsumerGroup
-from worker.errors import RedisUnavailable
+from worker.errors import REDIS_TROUBLE, CoatstreamError
 from worker.sources.holdings import Holdings
 
 LONGEST_BEAT = 3.0  # seconds between two renewals
@@ -36,7 +36,7 @@ class Heartbeat:
         min_idle: float,
         stalled: Callable[[], list[str]],
         count: Callable[[str, int], None],
-        on_trouble: Callable[[RedisUnavailable], None],
+        on_trouble: Callable[[CoatstreamError], None],
         on_success: Callable[[], None],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -69,7 +69,7 @@ class Heartbeat:
             for group in self._groups:
                 self._renew(group)
             self._reap()
-        except RedisUnavailable as trouble:
+        except REDIS_TROUBLE as trouble:
             self._on_trouble(trouble)
         else:
             self._on_success()

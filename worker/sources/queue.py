@@ -110,13 +110,13 @@ class QueueSource:
             reply = call()
         except RedisUnavailable as trouble:
             self._on_trouble(trouble)
-            raise SourceLost(str(trouble)) from trouble
+            raise SourceLost(str(trouble), slow=trouble.slow) from trouble
         except RedisRefuses as trouble:
             self._on_trouble(trouble)
             self._refusals += 1
             if self._refusals >= REFUSALS:
                 raise
-            raise SourceLost(str(trouble)) from trouble
+            raise SourceLost(str(trouble), slow=True) from trouble
         self._refusals = 0
         return reply
 

@@ -13,7 +13,7 @@ from worker.broker.connection import Client
 from worker.broker.failures import calls
 from worker.broker.group import ConsumerGroup, Fields, Reclaimed
 from worker.broker.queues import Queue
-from worker.errors import RedisUnavailable
+from worker.errors import REDIS_TROUBLE
 from worker.sources.entry import source_or_default
 from worker.sources.holdings import Holdings
 from worker.sources.shares import Shares
@@ -96,7 +96,7 @@ class EntryReader:
             for queue, group in self._groups.items():
                 unbegun = self._holdings.give_up(queue.stream)
                 self._count("released", group.release(unbegun, begun=False))
-        except RedisUnavailable as trouble:
+        except REDIS_TROUBLE as trouble:
             self._log.warning("entries could not be handed back: others take them later", trouble=str(trouble))
 
     def close(self) -> None:

@@ -1,0 +1,61 @@
+"""Queue frames that a worker has read and given an outcome, by its own settler, on a server under test."""
+
+from config.settings import QueueSettings, ResultsSettings
+from worker.broker.connection import Client
+from worker.broker.group import ConsumerGroup
+from worker.broker.queues import Queue
+from worker.broker.settler import Settler
+from worker.engine import ModelInfo
+from worker.errors import DeadReason
+from worker.frames import Receipt
+from worker.outcomes import Buried, Outcome
+
+NOW = 1_700_000_000.5  # when everything was settled, Unix seconds
+MODEL = ModelInfo("coat_lite_mini.in1k", "random", "eager", "cpu", 512)
+LIMITS = QueueSettings()
+
+Pair = tuple[str | bytes, str | bytes | int]
+
+
+def queue(stream: str = "frames") -> Queue:
+    return Queue(stream, "coatstream", f"{stream}:dead", "labels")
+
+
+def add(client: Client, *pairs: Pair, stream: str = "frames") -> str:
+    """A frame in the queue, its fields in this order, doubles and all; the id of its entry."""
+    flat = [value for pair in pairs for value in pair]
+    return str(client.execute_command("XADD", stream, "*", *flat).decode())
+
+
+def take(client: Client, *, stream: str = "frames", count: int = 1000) -> list[str]:
+    """Ids of what waits there: a worker that joined the group has read it."""
+    ConsumerGroup(client, queue(stream), LIMITS, consumer="me").join()
+    reply = client.xreadgroup("coatstream", "me", {stream: ">"}, count=count)
+    return [entry_id.decode() for entry_id, _ in reply[0][1]] if reply else []
+
+
+def settle(
+    client: Client, *outcomes: Outcome, name: str, stream: str = "frames", limits: QueueSettings = LIMITS
+) -> None:
+    """`name` is the caller's: a new one for each call."""
+    caller = Settler(
+        client, [queue(stream)], limits=limits, results=ResultsSettings(), model=MODEL, worker="me", name=name
+    )
+    caller.settle(outcomes, now=NOW)
+
+
+def bury(
+    client: Client,
+    *pairs: Pair,
+    stream: str = "frames",
+    error: str = "no picture",
+    admitted: int = 0,
+    limits: QueueSettings = LIMITS,
+) -> str:
+    """A frame with these fields that a worker read and buried; the id of its dead letter."""
+    entry_id = add(client, *pairs, stream=stream)
+    take(client, stream=stream)
+    grave = Buried("door", DeadReason.UNDECODABLE, error, Receipt(stream, entry_id, admitted))
+    settle(client, grave, name=f"burial {entry_id}", stream=stream, limits=limits)
+    [(letter, _)] = client.xrevrange(queue(stream).dead, count=1)
+    return str(letter.decode())

@@ -1,0 +1,271 @@
+"""F15, F18 to F21, F23: a server that is away, empty, full, of the wrong mind, or behind another password."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+from tests.faults import frames
+from tests.faults.fleet import Fleet
+from tests.faults.proxy import HANDSHAKE, Proxy
+from tests.faults.servers import REDIS, Server
+from tests.faults.stage import Stage
+from tests.faults.traffic import Traffic, Until, running_traffic
+from worker.broker.connection import Client
+
+PASSWORD, OTHER_PASSWORD = "old-password", "new-password"
+BURST: Final = 40  # frames that are in work when a trouble begins
+RESUMED: Final = 2.0  # seconds
+
+
+def restarted(stage: Stage, *, times: int, rate: float, down: float, fsync: str) -> None:
+    """F15: the server is killed and started again on its append-only file; a frame on disk is a frame done."""
+    server = stage.server("--appendonly", "yes", "--appendfsync", fsync)
+    on_disk = server.kind != REDIS  # Debian's 7.0 has no WAITAOF
+    fleet = stage.fleet(server.url, 2, process__restarts_per_minute=0)
+    slowest, busiest = 0.0, 0.0
+    with running_traffic(Traffic(server.client, rate, Until.ON_DISK if on_disk else Until.ANSWERED)) as traffic:
+        for _ in range(times):
+            before = _labels(server)
+            stage.until(lambda before=before: _labels(server) > before, "labels come")  # type: ignore[misc]
+            time.sleep(0.3)
+            server.kill()
+            used = [member.cpu_seconds() for member in fleet.members]
+            time.sleep(down)
+            spent = [member.cpu_seconds() - old for member, old in zip(fleet.members, used, strict=True)]
+            busiest = max(busiest, *(seconds / down for seconds in spent))
+            server.start()
+            slowest = max(slowest, _until_labels(stage, server))
+    client = server.client()
+    found = stage.settle_up(client, fleet, traffic.accepted)
+    stage.findings.note("doubtful", f"{len(traffic.doubtful):,}, of them {_settled(found, traffic.doubtful):,} done")
+    stage.findings.at_most("resumed after", slowest, RESUMED, " s")
+    stage.findings.at_most("processor while down", busiest, 0.2, " cores")
+
+
+def _settled(found: frames.Outcomes, some: list[str]) -> int:
+    return sum(1 for name in some if found.labels[name])
+
+
+def _labels(server: Server) -> int:
+    return int(server.client().xlen(frames.KEYS.labels))
+
+
+def _until_labels(stage: Stage, server: Server) -> float:
+    """How long until another label comes. The traffic goes on."""
+    client = server.client()
+    before = client.xlen(frames.KEYS.labels)
+    return stage.until(lambda: client.xlen(frames.KEYS.labels) > before, "labels come again", within=15)
+
+
+def emptied(stage: Stage, *, frame_count: int) -> None:
+    """F18: the stream or its group disappears under workers that wait for frames."""
+    server = stage.server()
+    client = server.client()
+    fleet = stage.fleet(server.url, 2)
+    losses: dict[str, Callable[[], object]] = {
+        "FLUSHALL": client.flushall,
+        "DEL": lambda: client.delete(frames.KEYS.stream),
+        "XGROUP DESTROY": lambda: client.xgroup_destroy(frames.KEYS.stream, frames.KEYS.group),
+        "RENAME": lambda: client.rename(frames.KEYS.stream, "elsewhere"),
+    }
+    slowest = 0.0
+    for number, (name, lose) in enumerate(losses.items()):
+        stage.until(lambda: _has_group(client), "the group is there", within=10)
+        made = _groups_made(fleet)
+        lose()
+        slowest = max(slowest, stage.until(lambda: _has_group(client), f"the group again after {name}", within=10))
+        sent = frames.names(frame_count, f"after{number}-")
+        frames.send(client, sent)
+        stage.empty(client)
+        found = frames.outcomes(client)
+        stage.findings.exactly(f"done after {name}", sum(1 for one in sent if found.labels[one] == 1), frame_count)
+        stage.until(lambda made=made: _groups_made(fleet) == made + 1, f"{name} is counted once", within=5)  # type: ignore[misc]
+    stage.close_books(fleet)
+    stage.findings.at_most("group made again after", slowest, 1.0, " s")
+
+
+def _has_group(client: Client) -> bool:
+    return bool(client.exists(frames.KEYS.stream) and client.xinfo_groups(frames.KEYS.stream))
+
+
+def _groups_made(fleet: Fleet) -> int:
+    return int(sum(member.total("coatstream_queue_groups_made_total") for member in fleet.members))
+
+
+def full(stage: Stage, *, megabytes: int) -> None:
+    """F19: memory is full of frames. Only settling them frees it."""
+    server = stage.server()
+    client = server.client()
+    fleet = stage.fleet(server.url, 2)
+    stage.until(lambda: _has_group(client), "the group is there", within=10)
+    stopped = [member.freeze() for member in fleet.members]
+    used = int(client.info("memory")["used_memory"])
+    client.config_set("maxmemory", used + megabytes * 2**20)
+    sent = _fill(client)
+    stage.findings.note("frames", len(sent))
+    fleet.wake(stopped)
+    seconds = stage.empty(client)
+    stage.settle_up(client, fleet, sent)
+    stage.findings.note("drained in", f"{seconds:.1f} s")
+
+
+def _fill(client: Client) -> list[str]:
+    """Send until the server takes no more."""
+    sent: list[str] = []
+    while True:
+        pipe = client.pipeline(transaction=False)
+        some = frames.names(50, f"m{len(sent)}-")
+        for name in some:
+            pipe.xadd(frames.KEYS.stream, frames.fields(name, side=64))
+        replies = pipe.execute(raise_on_error=False)
+        sent += [name for name, reply in zip(some, replies, strict=True) if not isinstance(reply, Exception)]
+        if any(isinstance(reply, Exception) for reply in replies):
+            return sent
+
+
+def misnamed(stage: Stage, *, frame_count: int) -> None:
+    """F20: a key of ours holds something else. Nothing is settled, and the worker says so in one line and ends."""
+    server = stage.server()
+    client = server.client()
+    for key in (frames.KEYS.labels, frames.KEYS.dead):
+        client.flushall()
+        fleet = stage.fleet(server.url, 1, model__noop_delay=0.05, batch__max_size=4)
+        client.set(key, "mine")
+        frames.send(client, frames.names(frame_count))
+        [member] = fleet.members
+        stage.until(lambda member=member: not member.alive, f"the worker ends: {key} is misnamed", within=20)  # type: ignore[misc]
+        lines = member.plain_lines()
+        stage.findings.exactly(f"exit code ({key})", member.process.returncode, 2)
+        stage.findings.exactly(f"lines for a person ({key})", len(lines), 1)
+        stage.findings.exactly(f"names the key ({key})", key in " ".join(lines), True)
+        stage.findings.exactly(f"frames kept ({key})", client.xlen(frames.KEYS.stream), frame_count)
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What the server says for a while, and how it is brought to that and back."""
+
+    word: str
+    begin: Callable[[], object]
+    end: Callable[[], object]
+
+
+def refused(stage: Stage, *, seconds: float) -> None:
+    """F21: errors that pass. The worker waits, asks seldom, and goes on."""
+    server = stage.server("--requirepass", PASSWORD)
+    server.password = PASSWORD
+    client, proxy = server.client(), stage.proxy(server.port)
+    url = proxy.url.replace("redis://", f"redis://:{PASSWORD}@")
+    fleet = stage.fleet(url, 1, model__noop_delay=0.1, batch__max_size=4)
+    sent: list[str] = []
+    for trouble in _troubles(server, client, proxy):
+        some = frames.names(BURST, trouble.word)
+        _endure(stage, client, proxy, fleet, trouble, some, seconds)
+        sent += some
+    stage.settle_up(client, fleet, sent)
+
+
+def _endure(
+    stage: Stage, client: Client, proxy: Proxy, fleet: Fleet, trouble: Trouble, some: list[str], seconds: float
+) -> None:
+    [member] = fleet.members
+    frames.send(client, some)
+    before = client.xlen(frames.KEYS.labels)
+    stage.until(lambda: client.xlen(frames.KEYS.labels) > before, "the first labels", within=10)
+    child = member.pid
+    trouble.begin()
+    time.sleep(0.3)  # until every connection has heard of it
+    asked, heard = proxy.work(), time.monotonic()
+    time.sleep(seconds)
+    rate = (proxy.work() - asked) / (time.monotonic() - heard)
+    ready = member.says("/readyz")
+    healthy = member.says("/healthz")
+    left = client.xlen(frames.KEYS.stream)
+    trouble.end()
+    resumed = stage.until(lambda: client.xlen(frames.KEYS.stream) < left, f"labels after {trouble.word}", within=15)
+    stage.empty(client)
+    findings = stage.findings
+    findings.at_most(f"{trouble.word}: resumed after", resumed, RESUMED, " s")
+    findings.at_most(f"{trouble.word}: commands", rate, 10, "/s")
+    findings.exactly(f"{trouble.word}: ready", ready == HTTPStatus.OK, False)
+    findings.exactly(f"{trouble.word}: healthy", healthy == HTTPStatus.OK, True)
+    findings.exactly(f"{trouble.word}: same process", member.pid == child, True)
+
+
+def _troubles(server: Server, client: Client, proxy: Proxy) -> Iterator[Trouble]:
+    """Real ones where the server can be brought to them; LOADING is spoken by the proxy."""
+    yield Trouble("READONLY", lambda: client.replicaof("127.0.0.1", 1), lambda: client.replicaof("NO", "ONE"))
+    yield Trouble(
+        "NOREPLICAS",
+        lambda: client.config_set("min-replicas-to-write", 1),
+        lambda: client.config_set("min-replicas-to-write", 0),
+    )
+    yield Trouble("MISCONF", lambda: _break_saving(server, client), lambda: _mend_saving(server, client))
+    yield Trouble("LOADING", lambda: _speak(proxy, b"-LOADING server is loading the dataset in memory\r\n"), lambda: _speak(proxy))
+    yield Trouble(
+        "WRONGPASS",
+        lambda: _change_password(client, OTHER_PASSWORD),
+        lambda: client.config_set("requirepass", PASSWORD),
+    )
+
+
+def _break_saving(server: Server, client: Client) -> None:
+    """A folder where the snapshot should be written."""
+    (server.folder / "dump.rdb").mkdir()
+    client.config_set("save", "3600 1000000")
+    _save(client)
+    assert client.info("persistence")["rdb_last_bgsave_status"] == "err"
+
+
+def _mend_saving(server: Server, client: Client) -> None:
+    (server.folder / "dump.rdb").rmdir()
+    _save(client)
+    assert client.info("persistence")["rdb_last_bgsave_status"] == "ok"
+    client.config_set("save", "")
+
+
+def _save(client: Client) -> None:
+    client.bgsave()
+    ends = time.monotonic() + 10
+    while client.info("persistence")["rdb_bgsave_in_progress"]:
+        assert time.monotonic() < ends
+        time.sleep(0.005)
+
+
+def _speak(proxy: Proxy, error: bytes = b"") -> None:
+    """The proxy answers everything but handshakes with this error; without one it forwards again."""
+    proxy.answer = (lambda name: b"+OK\r\n" if name in HANDSHAKE else error) if error else None
+
+
+def _change_password(client: Client, password: str) -> None:
+    """And nobody stays connected but us."""
+    client.config_set("requirepass", password)
+    client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+
+def rotated(stage: Stage, *, rotations: int, frame_count: int) -> None:
+    """F23: the server's password changes, every connection breaks, and the file follows a little later."""
+    server = stage.server("--requirepass", PASSWORD)
+    server.password = PASSWORD
+    client = server.client()
+    file = stage.folder / "password"
+    file.write_text(PASSWORD)
+    fleet = stage.fleet(server.url, 2, model__noop_delay=0.1, batch__max_size=8, redis__password_file=str(file))
+    slowest, sent = 0.0, list[str]()
+    for number in range(rotations):
+        some = frames.names(frame_count, f"rotation{number}-")
+        sent += some
+        frames.send(client, some)
+        before = client.xlen(frames.KEYS.labels)
+        stage.until(lambda before=before: client.xlen(frames.KEYS.labels) > before, "labels come", within=10)  # type: ignore[misc]
+        _change_password(client, f"password-{number}")
+        time.sleep(0.5)
+        left = client.xlen(frames.KEYS.stream)
+        file.write_text(f"password-{number}")
+        again = stage.until(lambda left=left: client.xlen(frames.KEYS.stream) < left, "labels come again", within=15)  # type: ignore[misc]
+        slowest = max(slowest, again)
+        stage.empty(client)
+    stage.settle_up(client, fleet, sent)
+    stage.findings.at_most("new connections after", slowest, 5.0, " s")

@@ -1,0 +1,62 @@
+"""F7, F19's neighbour F24, F25: producers that send rubbish, trim their stream, or send more than there is room for."""
+
+from tests.faults import frames
+from tests.faults.stage import Stage
+from worker.broker.connection import Client
+
+TRIMMED = "coatstream_queue_trimmed_frames"
+
+
+def rubbish(stage: Stage, *, frame_count: int, broken: int) -> None:
+    """F7: random bytes, empty pictures, missing and wrong fields among good frames: one letter each, no restart."""
+    server = stage.server()
+    client, good, bad = server.client(), frames.names(frame_count), frames.names(broken, "bad")
+    frames.send(client, good)
+    _send_rubbish(stage, client, bad)
+    fleet = stage.fleet(server.url, 2)
+    found = stage.settle_up(client, fleet, good + bad, dead=broken)
+    stage.findings.exactly("good frames among the letters", sum(1 for name in found.dead if name in set(good)), 0)
+    stage.findings.exactly("process deaths", fleet.crashes(), 0)
+    stage.findings.note("reasons", ", ".join(f"{count} {reason}" for reason, count in found.reasons.most_common()))
+
+
+def _send_rubbish(stage: Stage, client: Client, names: list[str]) -> None:
+    rng = stage.rng
+    for name in names:
+        made: dict[str, str | bytes] = rng.choice(
+            [
+                {"image": rng.randbytes(rng.randrange(1, 5000))},
+                {"image": b""},
+                {"image": b"\xff\xd8\xff\xe0" + rng.randbytes(rng.randrange(1, 5000))},
+                {"image": b"\x89PNG\r\n\x1a\n" + rng.randbytes(rng.randrange(1, 5000))},
+                {"pixels": rng.randbytes(7), "width": "640", "height": "360"},
+                {"width": "640", "height": "360"},
+                {"pixels": b"1", "width": "-1", "height": str(rng.random())},
+                {"image": rng.randbytes(100), "meta": "{" * rng.randrange(1, 9000)},
+            ]
+        )
+        client.xadd(frames.KEYS.stream, {**made, "frame_id": name})
+
+
+def trimmed(stage: Stage, *, frame_count: int, keep: int) -> None:
+    """F24: a producer with MAXLEN, faster than its workers. What it deletes is counted, to the frame."""
+    server = stage.server()
+    client, sent = server.client(), frames.names(frame_count)
+    fleet = stage.fleet(server.url, 2, model__noop_delay=0.02, batch__max_size=8)
+    for page in range(0, frame_count, 50):
+        pipe = client.pipeline(transaction=False)
+        for name in sent[page : page + 50]:
+            pipe.xadd(frames.KEYS.stream, frames.fields(name), maxlen=keep, approximate=False)
+        pipe.execute()
+        stage.until(lambda: client.xlen(frames.KEYS.stream) <= keep, "the producer's bound")
+    stage.empty(client)
+    stage.until(lambda: not frames.pending(client), "nothing is left pending", within=10)
+    found = frames.outcomes(client)
+    lost = found.lost(sent)
+    stage.findings.note("frames", frame_count)
+    stage.findings.at_least("trimmed", lost, 1)
+    member = fleet.members[0]
+    stage.until(lambda: member.total(TRIMMED) == lost, f"the metric counts all {lost} trimmed frames", within=10)
+    stage.findings.exactly("counted as trimmed", int(member.total(TRIMMED)), lost)
+    stage.findings.exactly("doubled", found.doubled(), 0)
+    stage.close_books(fleet)

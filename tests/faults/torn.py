@@ -1,0 +1,65 @@
+"""F14: the server's append-only file, cut anywhere, as a power failure cuts it."""
+
+import shutil
+from pathlib import Path
+
+from tests.faults import frames
+from tests.faults.servers import Server
+from tests.faults.stage import Stage
+
+CUT_OPTIONS = ("--appendonly", "yes", "--auto-aof-rewrite-percentage", "0", "--aof-load-truncated", "yes")
+
+
+def cut(stage: Stage, *, frame_count: int, cuts: int) -> None:
+    """Workers settle while the file is written; then it is cut at random bytes, and a server loads what is left."""
+    server = stage.server(*CUT_OPTIONS)
+    client, sent = server.client(), frames.names(frame_count)
+    fleet = stage.fleet(server.url, 2, batch__max_size=8)
+    begun = _log_of(server.folder).stat().st_size
+    for page in range(0, frame_count, 100):
+        frames.send(client, sent[page : page + 100])
+        stage.until(lambda page=page: frame_count_left(server) <= 100, "they are nearly done")  # type: ignore[misc]
+    stage.settle_up(client, fleet, sent)
+    client.shutdown(nosave=True)
+    assert server.process is not None
+    server.process.wait(10)
+    whole = _log_of(server.folder).stat().st_size
+    torn = 0
+    for _ in range(cuts):
+        torn += _torn_frames(stage, server, stage.rng.randrange(begun, whole))
+    stage.findings.note("cuts", cuts)
+    stage.findings.exactly("frames half done", torn, 0)
+
+
+def frame_count_left(server: Server) -> int:
+    return int(server.client().xlen(frames.KEYS.stream))
+
+
+def _torn_frames(stage: Stage, server: Server, at: int) -> int:
+    """Frames that a server which loads the first `at` bytes finds both published and waiting, or neither."""
+    folder = stage.folder / "cut"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(server.folder, folder, ignore=lambda *_: ["log"])
+    with _log_of(folder).open("r+b") as file:
+        file.truncate(at)
+    reader = Server(server.kind, folder, server.port, CUT_OPTIONS)
+    try:
+        reader.start()
+        return _torn(reader)
+    finally:
+        reader.close()
+
+
+def _torn(server: Server) -> int:
+    client = server.client()
+    waiting = {entry.decode() for entry, _ in frames.read(client, frames.KEYS.stream)}
+    published = {label[b"entry_id"].decode() for _, label in frames.read(client, frames.KEYS.labels)}
+    pending = set(frames.pending(client))
+    neither = frames.added(client) - len(waiting | published) if client.exists(frames.KEYS.stream) else 0
+    return len(waiting & published) + neither + len(pending - waiting)
+
+
+def _log_of(folder: Path) -> Path:
+    """The file that grows."""
+    [found] = (folder / "appendonlydir").glob("*.incr.aof")
+    return found

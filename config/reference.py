@@ -5,10 +5,10 @@ from importlib import resources
 from typing import Any
 
 from config import keys
-from config.settings import CameraSettings, QueueEntry, SettingsTree
+from config.settings import CameraSettings, QueueEntry, Section, SettingsTree
 
 SAMPLE = "coatstream.yaml"
-LISTS = {"queues": QueueEntry, "cameras": CameraSettings}  # settings that are lists, and what an item of each is
+LISTS: dict[str, type[Section]] = {"queues": QueueEntry, "cameras": CameraSettings}  # settings that are lists, and what an item of each is
 
 
 def sample() -> str:

@@ -1,17 +1,13 @@
-"""Queue frames that a worker has read and given an outcome, by its own settler, on a server under test."""
+"""Dead letters of any queue: frames that a worker has read and buried, on a server under test."""
 
-from config.settings import QueueSettings, ResultsSettings
+from config.settings import QueueSettings
+from tests.settled import NOW, member, read, settler
 from worker.broker.connection import Client
-from worker.broker.group import ConsumerGroup
 from worker.broker.queues import Queue
-from worker.broker.settler import Settler
-from worker.engine import ModelInfo
 from worker.errors import DeadReason
 from worker.frames import Receipt
 from worker.outcomes import Buried, Outcome
 
-NOW = 1_700_000_000.5  # when everything was settled, Unix seconds
-MODEL = ModelInfo("coat_lite_mini.in1k", "random", "eager", "cpu", 512)
 LIMITS = QueueSettings()
 
 Pair = tuple[str | bytes, str | bytes | int]
@@ -29,19 +25,15 @@ def add(client: Client, *pairs: Pair, stream: str = "frames") -> str:
 
 def take(client: Client, *, stream: str = "frames", count: int = 1000) -> list[str]:
     """Ids of what waits there: a worker that joined the group has read it."""
-    ConsumerGroup(client, queue(stream), LIMITS, consumer="me").join()
-    reply = client.xreadgroup("coatstream", "me", {stream: ">"}, count=count)
-    return [entry_id.decode() for entry_id, _ in reply[0][1]] if reply else []
+    member(client, queue=queue(stream)).join()
+    return read(client, count=count, queue=queue(stream))
 
 
 def settle(
-    client: Client, *outcomes: Outcome, name: str, stream: str = "frames", limits: QueueSettings = LIMITS
+    client: Client, outcome: Outcome, *, name: str, stream: str = "frames", limits: QueueSettings = LIMITS
 ) -> None:
     """`name` is the caller's: a new one for each call."""
-    caller = Settler(
-        client, [queue(stream)], limits=limits, results=ResultsSettings(), model=MODEL, worker="me", name=name
-    )
-    caller.settle(outcomes, now=NOW)
+    settler(client, name, queues=[queue(stream)], **limits.model_dump()).settle([outcome], now=NOW)
 
 
 def bury(

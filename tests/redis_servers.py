@@ -76,7 +76,7 @@ class SentinelPair:
     def primary_port(self) -> int:
         """Where the Sentinel says that the primary is."""
         with self.sentinel() as sentinel:
-            return int(sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)[1])
+            return int(sentinel.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", SERVICE)[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +117,8 @@ def tcp_server(*options: str, binary: str | None = None) -> Iterator[TcpServer]:
 
 
 @contextmanager
-def tls_server(authority: trustme.CA, *, ask_clients: bool = False) -> Iterator[TlsServer]:
-    """A server whose certificate `authority` has signed; `ask_clients`: it lets nobody in without one of its own."""
+def tls_server(authority: trustme.CA, *, ask_clients: bool = False, bind: str = HOST) -> Iterator[TlsServer]:
+    """A server whose certificate `authority` has signed; `ask_clients`: it lets nobody in without one of their own."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         ca, certificate, key = (Path(folder) / name for name in ("ca.pem", "cert.pem", "key.pem"))
@@ -128,7 +128,7 @@ def tls_server(authority: trustme.CA, *, ask_clients: bool = False) -> Iterator[
         issued.private_key_pem.write_to_path(key)
         options = {
             "--tls-port": str(port),
-            "--bind": HOST,
+            "--bind": bind,
             "--tls-ca-cert-file": str(ca),
             "--tls-cert-file": str(certificate),
             "--tls-key-file": str(key),
@@ -141,6 +141,7 @@ def tls_server(authority: trustme.CA, *, ask_clients: bool = False) -> Iterator[
 @contextmanager
 def sentinel_pair(*options: str, sentinels: int = 1) -> Iterator[SentinelPair]:
     """A primary, a replica that has caught up, and so many Sentinels that know both; `options` are for both servers."""
+    options = ("--shutdown-timeout", "0", *options)  # a primary that is stopped waits for no replica
     with ExitStack() as stack:
         first = stack.enter_context(tcp_server("--repl-diskless-sync-delay", "0", *options))
         second = stack.enter_context(tcp_server("--replicaof", f"{HOST} {first.port}", *options))
@@ -203,8 +204,12 @@ def _answers(client: redis.Redis) -> bool:
 
 
 def _knows(sentinel: redis.Redis, sentinels: int) -> bool:
-    state = sentinel.execute_command("SENTINEL", "MASTER", SERVICE)
-    return int(state["num-slaves"]) == 1 and int(state["num-other-sentinels"]) == sentinels - 1
+    state = sentinel.execute_command("SENTINEL MASTER", SERVICE)
+    replicas = sentinel.execute_command("SENTINEL REPLICAS", SERVICE)
+    return (
+        int(state["num-other-sentinels"]) == sentinels - 1
+        and [replica["master-link-status"] for replica in replicas] == ["ok"]  # else it promotes nobody
+    )
 
 
 def _is_whole(node: TcpServer, nodes: int) -> bool:

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from config.settings import RedisSettings
-from tests.burials import NOW, bury, queue
+from tests.burials import bury, queue
+from tests.settled import NOW
 from worker.broker.audit import audit
 from worker.broker.connection import Client, connect
 from worker.broker.dead_letters import LONGEST_TEXT, MOST_TEXT, PAGE, DeadLetters, Picture, Replayed, parse_letter

@@ -5,7 +5,6 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 import pytest
 from redis.exceptions import RedisError
@@ -45,20 +44,21 @@ def client(server: TcpServer) -> Iterator[Client]:
 def outage(call: Callable[[], object], client: Client = None) -> RedisUnavailable:
     with pytest.raises(RedisUnavailable) as caught, calls("labels could not be published", client):
         call()
-    return in_one_line(caught.value)
+    assert_one_line(caught.value)
+    return caught.value
 
 
 def refusal(call: Callable[[], object], client: Client = None) -> RedisRefuses:
     with pytest.raises(RedisRefuses) as caught, calls("labels could not be published", client):
         call()
-    return in_one_line(caught.value)
+    assert_one_line(caught.value)
+    return caught.value
 
 
-def in_one_line(error: Any) -> Any:
+def assert_one_line(error: Exception) -> None:
     assert str(error).startswith("labels could not be published: ")
     assert len(str(error).splitlines()) == 1
     assert "user_script" not in str(error), "where in a script of ours it was is no news for a person"
-    return error
 
 
 def both_ways(client: Client, key: str) -> list[Callable[[], object]]:
@@ -120,7 +120,8 @@ def test_loading_is_an_outage(kind: str) -> None:
 
         eventually(is_loading, "it loads")
 
-    assert "is loading its data" in str(in_one_line(troubles[0]))
+    assert_one_line(troubles[0])
+    assert "is loading its data" in str(troubles[0])
 
 
 def test_a_disk_that_cannot_be_written_is_an_outage(server: TcpServer, client: Client) -> None:

@@ -10,44 +10,37 @@ import pytest
 from redis.exceptions import ResponseError
 
 from config.settings import QueueSettings, RedisSettings, ResultsSettings
+from tests import settled
+from tests.settled import (
+    NOW,
+    QUEUE,
+    add,
+    admit,
+    assert_balanced,
+    books,
+    buried,
+    dropped,
+    labels,
+    letters,
+    member,
+    owners,
+    published,
+    settler,
+)
 from worker.broker.connection import Client, connect
 from worker.broker.documents import decode_embedding, schema
 from worker.broker.preflight import check_keys
-from worker.broker.settler import Settler
-from worker.engine import ModelInfo
-from worker.errors import ConfigError, DeadReason, RedisUnavailable
-from worker.frames import Label, Prediction, Receipt, ScoredLabel
+from worker.broker.queues import Queue
+from worker.errors import ConfigError, RedisRefuses
 from worker.ledger import DropReason
-from worker.outcomes import Buried, Dropped, Outcome, Published
-
-MODEL = ModelInfo("coat_lite_mini.in1k", "random", "eager", "cpu", 512)
-QUEUE, RESULTS = QueueSettings(), ResultsSettings()
+from worker.outcomes import Dropped, Outcome, Published
 
 
-def settler(client: Client, name: str = "pump", **results: int) -> Settler:
-    return Settler(client, QUEUE, ResultsSettings.model_validate(results), model=MODEL, worker="me", name=name)
-
-
-def read_entries(client: Client, count: int) -> list[str]:
+def read_entries(client: Client, count: int, **fields: str | bytes | int) -> list[str]:
     """Add frames and read them as a worker would, so that they are pending."""
-    client.xgroup_create("frames", "coatstream", id="0", mkstream=True)
-    for number in range(count):
-        client.xadd("frames", {"image": b"jpeg", "source": "door", "number": number})
-    ((_, entries),) = client.xreadgroup("coatstream", "me", {"frames": ">"}, count=count)
-    return [entry_id.decode() for entry_id, _ in entries]
-
-
-def published(
-    entry_id: str | None, *, source: str = "door", captured_at: float = 1000.25, frame_id: str = "f"
-) -> Published:
-    label = ScoredLabel(Label(285, "n02124075", "Egyptian cat"), 0.91)
-    receipt = Receipt("frames", entry_id) if entry_id else None
-    embedding = np.array([1.5, -2.0], np.float16)
-    return Published(Prediction(source, frame_id, captured_at, (label,), 1920, 1080, receipt, embedding, '{"a": 1.10}'))
-
-
-def labels(client: Client) -> list[dict[bytes, bytes]]:
-    return [fields for _, fields in client.xrange("labels")]
+    member(client).join()
+    add(client, count, **fields)
+    return settled.read(client)
 
 
 def test_a_published_queue_frame_leaves_the_queue_and_appears_in_stream_channel_and_hash(client: Client) -> None:

@@ -94,9 +94,7 @@ def run_worker(url: str, *, environment: Mapping[str, str] | None = None, **sett
 
 
 @contextmanager
-def starting_worker(
-    url: str, *, environment: Mapping[str, str] | None = None, **settings: object
-) -> Iterator[Worker]:
+def starting_worker(url: str, *, environment: Mapping[str, str] | None = None, **settings: object) -> Iterator[Worker]:
     """The same, as soon as it listens: its model may still be loading."""
     worker = Worker(_process(url, settings, environment or {}))
     reader = threading.Thread(target=_read, args=(worker.process, worker.lines), daemon=True)

@@ -4,6 +4,7 @@ The only module that sees all the others.
 """
 
 import asyncio
+import random
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -11,21 +12,22 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 
 import structlog
 from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry
 
 from config.settings import BatchSettings, CameraSettings, ModelSettings, SettingsTree
 from worker import __version__
-from worker.broker.connection import Client, address, connect
+from worker.broker.connection import Client, address, channel, connect
 from worker.broker.group import ConsumerGroup
 from worker.broker.location import location
-from worker.broker.preflight import check_keys, check_server
-from worker.broker.publisher import Publisher
+from worker.broker.preflight import check_rights, check_server, check_slots, check_types
+from worker.broker.publisher import RETRY, Publisher
 from worker.broker.queues import Queue, by_slot, queues_of
 from worker.broker.settler import Settler
 from worker.engine import Engine, ModelInfo, load_engine
-from worker.errors import REDIS_TROUBLE, BadFrame, CoatstreamError, DeadReason
+from worker.errors import REDIS_TROUBLE, BadFrame, CoatstreamError, DeadReason, RedisUnavailable
 from worker.frames import Frame
 from worker.identity import FIRST, Lineage, worker_name
 from worker.image import prepare
@@ -70,10 +72,12 @@ class Service:
         *,
         worker: str | None = None,
         lineage: Lineage = FIRST,
+        on_warm: Callable[[], None] = lambda: None,
         on_ready: Callable[[Ready], None] = lambda ready: None,
         load: Callable[[ModelSettings, BatchSettings], Engine] = load_engine,
     ) -> None:
         self._settings = settings
+        self._on_warm = on_warm  # called just before the first frame can be read
         self._on_ready = on_ready
         self._load = load
         self.worker = worker or worker_name()
@@ -96,7 +100,7 @@ class Service:
         async with AsyncExitStack() as stack:
             port = await stack.enter_async_context(serve(make_app(self.metrics.registry, self.status), settings.http))
             self._log.info("listening", http=f"http://{settings.http.host}:{port}", worker=self.worker)
-            await asyncio.to_thread(self._check_redis)
+            await self._reach_redis()
             engine = await asyncio.to_thread(self._load, settings.model, settings.batch)
             engines = stack.enter_context(self._threads(engine.streams, "engine"))
             await self._warm_up(engine, engines)
@@ -105,6 +109,7 @@ class Service:
             # Room for all that the queues read ahead, so that what waits there is in turn among all their sources.
             mailbox = Mailbox(max(settings.batch.max_size, self._prefetch()), on_replaced=self._replaced)
             pump = await stack.enter_async_context(self._pumping(mailbox, engine, engines))
+            self._on_warm()
             intake = await stack.enter_async_context(self._taking_in(mailbox, engine))
             self.status.warm()
             self._log.info("ready", sources=intake.names)
@@ -122,13 +127,38 @@ class Service:
         self.metrics.restarts.set(self._lineage.restarts)
         self.metrics.expose(self.ledger, self.status)
 
+    async def _reach_redis(self) -> None:
+        """At the very start Redis must be there. A worker that was started again after a crash waits for it, as the one
+        before it would have.
+        """
+        rng = random.Random()
+        for attempt in count():
+            try:
+                await asyncio.to_thread(self._check_redis)
+            except RedisUnavailable as trouble:
+                if self._lineage.restarts == 0:
+                    raise
+                self._redis_down("start", trouble)
+                await asyncio.sleep(RETRY.delay(attempt, rng))
+            else:
+                return
+
     def _check_redis(self) -> None:
         settings = self._settings
         with connect(settings.redis) as client:
             server = check_server(client, settings.redis)
-            check_keys(client, settings.queue, settings.results)
+            for queue in self._queues:
+                check_slots(client, queue.keys)
+                check_types(client, queue.types)
+            self._check_rights(client)
         self._redis_up("start")
         self._log.info("redis", server=server, url=address(settings.redis))
+
+    def _check_rights(self, client: Client) -> None:
+        """All of them at once: a right that is missed only after an entry was acknowledged would cost a frame."""
+        needs = {key: commands for queue in self._queues for key, commands in queue.rights.items()}
+        if check_rights(client, needs, channels=(channel(self._settings.results, "source"),)):
+            self._log.warning("the Redis user may not publish to the channels of labels: only the streams are written")
 
     async def _warm_up(self, engine: Engine, engines: ThreadPoolExecutor) -> None:
         started = time.monotonic()
@@ -303,6 +333,7 @@ class Service:
             ledger=self.ledger,
             at_work=partial(self.status.at_work, "a picture"),
             observe=self.metrics.observe,
+            count=self.metrics.count,
             on_trouble=lambda trouble: self.metrics.redis_errors.inc(),
         )
 

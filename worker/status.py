@@ -115,4 +115,8 @@ class Status:
         with self._lock:
             now = self._monotonic()
             ages = [(now - started, what) for what, started in self._in_hand.values()]
-        return [f"{what} has been in hand for {age:.0f} s" for age, what in sorted(ages) if age > self._stall_after]
+        return [
+            f"{what} has been in hand for {age:.0f} s"
+            for age, what in sorted(ages, reverse=True)
+            if age > self._stall_after
+        ]

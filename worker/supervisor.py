@@ -50,7 +50,7 @@ class Lifeline:
         return self.pipe is not None
 
     def ready(self) -> None:
-        """The model is warm and frames are read: from now on a crash may be a frame's doing."""
+        """The model is warm and reading begins now: from here on a crash may be a frame's doing."""
         self._say("ready\n")
 
     def leave(self, code: int) -> NoReturn:

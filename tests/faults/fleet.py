@@ -5,7 +5,6 @@ import os
 import queue
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -187,11 +186,3 @@ def running_control_member(
 def inside(faults: Mapping[str, object]) -> dict[str, str]:
     """The environment that brings the troubles into a process."""
     return {"PYTHONPATH": f"{INSIDE}{os.pathsep}{ROOT}", "FAULTS": json.dumps(dict(faults))}
-
-
-def exit_seconds(member: Member) -> float:
-    """SIGTERM, and how long it takes to be gone."""
-    told = time.monotonic()
-    member.process.send_signal(signal.SIGTERM)
-    member.process.wait(timeout=PATIENCE)
-    return time.monotonic() - told

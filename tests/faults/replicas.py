@@ -21,9 +21,9 @@ DOOR = frames.Keys("{door}frames", "{door}labels", "{door}frames:dead")
 
 def promoted(stage: Stage, *, rate: float, before: float, frozen: float) -> None:
     """F16: the replica's link freezes, the primary dies, the replica takes over with what it has."""
-    primary = stage.server()
+    primary = stage.server("--repl-diskless-sync-delay", "0")
     link = stage.proxy(primary.port)
-    replica = stage.server("--repl-diskless-sync-delay", "0", "--replicaof", f"127.0.0.1 {link.port}")
+    replica = stage.server("--replicaof", f"127.0.0.1 {link.port}")
     follower = replica.client()
     stage.until(lambda: follower.info("replication")["master_link_status"] == "up", "the replica has caught up")
     name = stage.proxy(primary.port)  # the address under which workers and producers know the primary
@@ -58,9 +58,14 @@ def _client(port: int) -> Client:
 
 
 def failed_over(stage: Stage, *, rate: float, before: float, planned: bool) -> None:
-    """F17: a failover that a Sentinel makes, because the primary died or because somebody asked for it."""
+    """F17: a failover that a Sentinel makes, because the primary died or because somebody asked for it.
+
+    When it is planned, the old primary goes on as one for ten seconds until Sentinel tells it otherwise. What ends that
+    at once is `min-replicas-to-write`: it has no replica any more. (The new one has none either, with two servers.)
+    """
     pair = stage.enter(redis_servers.sentinel_pair("--min-replicas-max-lag", "1"))
     fleet = stage.fleet(pair.url, 2)
+    pair.first.admin.config_set("min-replicas-to-write", 1)
     second = _client(pair.second.port)
     stage.enter(second)
     first_port = pair.first.port

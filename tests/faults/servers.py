@@ -130,13 +130,17 @@ class Server:
 def running_server(kind: str, *options: str) -> Iterator[Server]:
     """A server with options of its own (`--appendonly`, `yes`) in a folder of its own; gone afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="coatstream-faults-"))
-    server = Server(kind, folder, free_port(), options)
+    server = Server(kind, folder, free_port(), options, password=_option(options, "--requirepass"))
     try:
         server.start()
         yield server
     finally:
         server.close()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _option(options: tuple[str, ...], name: str) -> str | None:
+    return options[options.index(name) + 1] if name in options else None
 
 
 def free_port() -> int:

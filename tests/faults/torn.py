@@ -6,6 +6,7 @@ from pathlib import Path
 from tests.faults import frames
 from tests.faults.servers import Server
 from tests.faults.stage import Stage
+from worker.broker.connection import Client
 
 CUT_OPTIONS = ("--appendonly", "yes", "--auto-aof-rewrite-percentage", "0", "--aof-load-truncated", "yes")
 
@@ -52,11 +53,25 @@ def _torn_frames(stage: Stage, server: Server, at: int) -> int:
 
 def _torn(server: Server) -> int:
     client = server.client()
+    if not client.exists(frames.KEYS.stream):
+        return 0
     waiting = {entry.decode() for entry, _ in frames.read(client, frames.KEYS.stream)}
     published = {label[b"entry_id"].decode() for _, label in frames.read(client, frames.KEYS.labels)}
     pending = set(frames.pending(client))
-    neither = frames.added(client) - len(waiting | published) if client.exists(frames.KEYS.stream) else 0
-    return len(waiting & published) + neither + len(pending - waiting)
+    neither = frames.added(client) - len(waiting | published)
+    forgotten = {entry for entry in waiting - pending if _number(entry) <= _delivered(client)}
+    return len(waiting & published) + neither + len(pending - waiting) + len(forgotten)
+
+
+def _delivered(client: Client) -> tuple[int, int]:
+    """The newest entry that any worker was ever given."""
+    groups = client.xinfo_groups(frames.KEYS.stream)
+    return _number(groups[0]["last-delivered-id"].decode()) if groups else (0, 0)
+
+
+def _number(entry: str) -> tuple[int, int]:
+    milliseconds, _, sequence = entry.partition("-")
+    return int(milliseconds), int(sequence)
 
 
 def _log_of(folder: Path) -> Path:

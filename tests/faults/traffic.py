@@ -43,24 +43,28 @@ class Traffic:
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
-        number, client, began = 0, self.connect(), time.monotonic()
+        number, began = 0, time.monotonic()
+        client: Client = None
         while not self._stop.wait(EVERY):
             due = int((time.monotonic() - began) * self.rate) - number
             some = [f"t{number + index}" for index in range(max(0, min(due, frames.PAGE)))]
             number += max(0, due)  # a server that was away is not flooded afterwards
-            if some:
-                (self.accepted if self._send(client, some) else self.doubtful).extend(some)
+            if not some:
+                continue
+            try:
+                client = client or self.connect()
+                accepted = self._send(client, some)
+            except (RedisError, OSError):
+                client, accepted = None, False  # and the next one may be another server's
+            (self.accepted if accepted else self.doubtful).extend(some)
 
     def _send(self, client: Client, some: list[str]) -> bool:
-        try:
-            pipe = client.pipeline(transaction=False)
-            for name in some:
-                pipe.xadd(self.keys.stream, frames.fields(name))
-            if self.until.value:
-                pipe.execute_command(*self.until.value)
-            reply = pipe.execute()[-1]
-        except (RedisError, OSError):
-            return False
+        pipe = client.pipeline(transaction=False)
+        for name in some:
+            pipe.xadd(self.keys.stream, frames.fields(name))
+        if self.until.value:
+            pipe.execute_command(*self.until.value)
+        reply = pipe.execute()[-1]
         match self.until:
             case Until.REPLICATED:
                 return bool(reply >= 1)

@@ -6,7 +6,8 @@
 
 local MAX_VALUES = 7800 -- of a dead letter's own: Lua can pass some 8,000 to one call, strangers may send more
 local MAX_EVICTED = 1000 -- letters that one burial may push out: a bound that was lowered is reached in steps
-local LONG = 4096 -- bytes of a value that a letter over the bound does without
+local LONG = 4096 -- bytes of a field that a letter over the bound does without
+local WHY = 2 * 6 -- what a letter says of itself, at its end
 local FIELDS = {'image', 'pixels', 'width', 'height', 'format', 'source', 'frame_id', 'captured_at', 'expires_at', 'meta'}
 local KNOWN = {}
 for _, name in ipairs(FIELDS) do KNOWN[name] = true end
@@ -25,16 +26,25 @@ local function misfit(wanted)
   end
 end
 
+-- A counter never falls below 0, and what a stranger wrote there counts as nothing. pcall: by now entries have been
+-- acknowledged, and a counter that cannot be written must not cost a frame.
+local function raise(hash, field, by)
+  local value = redis.pcall('HINCRBY', hash, field, by)
+  local right = math.max(0, type(value) == 'number' and value or by)
+  if value ~= right then redis.pcall('HSET', hash, field, right) end
+  return right
+end
+
 local function write_books(books)
   for field, by in pairs(rises) do
-    if by ~= 0 and redis.call('HINCRBY', books, field, by) < 0 then redis.call('HSET', books, field, 0) end
+    if by ~= 0 then raise(books, field, by) end
   end
 end
 
 -- The producer's side is told that an admitted entry is finished.
 local function unadmit(sources, source, admitted)
   note('admitted_bytes', -admitted)
-  if redis.call('HINCRBY', sources, source, -1) <= 0 then redis.call('HDEL', sources, source) end
+  if raise(sources, source, -1) == 0 then redis.pcall('HDEL', sources, source) end
 end
 
 local function size_of(values)
@@ -57,10 +67,16 @@ local function own_values(values)
   return kept
 end
 
-local function without_long_values(letter)
-  local kept = {}
+-- Why the frame died, and before that those of its fields that are short and find room.
+local function shortened(letter, room)
+  local kept, own = {}, #letter - WHY
+  for i = own + 1, #letter do room = room - #tostring(letter[i]) end
   for i = 1, #letter, 2 do
-    if #tostring(letter[i + 1]) <= LONG then kept[#kept + 1], kept[#kept + 2] = letter[i], letter[i + 1] end
+    local size = #tostring(letter[i]) + #tostring(letter[i + 1])
+    if i > own or (size <= LONG and size <= room) then
+      kept[#kept + 1], kept[#kept + 2] = letter[i], letter[i + 1]
+      if i < own then room = room - size end
+    end
   end
   return kept
 end
@@ -70,20 +86,20 @@ end
 local function add_letter(dead, books, letter, most, most_bytes)
   local size, left = size_of(letter), redis.call('XLEN', dead)
   if size > most_bytes then
-    letter = without_long_values(letter)
+    letter = shortened(letter, most_bytes)
     size = size_of(letter)
     note('dead_dropped', 1)
   end
-  if left == 0 then redis.call('HSET', books, 'dead_bytes', 0) end -- heals what XTRIM or XDEL by hand has left
+  if left == 0 then redis.pcall('HSET', books, 'dead_bytes', 0) end -- heals what XTRIM or XDEL by hand has left
   redis.call('XADD', dead, '*', unpack(letter))
-  local bytes, evicted = redis.call('HINCRBY', books, 'dead_bytes', size), 0
+  local bytes, evicted = raise(books, 'dead_bytes', size), 0
   left = left + 1
   while left > 1 and (left > most or bytes > most_bytes) and evicted < MAX_EVICTED do
     local oldest = redis.call('XRANGE', dead, '-', '+', 'COUNT', 1)[1]
-    redis.call('XDEL', dead, oldest[1])
+    if redis.pcall('XDEL', dead, oldest[1]) ~= 1 then break end -- pcall: without that right letters heap up
     local freed = size_of(oldest[2])
     bytes, left, evicted = bytes - freed, left - 1, evicted + 1
-    redis.call('HINCRBY', books, 'dead_bytes', -freed)
+    raise(books, 'dead_bytes', -freed)
   end
   note('dead_dropped', evicted)
 end

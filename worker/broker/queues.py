@@ -161,7 +161,8 @@ def _check_names(queues: Sequence[Queue]) -> None:
     seen: dict[str, str] = {}
     for queue in queues:
         own = {queue.stream: "frames", queue.dead: "dead letters", queue.books: "counters", queue.sources: "counters"}
-        if len(own) < 4 or queue.labels in own or queue.latest in own:
+        own[queue.gate] = "a mark"
+        if len(own) < 5 or queue.labels in own or queue.latest in own:
             raise ConfigError(
                 f"frames, dead letters and labels of the queue {queue.stream} need three different streams "
                 "(queue.stream, queue.dead_stream, results.stream)"

@@ -23,12 +23,20 @@ local wrong = misfit({[frames] = 'stream', [dead] = 'stream', [books] = 'hash', 
 if wrong then return wrong end
 if redis.call('EXISTS', gate) == 1 then return {{}, {}, 0, 0, 0} end
 
-local found, buried, trimmed, suspects = {}, {}, 0, 0
+local found, buried, trimmed, suspects, seen = {}, {}, 0, 0, 0
 
 local function field_of(values, name)
   for i = 1, #values, 2 do
     if values[i] == name then return values[i + 1] end
   end
+  return ''
+end
+
+-- Its bytes as admission counted them, or nil: whoever may XADD may write nonsense there.
+local function admitted_of(values)
+  local text = field_of(values, 'admitted')
+  local bytes = #text <= 12 and string.find(text, '^%d+$') and tonumber(text)
+  return bytes and bytes > 0 and bytes or nil
 end
 
 local function count_trimmed(id)
@@ -41,8 +49,9 @@ local function give_up(id, owner, deliveries)
   local entry = redis.call('XRANGE', frames, id, id)[1]
   if not entry then return count_trimmed(id) end
   redis.call('XACK', frames, group, id)
-  redis.call('XDEL', frames, id)
-  local source, admitted = field_of(entry[2], 'source') or 'queue', tonumber(field_of(entry[2], 'admitted') or '')
+  redis.pcall('XDEL', frames, id) -- pcall: a user without that right must not lose the letter
+  local source, admitted = field_of(entry[2], 'source'), admitted_of(entry[2])
+  if source == '' then source = 'queue' end
   if admitted then unadmit(sources, source, admitted) end
   local why = {reason = 'delivery_limit', deliveries = deliveries, entry_id = id, died_at = now, worker = owner,
                error = 'given to workers ' .. deliveries .. ' times, and none settled it: the last one was ' .. owner}
@@ -70,12 +79,13 @@ end
 local from = '-'
 for _ = 1, PAGES do
   local page = redis.call('XPENDING', frames, group, 'IDLE', idle, from, '+', PAGE)
+  seen = seen + #page
   for _, entry in ipairs(page) do look_at(entry[1], entry[2], entry[4]) end
   if #page < PAGE or #found >= want then break end
   from = '(' .. page[#page][1]
 end
 write_books(books)
-if #found == 0 and #buried == 0 and trimmed == 0 and suspects == 0 then
+if seen == 0 then -- an idle entry that I may not have (it is mine, or no suspect) is there for others
   redis.pcall('SET', gate, me, 'PX', gate_ms) -- pcall: refused at `maxmemory`, and nothing is lost by that
 end
 return {found, buried, trimmed, suspects, rises.dead_dropped or 0}

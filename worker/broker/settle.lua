@@ -33,7 +33,7 @@ if wrong then return wrong end
 local last = redis.call('GET', memo)
 if last then
   local last_number, last_reply = string.match(last, '^(%d+) (%d*)$')
-  if tonumber(last_number) >= number then return {last_reply, 0, 0} end
+  if last_number and tonumber(last_number) >= number then return {last_reply, 0, 0} end
 end
 redis.call('PEXPIRE', memo, memo_ms)
 

@@ -14,13 +14,13 @@ from types import FrameType
 
 from pydantic import SecretStr
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from config.settings import CameraSettings, SettingsTree
+from worker.broker.admission import Confirm
 from worker.broker.connection import connect
-from worker.broker.preflight import check_keys, check_server
-from worker.broker.producer import Picture, Producer
+from worker.broker.producer import MAX_ENTRIES, Picture, Producer, QueueFull, Terms, queues_to_fill
 from worker.commands.terminal import shown
 from worker.errors import BadFrame, CoatstreamError, ConfigError, DeadReason, SourceLost
 from worker.image import encode_jpeg
@@ -30,6 +30,7 @@ from worker.sources.camera import Camera
 from worker.sources.entry import DEFAULT_SOURCE, MAX_FRAME_ID, MAX_SOURCE
 
 JPEG_QUALITY = 90
+PATIENCE = 5.0  # seconds of waiting for room before it is worth a line
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)
 
 
@@ -49,36 +50,46 @@ class _Item:
     name: str
 
 
-def run_enqueue(settings: SettingsTree, paths: Sequence[str], *, source: str | None, fps: float) -> int:
-    """0 if all went in, 1 if something could not be read; the rest goes in all the same.
+def run_enqueue(
+    settings: SettingsTree,
+    paths: Sequence[str],
+    *,
+    source: str | None,
+    fps: float,
+    stream: str | None = None,
+    drop: bool = False,
+    confirm: Confirm = "none",
+) -> int:
+    """0 if all was read, 1 if something could not be; the rest goes in all the same.
 
-    A camera runs until Ctrl-C, which is its proper end. Raises ConfigError, RedisUnavailable, and CoatstreamError where
+    Where the queue is full, files wait and cameras lose their newest frame; with `drop` files lose theirs, too. A
+    camera runs until Ctrl-C, which is its proper end. Raises ConfigError, RedisUnavailable, and CoatstreamError where
     Ctrl-C cut short what would have ended by itself.
     """
     if source is not None and not 0 < len(source) <= MAX_SOURCE:
         raise ConfigError(f"--source has {len(source)} characters; give 1 to {MAX_SOURCE}")
     with connect(settings.redis) as client, _until_interrupted() as stop:
-        check_server(client, settings.redis)
-        check_keys(client, settings.queue, settings.results)
-        run = _Run(settings, Producer(client, settings.queue.stream), fps=fps, stop=stop)
+        queues = queues_to_fill(client, settings, stream)
+        run = _Run(settings, fps=fps, stop=stop)
+        limits = settings.queue
+        when_full: Literal["wait", "drop"] = "drop" if drop else "wait"
+        in_files = Terms(when_full=when_full, batch=MAX_ENTRIES, confirm=confirm)
+        live = Terms(when_full="drop", confirm=confirm)  # its next picture may be long in coming: no batches
+        run.use(
+            files=Producer(client, queues, limits, in_files, stop=stop, on_wait=run.waiting),
+            cameras=Producer(client, queues, limits, live, stop=stop),
+        )
         try:
             run.enqueue(item for path in paths for item in run.find(path, source))
         finally:
-            print(f"enqueued {run.producer.sent} frames into {shown(settings.queue.stream)}", flush=True)
+            print(run.summary(stream or settings.queue.stream), flush=True)
     return int(run.faults > 0)
 
 
 class _Run:
     """One call of the command."""
 
-    def __init__(self, settings: SettingsTree, producer: Producer, *, fps: float, stop: threading.Event) -> None:
-        self.producer = producer
-        self.faults = 0
-        self._limits = settings.queue
-        self._fps = fps
-        self._stop = stop
-        self._console = Console(stderr=True, highlight=False)
-
+    def __init__(self, settings: SettingsTree, *, fps: float, stop: threading.Event) -> None:
     def find(self, path: str, source: str | None) -> Iterator[_Item]:
         """What a path of the command line stands for; what it does not is a fault."""
         try:

@@ -37,7 +37,7 @@ def run_worker(settings: SettingsTree, exit_code: Callable[[Callable[[], int]], 
 
 
 def _serve(settings: SettingsTree, name: str, lineage: Lineage, lifeline: Lifeline) -> int:
-    service = Service(settings, worker=name, lineage=lineage, on_ready=lambda _: lifeline.ready())
+    service = Service(settings, worker=name, lineage=lineage, on_warm=lifeline.ready)
     asyncio.run(work(service, asyncio.Event(), lifeline))
     return int(not service.drained)
 

@@ -7,6 +7,7 @@ picture has been in hand for too long (the same moment in which /healthz says no
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import structlog
 
@@ -51,6 +52,7 @@ class Heartbeat:
         self._log = structlog.get_logger("leases")
         self._silent = False
         self._reaped_at = float("-inf")
+        self._doubtful: dict[str, set[str]] = {}  # stream -> entries that the last round found not to be ours
 
     @property
     def every(self) -> float:
@@ -65,14 +67,18 @@ class Heartbeat:
         """One round: renew every lease, now and then remove consumers that vanished."""
         if self._is_stalled():
             return
+        renewed = [self._goes_through(partial(self._renew, group)) for group in self._groups]
+        if all(renewed) and self._goes_through(self._reap):
+            self._on_success()
+
+    def _goes_through(self, step: Callable[[], None]) -> bool:
+        """Trouble with one queue (its node is away, its key is wrong) must not cost the others their leases."""
         try:
-            for group in self._groups:
-                self._renew(group)
-            self._reap()
+            step()
         except REDIS_TROUBLE as trouble:
             self._on_trouble(trouble)
-        else:
-            self._on_success()
+            return False
+        return True
 
     def _is_stalled(self) -> bool:
         reasons = self._stalled()
@@ -84,12 +90,13 @@ class Heartbeat:
         return self._silent
 
     def _renew(self, group: ConsumerGroup) -> None:
+        """What is settled is ours no longer, and only a moment later no longer held: so a lease is lost when two rounds
+        say so.
+        """
         stream = group.queue.stream
-        held = self._holdings.entries(stream)
-        if not held:
-            return
-        lost = group.beat(held)
-        lost = [entry_id for entry_id in lost if entry_id in self._holdings.entries(stream)]  # not settled meanwhile
+        not_ours = set(group.beat(self._holdings.entries(stream)))
+        lost = not_ours & self._doubtful.get(stream, set()) & self._holdings.entries(stream)
+        self._doubtful[stream] = not_ours - lost
         if lost:
             self._holdings.remove(stream, lost)
             self._count("leases_lost", len(lost))

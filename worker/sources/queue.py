@@ -39,7 +39,7 @@ class QueueSource:
     prepare   picture as uint8 [h, w, 3] RGB -> the model's size; called from the decode pool
     undertaker  settles what is not published; its calls come from this source's thread
     at_work   a context for each picture that is decoded, so that a decoder that hangs is noticed
-    observe   told the seconds of each stage
+    observe   told the seconds of each stage; count: how many dead letters had to go for newer ones
     on_trouble  told of each call to Redis that failed, before the source is lost
     """
 
@@ -57,6 +57,7 @@ class QueueSource:
         ledger: Ledger,
         at_work: Callable[[], AbstractContextManager[None]] = nullcontext,
         observe: Callable[[str, float], None] = lambda stage, seconds: None,
+        count: Callable[[str, int], None] = lambda what, number: None,
         on_trouble: Callable[[Exception], None] = lambda trouble: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -69,6 +70,7 @@ class QueueSource:
         self._ledger = ledger
         self._at_work = at_work
         self._observe = observe
+        self._count = count
         self._on_trouble = on_trouble
         self._clock = clock
         self._log = structlog.get_logger("queue")
@@ -145,6 +147,7 @@ class QueueSource:
         except RedisUnavailable as trouble:
             raise SourceLost(str(trouble)) from trouble
         self._holdings.settled(outcome.receipt for outcome in outcomes)
+        self._count("letters_dropped", settlement.letters_dropped)
         for outcome, done in zip(outcomes, settlement.done, strict=True):
             book(self._ledger, outcome, done=done)
 

@@ -1,0 +1,27 @@
+"""Each fault test at its quick size: what the workers promise holds under it. Everything is in `catalog`."""
+
+import pytest
+
+from tests.faults import servers
+from tests.faults.cases import Case, run_case
+from tests.faults.catalog import CASES
+
+SEED = 1
+
+QUICK = [
+    pytest.param(case, kind, id=f"{case.name}-{kind}")
+    for case in CASES
+    if case.quick is not None
+    for kind in case.quick_kinds
+]
+
+
+@pytest.mark.parametrize(("case", "kind"), QUICK)
+def test_what_is_promised_holds_under(case: Case, kind: str) -> None:
+    assert case.quick is not None
+    servers.binary(kind)
+
+    row = run_case(case, kind, SEED, case.quick, limit=case.quick_limit)
+
+    print(row)
+    assert row.ok, str(row)

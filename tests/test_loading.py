@@ -208,6 +208,43 @@ class TestSecrets:
         assert tree.redis.password is not None
         assert tree.redis.password.get_secret_value() == "hunter2"
 
+    def test_a_mounted_password_is_read_anew_for_each_connection(self, file: File, secrets: Secrets) -> None:
+        folder = secrets(COATSTREAM_REDIS__PASSWORD="hunter2\n")
+        sample = file("redis:\n  password_file: null\n")  # a copy of the sample file says so
+
+        for tree in (load_only(secrets_dir=folder), load_only(secrets_dir=folder, config=sample)):
+            assert tree.redis.password_file == folder / "COATSTREAM_REDIS__PASSWORD"
+
+    def test_a_password_file_of_the_users_own_choice_is_kept(self, secrets: Secrets) -> None:
+        folder = secrets(COATSTREAM_REDIS__PASSWORD="hunter2")
+
+        tree = load_only(secrets_dir=folder, environ={"COATSTREAM_REDIS__PASSWORD_FILE": "/run/other"})
+
+        assert tree.redis.password_file == Path("/run/other")
+
+    @pytest.mark.parametrize(
+        ("environ", "password"),
+        [
+            ({"COATSTREAM_REDIS__PASSWORD": "stronger"}, "stronger"),
+            ({"COATSTREAM_REDIS__URL": "redis://:stronger@host"}, "hunter2"),
+            ({"COATSTREAM_REDIS__URL": "redis://host?password=stronger"}, "hunter2"),
+        ],
+    )
+    def test_a_mounted_password_that_something_stronger_replaces_is_no_password_file(
+        self, secrets: Secrets, environ: dict[str, str], password: str
+    ) -> None:
+        tree = load_only(secrets_dir=secrets(COATSTREAM_REDIS__PASSWORD="hunter2"), environ=environ)
+
+        assert tree.redis.password is not None
+        assert tree.redis.password.get_secret_value() == password
+        assert tree.redis.password_file is None
+
+    def test_a_password_within_a_secret_of_the_whole_section_is_no_file(self, secrets: Secrets) -> None:
+        tree = load_only(secrets_dir=secrets(COATSTREAM_REDIS='{"password": "hunter2"}'))
+
+        assert tree.redis.password is not None
+        assert tree.redis.password_file is None
+
     def test_cameras_may_be_a_secret(self, secrets: Secrets) -> None:
         tree = load_only(secrets_dir=secrets(COATSTREAM_CAMERAS='[{"name": "door", "url": "rtsp://me:hunter2@host"}]'))
 

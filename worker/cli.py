@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -246,16 +246,27 @@ def enqueue(
         str | None, typer.Option(help="Who saw the frames; default: the path's name.", show_default=False)
     ] = None,
     fps: Annotated[float, typer.Option(help="Frames a second of a clip or camera; 0 = every one.", min=0)] = 0,
-    stream: Annotated[str | None, typer.Option(help="queue.stream", show_default=False)] = None,
+    stream: Annotated[
+        str | None, typer.Option(help="queue.stream, or one of queues; default: the first.", show_default=False)
+    ] = None,
+    drop: Annotated[
+        bool, typer.Option("--drop", help="Drop and count what finds the queue full, instead of waiting.")
+    ] = False,
+    confirm: Annotated[
+        Literal["none", "replicas", "disk"],
+        typer.Option(help="Count a frame only when a replica has it too, or the disk."),
+    ] = "none",
     config: Config = None,
     set_: Set = None,
     redis: RedisUrl = None,
 ) -> int:
-    """Put pictures, folders, clips or a camera's frames into the frames stream."""
+    """Put pictures, folders, clips or a camera's frames into the frames stream. Files wait while it is full; a camera
+    drops what finds no room.
+    """
     settings = _settings(config, set_, redis__url=redis, queue__stream=stream)
     from worker.commands.enqueue import run_enqueue
 
-    return run_enqueue(settings, paths, source=source, fps=fps)
+    return run_enqueue(settings, paths, source=source, fps=fps, stream=stream, drop=drop, confirm=confirm)
 
 
 @app.command()

@@ -15,6 +15,7 @@ from worker.metrics import Metrics
 from worker.sources.entry import milliseconds_of
 
 EVERY = 2.0  # seconds
+AUDIT_EVERY = 5  # looks: the server copies two entries for it, which may hold megabytes each
 
 _MEASURE = Script("measure")
 
@@ -52,6 +53,7 @@ class Monitor:
     ) -> None:
         self._client = client
         self._queues = queues
+        self._looks = 0
         self._metrics = metrics
         self._on_up = on_up
         self._on_down = on_down
@@ -67,15 +69,17 @@ class Monitor:
         try:
             for queue in self._queues:
                 self._show(queue)
+            self._looks += 1
         except REDIS_TROUBLE as trouble:  # who only looks has no reason to end the process
             self._on_down(trouble)
         else:
             self._on_up()
 
     def _show(self, queue: Queue) -> None:
-        depth, books = measure(self._client, queue), audit(self._client, queue)
+        depth = measure(self._client, queue)
         self._metrics.queue_depth.labels(queue.stream).set(depth.entries)
         self._metrics.queue_pending.labels(queue.stream).set(depth.pending)
         self._metrics.queue_oldest.labels(queue.stream).set(depth.oldest_age)
         self._metrics.dead_letters.labels(queue.stream).set(depth.dead)
-        self._metrics.queue_trimmed.labels(queue.stream).set(books.gone)
+        if self._looks % AUDIT_EVERY == 0:
+            self._metrics.queue_trimmed.labels(queue.stream).set(audit(self._client, queue).gone)

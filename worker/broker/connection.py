@@ -61,7 +61,8 @@ class _SentinelPool(SentinelConnectionPool):
     def disconnect(self, inuse_connections: bool = True) -> None:
         super().disconnect(inuse_connections)
         if inuse_connections:
-            self.sentinel_manager.close()
+            for sentinel in self.sentinel_manager.sentinels:
+                sentinel.close()
 
 
 def _options(settings: RedisSettings, place: Location) -> dict[str, Any]:

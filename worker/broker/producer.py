@@ -35,7 +35,10 @@ from worker.broker.preflight import check_server, check_slots, check_types
 from worker.broker.queues import Queue, partitions, queues_of
 from worker.errors import SLOW_RETRY, BadFrame, CoatstreamError, ConfigError, DeadReason, RedisUnavailable
 
-__all__ = ["MAX_BYTES", "MAX_ENTRIES", "Picture", "Producer", "QueueFull", "RawPicture", "Terms", "queues_to_fill"]
+__all__ = [
+    *("MAX_BYTES", "MAX_ENTRIES", "Picture", "Producer", "QueueFull", "RawPicture", "Terms"),
+    *("name_of_queue", "queues_to_fill"),
+]
 
 ROOM: Final = Backoff(first=0.01, longest=1.0)  # between two looks at a full queue
 RETRY: Final = Backoff(first=0.05, longest=2.0)  # between two tries while Redis is away
@@ -292,23 +295,24 @@ class _Wait:
         self.since, self.attempts = None, 0
 
 
+def name_of_queue(settings: SettingsTree, stream: str | None = None) -> str:
+    """That of the queue which `stream` names; of the first one where it is None. Raises ConfigError."""
+    names = [entry.stream for entry in settings.queues] or [settings.queue.stream]
+    if stream is not None and stream not in names:
+        raise ConfigError(f"there is no queue {stream}: the settings have {', '.join(names)} (queues, queue.stream)")
+    return stream or names[0]
+
+
 def queues_to_fill(client: Client, settings: SettingsTree, stream: str | None = None) -> list[Queue]:
-    """The partitions of one queue, looked at. Raises ConfigError (no such queue, keys that hold something else, slots)
-    and RedisUnavailable.
+    """The partitions of that queue, looked at.
+
+    Raises ConfigError (there is none, its keys hold something else, lie in several slots) and RedisUnavailable.
     """
-    parts = _parts(settings, stream)
+    every = {queue.stream: queue for queue in queues_of(settings)}
+    name = name_of_queue(settings, stream)
+    named = partitions(Queue(name, settings.queue.group, name, name), settings.queue.partitions)  # for their streams
     check_server(client, settings.redis)
-    for part in parts:
+    for part in named:
         check_types(client, admission_types(part))
         check_slots(client, [*admission_keys(part), part.sequence("source")])
-    return parts
-
-
-def _parts(settings: SettingsTree, stream: str | None) -> list[Queue]:
-    every = {queue.stream: queue for queue in queues_of(settings)}
-    names = [entry.stream for entry in settings.queues] or [settings.queue.stream]
-    name = names[0] if stream is None else stream
-    if name not in names:
-        raise ConfigError(f"there is no queue {name}: the settings have {', '.join(names)} (queues, queue.stream)")
-    base = Queue(name, settings.queue.group, name, name)  # only its stream matters: the rest was made by queues_of
-    return [every[part.stream] for part in partitions(base, settings.queue.partitions)]
+    return [every[part.stream] for part in named]

@@ -3,8 +3,9 @@
 Knows nothing of threads, retries or metrics; a call that failed may be made again as it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from config.settings import QueueSettings, ResultsSettings
 from worker.broker.connection import Client
@@ -19,6 +20,8 @@ from worker.outcomes import Buried, Dropped, Outcome, Published
 MEMO_LIFE = 3600.0  # seconds that the server remembers a worker's last call; far longer than any retry
 
 _SETTLE = Script("settle", after=("accounts",))
+
+_KINDS: Final[Mapping[type[Outcome], str]] = {Published: "p", Dropped: "d", Buried: "b"}
 
 _Arguments = list[str | bytes | int | float]
 
@@ -66,7 +69,7 @@ class QueueSettler:
 
     def settle(self, outcomes: Sequence[Outcome], *, now: float) -> Settlement:
         """All of them, atomically. Raises RedisUnavailable: then nobody knows, and a repetition has its effect once."""
-        arguments = self._header(now)
+        arguments = self._header(outcomes, now)
         for outcome in outcomes:
             arguments += self._block(outcome, now)
         with calls("labels could not be published", self._client):
@@ -77,7 +80,7 @@ class QueueSettler:
         queue = self._queue
         return [queue.stream, queue.labels, queue.latest, queue.dead, self._memo, queue.books, queue.sources]
 
-    def _header(self, now: float) -> _Arguments:
+    def _header(self, outcomes: Sequence[Outcome], now: float) -> _Arguments:
         return [
             self._queue.group,
             self._results.max_length,
@@ -89,23 +92,24 @@ class QueueSettler:
             int(MEMO_LIFE * 1000),
             unix_seconds(now),
             self._worker,
+            "".join([_KINDS[type(outcome)] for outcome in outcomes]),
+            _sizes(outcomes),
         ]
 
     def _block(self, outcome: Outcome, now: float) -> _Arguments:
         match outcome:
-            case Published(prediction=prediction):
-                return ["publish", *self._label(prediction, now)]
-            case Dropped(source=source, receipt=Receipt(entry_id=entry_id, admitted=admitted)):
-                return ["drop", entry_id, admitted, source]
-            case Buried(source=source, receipt=Receipt(entry_id=entry_id, admitted=admitted)):
-                return ["bury", entry_id, admitted, source, outcome.reason, outcome.error]
+            case Published():
+                return self._label(outcome.prediction, now)
+            case Dropped(source=source, receipt=Receipt(entry_id=entry_id)):
+                return [entry_id, source]
+            case Buried(source=source, receipt=Receipt(entry_id=entry_id)):
+                return [entry_id, source, outcome.reason, outcome.error]
         raise AssertionError(outcome)  # a receipt was asked for before
 
     def _label(self, prediction: Prediction, now: float) -> _Arguments:
         best, receipt = prediction.labels[0], prediction.receipt
         return [
             receipt.entry_id if receipt else "",
-            receipt.admitted if receipt else 0,
             prediction.source,
             prediction.frame_id,
             unix_seconds(prediction.captured_at),
@@ -167,6 +171,12 @@ class Settler:
                 stream = outcome.receipt.stream if outcome.receipt else self._first
                 places.setdefault(stream, []).append(place)
         return places
+
+
+def _sizes(outcomes: Sequence[Outcome]) -> str:
+    """Bytes that admission counted; empty where it counted none, so that plain producers' frames cost nothing here."""
+    sizes = [outcome.receipt.admitted if outcome.receipt else 0 for outcome in outcomes]
+    return " ".join(map(str, sizes)) if any(sizes) else ""
 
 
 def unix_seconds(moment: float) -> str:

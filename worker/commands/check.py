@@ -14,8 +14,8 @@ from rich.table import Table
 from config.errors import SettingsError
 from config.settings import CameraSettings, QueueSettings, SettingsTree
 from worker.broker.audit import Audit, audit
-from worker.broker.connection import address, connect
-from worker.broker.preflight import check_keys, check_server
+from worker.broker.connection import Client, address, channel, connect
+from worker.broker.preflight import check_rights, check_server, check_slots, check_types, server_infos
 from worker.broker.queues import queues_of
 from worker.commands.books import fullness, losses_of, room_of, sum_of
 from worker.engine import load_engine
@@ -75,25 +75,41 @@ def _tried(what: str, look: Callable[[], str]) -> Finding:
 
 
 def _redis(settings: SettingsTree) -> Iterator[Finding]:
-    """The server, our keys, and what would lose frames one day."""
+    """The server, our keys and rights, and what would lose frames one day."""
     try:
         with connect(settings.redis) as client:
             server = check_server(client, settings.redis)
-            check_keys(client, settings.queue, settings.results)
-            memory = client.info("memory")
-            persistence = client.info("persistence")
+            silent = _keys_and_rights(client, settings)
+            infos = server_infos(client)
     except CoatstreamError as error:
         yield Finding("redis", "fault", redact(str(error)))
         return
     yield Finding("redis", "ok", f"{server} at {address(settings.redis)}")
-    if (policy := memory.get("maxmemory_policy", "noeviction")) != "noeviction":
+    if silent:
         yield Finding(
-            "redis", "warning", f"maxmemory-policy is {policy}: a full server would evict the queue; set noeviction"
+            "redis", "warning", "the Redis user may not publish to the channels of labels: only the streams are written"
         )
-    if not persistence.get("aof_enabled"):
+    policies = {info.get("maxmemory_policy", "noeviction") for info in infos} - {"noeviction"}
+    if policies:
+        yield Finding(
+            "redis",
+            "warning",
+            f"maxmemory-policy is {', '.join(sorted(policies))}: a full server would evict the queue; set noeviction",
+        )
+    if not all(info.get("aof_enabled") for info in infos):
         yield Finding(
             "redis", "warning", "no append-only file: a restart of the server loses the queue; set appendonly yes"
         )
+
+
+def _keys_and_rights(client: Client, settings: SettingsTree) -> tuple[str, ...]:
+    """The channels that may not be published to. Raises ConfigError for all else."""
+    queues = queues_of(settings)
+    for queue in queues:
+        check_slots(client, queue.keys)
+        check_types(client, queue.types)
+    needs = {key: commands for queue in queues for key, commands in queue.rights.items()}
+    return check_rights(client, needs, channels=(channel(settings.results, "source"),))
 
 
 def _books(settings: SettingsTree) -> Iterator[Finding]:

@@ -9,18 +9,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 from pydantic import SecretStr
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from config.settings import CameraSettings, SettingsTree
 from worker.broker.admission import Confirm
 from worker.broker.connection import connect
-from worker.broker.producer import MAX_ENTRIES, Picture, Producer, QueueFull, Terms, queues_to_fill
+from worker.broker.producer import MAX_ENTRIES, Picture, Producer, QueueFull, Terms, name_of_queue, queues_to_fill
 from worker.commands.terminal import shown
 from worker.errors import BadFrame, CoatstreamError, ConfigError, DeadReason, SourceLost
 from worker.image import encode_jpeg
@@ -31,6 +32,9 @@ from worker.sources.entry import DEFAULT_SOURCE, MAX_FRAME_ID, MAX_SOURCE
 
 JPEG_QUALITY = 90
 PATIENCE = 5.0  # seconds of waiting for room before it is worth a line
+CONFIRM_TIMEOUT = 2.0  # seconds
+_WORKING, _WAITING = "enqueue", "the queue is full: waiting"
+_CUT_SHORT = "interrupted before everything was enqueued"
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)
 
 
@@ -68,28 +72,52 @@ def run_enqueue(
     """
     if source is not None and not 0 < len(source) <= MAX_SOURCE:
         raise ConfigError(f"--source has {len(source)} characters; give 1 to {MAX_SOURCE}")
+    name = name_of_queue(settings, stream)
     with connect(settings.redis) as client, _until_interrupted() as stop:
         queues = queues_to_fill(client, settings, stream)
         run = _Run(settings, fps=fps, stop=stop)
-        limits = settings.queue
-        when_full: Literal["wait", "drop"] = "drop" if drop else "wait"
-        in_files = Terms(when_full=when_full, batch=MAX_ENTRIES, confirm=confirm)
-        live = Terms(when_full="drop", confirm=confirm)  # its next picture may be long in coming: no batches
-        run.use(
-            files=Producer(client, queues, limits, in_files, stop=stop, on_wait=run.waiting),
-            cameras=Producer(client, queues, limits, live, stop=stop),
-        )
+        make = partial(Producer, client, queues, settings.queue, stop=stop)
+        files = make(_terms(settings, confirm, wait=not drop, batch=MAX_ENTRIES), on_wait=run.note_full)
+        cameras = make(_terms(settings, confirm, wait=False, batch=1))  # its next picture may be long in coming
         try:
-            run.enqueue(item for path in paths for item in run.find(path, source))
+            run.enqueue((item for path in paths for item in run.find(path, source)), files=files, cameras=cameras)
         finally:
-            print(run.summary(stream or settings.queue.stream), flush=True)
+            print(_summary(name, files, cameras), flush=True)
     return int(run.faults > 0)
+
+
+def _terms(settings: SettingsTree, confirm: Confirm, *, wait: bool, batch: int) -> Terms:
+    return Terms(
+        when_full="wait" if wait else "drop",
+        batch=batch,
+        confirm=confirm,
+        confirm_timeout=min(CONFIRM_TIMEOUT, settings.redis.socket_timeout / 2),
+    )
+
+
+def _summary(name: str, *producers: Producer) -> str:
+    sent, refused = (sum(getattr(one, count) for one in producers) for count in ("sent", "refused"))
+    unsure = sum(one.held for one in producers)
+    return (
+        f"enqueued {sent} frames into {shown(name)}"
+        + (f", refused {refused}: it was full" if refused else "")
+        + (f", {unsure} not confirmed" if unsure else "")
+    )
 
 
 class _Run:
     """One call of the command."""
 
     def __init__(self, settings: SettingsTree, *, fps: float, stop: threading.Event) -> None:
+        self.faults = 0
+        self._limits = settings.queue
+        self._fps = fps
+        self._stop = stop
+        self._console = Console(stderr=True, highlight=False)
+        self._progress = _progress(self._console)
+        self._task = self._progress.add_task(_WORKING, total=None, frames=0)
+        self._said_full = False
+
     def find(self, path: str, source: str | None) -> Iterator[_Item]:
         """What a path of the command line stands for; what it does not is a fault."""
         try:
@@ -99,24 +127,41 @@ class _Run:
         except OSError as error:
             self._fault(_unread(path, error))
 
-    def enqueue(self, items: Iterable[_Item]) -> None:
+    def enqueue(self, items: Iterable[_Item], *, files: Producer, cameras: Producer) -> None:
         """One after the other, until Ctrl-C. Raises CoatstreamError where that left out more than cameras."""
         waiting = deque(items)
-        with self._progress() as progress:
-            task = progress.add_task("enqueue", total=len(waiting), frames=0)
-            while waiting and not self._stop.is_set():
-                for picture in self._readable(waiting[0]):
-                    self.producer.put(picture)
-                    if waiting[0].kind is _Kind.CAMERA:  # its next picture may be long in coming
-                        self.producer.flush()
-                    progress.update(task, frames=self.producer.sent)
-                if not self._stop.is_set():
-                    waiting.popleft()
-                    progress.advance(task)
-            self.producer.flush()
-            progress.update(task, frames=self.producer.sent)
+        with self._progress:
+            self._progress.update(self._task, total=len(waiting))
+            try:
+                while waiting and not self._stop.is_set():
+                    self._put(waiting[0], files, cameras)
+                    if not self._stop.is_set():
+                        waiting.popleft()
+                        self._progress.advance(self._task)
+                files.flush()
+            except QueueFull:  # nothing but Ctrl-C ends the wait for room
+                raise CoatstreamError(_CUT_SHORT) from None
         if any(item.kind is not _Kind.CAMERA for item in waiting):
-            raise CoatstreamError("interrupted before everything was enqueued")
+            raise CoatstreamError(_CUT_SHORT)
+
+    def note_full(self, seconds: float) -> None:
+        """The producer waits for room, and has for so many seconds."""
+        self._progress.update(self._task, description=_WAITING)
+        if seconds >= PATIENCE and not self._said_full and not self._console.is_terminal:
+            self._said_full = True
+            self._say("the queue is full: waiting for workers to make room")
+
+    def _put(self, item: _Item, files: Producer, cameras: Producer) -> None:
+        """All pictures of one item. What was read before a camera goes in before it, since that may never end."""
+        producer = cameras if item.kind is _Kind.CAMERA else files
+        if producer is cameras:
+            files.flush()
+        for picture in self._readable(item):
+            try:
+                producer.put(picture)
+            except BadFrame as error:
+                self._fault(f"{item.name}: {error}")
+            self._progress.update(self._task, description=_WORKING, frames=files.sent + cameras.sent)
 
     def _readable(self, item: _Item) -> Iterator[Picture]:
         """The item's pictures as far as they can be read."""
@@ -144,18 +189,22 @@ class _Run:
 
     def _fault(self, message: str) -> None:
         self.faults += 1
+        self._say(message)
+
+    def _say(self, message: str) -> None:
         self._console.print(Text(f"coatstream: {shown(message)}"), soft_wrap=True)
 
-    def _progress(self) -> Progress:
-        """On stderr, and only where that is a terminal."""
-        columns = (
-            TextColumn("enqueue"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[frames]} frames"),
-            TimeElapsedColumn(),
-        )
-        return Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
+
+def _progress(console: Console) -> Progress:
+    """On stderr, and only where that is a terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[frames]} frames"),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 # ---- paths to items

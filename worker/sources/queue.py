@@ -103,13 +103,14 @@ class QueueSource:
     ) -> Iterator[Frame]:
         while not stop.is_set():
             taken = self._reach(lambda: self._reader.take(wait=not window))
+            self._refusals = 0
             window.extend(pool.submit(self._prepare, entry) for entry in taken)
             yield from self._ready(window, stop)
 
     def _reach(self, call: Callable[[], T]) -> T:
         """What `call` says. Raises SourceLost where Redis is away."""
         try:
-            reply = call()
+            return call()
         except RedisUnavailable as trouble:
             self._on_trouble(trouble)
             raise SourceLost(str(trouble), slow=trouble.slow) from trouble
@@ -119,8 +120,6 @@ class QueueSource:
             if self._refusals >= REFUSALS:
                 raise
             raise SourceLost(str(trouble), slow=True) from trouble
-        self._refusals = 0
-        return reply
 
     def _ready(self, window: deque[Future[Prepared]], stop: threading.Event) -> Iterator[Frame]:
         """The oldest entry, waiting for it, and those behind it that are done too."""

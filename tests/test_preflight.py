@@ -1,6 +1,8 @@
 """What is looked at before the work begins, on real servers."""
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ from worker.broker.connection import Client, connect
 from worker.broker.preflight import (
     KEYLESS,
     check_keys,
+    check_queues,
     check_rights,
     check_server,
     check_slots,
@@ -179,6 +182,39 @@ class TestRights:
     def test_a_command_that_is_not_known_here_is_a_bug(self, client: Client) -> None:
         with pytest.raises(KeyError, match="SINTER"):
             check_rights(client, {"frames": ["SINTER"]})
+
+
+SCRIPTS = sorted((Path(__file__).parents[1] / "worker" / "broker").glob("*.lua"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_every_command_of_our_scripts_is_asked_for(script: Path) -> None:
+    asked = {command for commands in QUEUE.rights.values() for command in commands} | {"PUBLISH", *KEYLESS}
+    called = re.findall(r"redis\.p?call\(\s*'(\w+)'(?:\s*,\s*'(\w+)')?", script.read_text())
+
+    used = {f"{name}|{sub}" if name in ("XGROUP", "XINFO") else name for name, sub in called}
+
+    assert {command.upper() for command in used} <= asked
+    assert len(called) == script.read_text().count("redis.call(") + script.read_text().count("redis.pcall(")
+
+
+class TestQueues:
+    def test_a_queue_with_everything_is_well(self, client: Client) -> None:
+        assert check_queues(client, [QUEUE], channels=["labels:door"]) == ()
+
+    def test_missing_rights_are_all_named_where_even_types_cannot_be_looked_at(
+        self, client: Client, admin: Client
+    ) -> None:
+        allow(admin, "-type", "-xadd")
+
+        with pytest.raises(ConfigError, match=r"lacks: XADD on frames, TYPE on frames, .*\+type \+xadd\)"):
+            check_queues(client, [QUEUE])
+
+    def test_a_key_of_a_wrong_type_is_named(self, client: Client, admin: Client) -> None:
+        admin.set("frames:dead", "x")
+
+        with pytest.raises(ConfigError, match="the key frames:dead holds a string, not a stream"):
+            check_queues(client, [QUEUE])
 
 
 class TestServer:

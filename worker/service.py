@@ -22,7 +22,7 @@ from worker import __version__
 from worker.broker.connection import Client, address, channel, connect
 from worker.broker.group import ConsumerGroup
 from worker.broker.location import location
-from worker.broker.preflight import check_rights, check_server, check_slots, check_types
+from worker.broker.preflight import check_queues, check_server
 from worker.broker.publisher import RETRY, Publisher
 from worker.broker.queues import Queue, by_slot, queues_of
 from worker.broker.settler import Settler
@@ -147,18 +147,11 @@ class Service:
         settings = self._settings
         with connect(settings.redis) as client:
             server = check_server(client, settings.redis)
-            for queue in self._queues:
-                check_slots(client, queue.keys)
-                check_types(client, queue.types)
-            self._check_rights(client)
+            silent = check_queues(client, self._queues, channels=(channel(settings.results, "source"),))
+        if silent:
+            self._log.warning("the Redis user may not publish to the channels of labels: only the streams are written")
         self._redis_up("start")
         self._log.info("redis", server=server, url=address(settings.redis))
-
-    def _check_rights(self, client: Client) -> None:
-        """All of them at once: a right that is missed only after an entry was acknowledged would cost a frame."""
-        needs = {key: commands for queue in self._queues for key, commands in queue.rights.items()}
-        if check_rights(client, needs, channels=(channel(self._settings.results, "source"),)):
-            self._log.warning("the Redis user may not publish to the channels of labels: only the streams are written")
 
     async def _warm_up(self, engine: Engine, engines: ThreadPoolExecutor) -> None:
         started = time.monotonic()

@@ -53,6 +53,7 @@ _TEXTS: Final[tuple[tuple[str, str], ...]] = (
     (r"max number of clients reached", "MAXCLIENTS"),
     (r"ACL failure in script|^The user executing the script can't", "NOPERM"),  # Valkey and Redis 7.2; Redis 7.0
     (r"all keys must map to the same key slot|do not hash to the same slot|non local key in a cluster", "CROSSSLOT"),
+    (r"^unknown command 'SENTINEL'", "NOSENTINEL"),
     (r"^unknown (sub)?command|^Unknown (Redis )?command called from script", "UNKNOWN"),
     (r"cluster support disabled", "NOCLUSTER"),
 )
@@ -81,6 +82,7 @@ _REFUSALS: Final = {
     "CROSSSLOT": "keys of one queue lie in different slots of the cluster: give their names one hash tag, say {frames}",
     "UNKNOWN": "this Redis lacks a command that we need: is it 7.0 or newer, and was the command renamed or disabled",
     "NOCLUSTER": "this Redis is no cluster: write redis:// (rediss://) in redis.url",
+    "NOSENTINEL": "this is no Sentinel: redis+sentinel:// in redis.url takes the Sentinels' own ports, mostly 26379",
     "MOVED": "this Redis is a node of a cluster: write redis+cluster:// (rediss+cluster://) in redis.url",
 }
 

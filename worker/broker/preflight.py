@@ -12,6 +12,7 @@ from config.settings import QueueSettings, RedisSettings, ResultsSettings
 from worker.broker.cluster import Cluster
 from worker.broker.connection import Client, address, latest_key
 from worker.broker.failures import calls
+from worker.broker.queues import Queue
 from worker.errors import ConfigError, RedisUnavailable
 
 OLDEST_SERVER: Final = (7, 0)
@@ -125,6 +126,20 @@ def check_types(client: Client, types: Mapping[str, str]) -> None:
                 f"the key {key} holds a {found}, not a {kind}: "
                 "rename it, or give coatstream another name for it (queue.stream, queue.dead_stream, results.stream)"
             )
+
+
+def check_queues(client: Client, queues: Sequence[Queue], *, channels: Sequence[str] = ()) -> tuple[str, ...]:
+    """Slots, rights and types of all keys of these queues, and what `check_rights` returns. Raises ConfigError.
+
+    Rights come before types: a missing right to look at a type would else be all that is said.
+    """
+    for queue in queues:
+        check_slots(client, queue.keys)
+    needs = {key: commands for queue in queues for key, commands in queue.rights.items()}
+    silent = check_rights(client, needs, channels=channels)
+    for queue in queues:
+        check_types(client, queue.types)
+    return silent
 
 
 def check_slots(client: Client, keys: Sequence[str]) -> None:

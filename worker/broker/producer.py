@@ -35,10 +35,7 @@ from worker.broker.preflight import check_server, check_slots, check_types
 from worker.broker.queues import Queue, partitions, queues_of
 from worker.errors import SLOW_RETRY, BadFrame, CoatstreamError, ConfigError, DeadReason, RedisUnavailable
 
-__all__ = [
-    *("MAX_BYTES", "MAX_ENTRIES", "Picture", "Producer", "QueueFull", "RawPicture", "Terms"),
-    *("name_of_queue", "queues_to_fill"),
-]
+__all__ = ["Picture", "Producer", "QueueFull", "RawPicture", "Terms", "name_of_queue", "queues_to_fill"]
 
 ROOM: Final = Backoff(first=0.01, longest=1.0)  # between two looks at a full queue
 RETRY: Final = Backoff(first=0.05, longest=2.0)  # between two tries while Redis is away
@@ -109,11 +106,11 @@ class Producer:
         terms: Terms = Terms(),
         *,
         stop: threading.Event | None = None,
-        on_wait: Callable[[float], None] = lambda _seconds: None,
+        on_wait: Callable[[float, str], None] = lambda _seconds, _why: None,
         clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
     ) -> None:
-        """`stop` ends every wait. `on_wait` hears before each wait for room for how many seconds it has gone on."""
+        """`stop` ends every wait. `on_wait` hears before each wait for room how many seconds it has lasted, and why."""
         self.sent = self.duplicates = self.refused = self.doubtful = 0
         confirmation = Confirmation(terms.confirm, terms.replicas, terms.confirm_timeout)
         self._ways = [
@@ -160,6 +157,11 @@ class Producer:
         """Frames that were put and are neither sent nor given up."""
         return len(self._held)
 
+    @property
+    def unsure(self) -> int:
+        """How many of those were sent, and no answer came: they may have arrived."""
+        return sum(held.doubtful for held in self._held)
+
     def put(self, picture: Picture) -> None:
         """Take this picture, and send when `batch` of them are there.
 
@@ -205,8 +207,11 @@ class Producer:
             away.end()
             if self._book(mine, verdicts):
                 full.end()
-            elif not self._wait_for_room(full):
-                raise QueueFull(f"the queue {admission.queue.stream} is full, and no room came in time")
+            else:
+                why = _want(admission.queue, verdicts)
+                self._on_wait(full.lasted(), why)
+                if not full.once_more():
+                    raise QueueFull(f"{why}, and no room came in time")
 
     def _ask(self, admission: Admission, some: Sequence[_Held]) -> list[Verdict]:
         if admission not in self._checked:
@@ -233,10 +238,6 @@ class Producer:
             settled.add(held)
         self._held = [held for held in self._held if held not in settled]
         return bool(settled)
-
-    def _wait_for_room(self, full: "_Wait") -> bool:
-        self._on_wait(full.lasted())
-        return full.once_more()
 
     def _candidate(self, picture: Picture) -> _Held:
         """Raises BadFrame."""
@@ -293,6 +294,11 @@ class _Wait:
 
     def end(self) -> None:
         self.since, self.attempts = None, 0
+
+
+def _want(queue: Queue, verdicts: Sequence[Verdict]) -> str:
+    """Why there is no room."""
+    return "Redis is at its maxmemory" if Verdict.OUT_OF_MEMORY in verdicts else f"the queue {queue.stream} is full"
 
 
 def name_of_queue(settings: SettingsTree, stream: str | None = None) -> str:

@@ -1,23 +1,27 @@
-"""`coatstream bench queue`: what settling a batch in one atomic step costs, against a plain pipeline without promises.
+"""`coatstream bench queue`: what settling a batch in one atomic step costs, against a plain pipeline without promises;
+and how long one frame takes through an idle queue (bench_latency).
 
 On an embedded server of its own, never on a server that somebody uses.
 """
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
+from unittest.mock import patch
 
 from pydantic import SecretStr
 
-from config.settings import QueueSettings, RedisSettings, ResultsSettings, SettingsTree
+from config.settings import RedisSettings, ResultsSettings, SettingsTree
 from worker.broker.connection import Client, connect
 from worker.broker.documents import encode
 from worker.broker.embedded import embedded_server
 from worker.broker.failures import calls
 from worker.broker.preflight import check_server
-from worker.broker.queues import queues_of
+from worker.broker.queues import Queue, queues_of
 from worker.broker.settler import Settler, unix_seconds
-from worker.commands.measuring import Report, Run, figure, interleave, machine, ratio
+from worker.commands.bench_latency import measure_latency
+from worker.commands.measuring import Report, figure, interleave, machine, ratio
 from worker.engine import ModelInfo
 from worker.frames import Label, Prediction, Receipt, ScoredLabel
 from worker.outcomes import Published
@@ -40,58 +44,87 @@ _LABELS = tuple(
     )
 )
 
-Settle = Callable[[Sequence[Published]], None]
+Batch = Sequence[Published]
+Settle = Callable[[Batch], None]
 
 
-def run_bench_queue(settings: SettingsTree, *, seconds: float) -> int:
-    """Frames a second that are published and settled, by the script and by a plain pipeline. Raises ConfigError,
-    RedisUnavailable.
+def run_bench_queue(settings: SettingsTree, *, seconds: float, server: str | None = None) -> int:
+    """Frames a second that are published and settled, by the script and by a plain pipeline; then the latency.
+
+    `server`: the binary to run instead of the package's Valkey. Raises ConfigError, RedisUnavailable and EngineError.
     """
-    with embedded_server() as server, connect(RedisSettings(url=SecretStr(server.url))) as client:
-        report = Report("queue", machine(server=check_server(client, RedisSettings(url=SecretStr(server.url)))))
-        report.say(f"about {2 * seconds:.0f} s of measuring, as much of filling the queue")
-        samples = interleave(_contestants(client, settings.queue, settings.results), seconds)
-    report.add(
-        case=f"settle_{BATCH}",
-        frames_per_s=figure(samples["script"]),
-        plain_frames_per_s=figure(samples["plain"]),
-        ratio=ratio(samples["script"], samples["plain"]),
-    )
+    with embedded_server(binary=server) as own:
+        redis = RedisSettings(url=SecretStr(own.url))
+        with connect(redis) as client:
+            report = Report("queue", machine(server=check_server(client, redis)))
+            report.say(f"about {8 * seconds:.0f} s of measuring, and some of filling the queue")
+            _measure_settling(client, settings, report, seconds=seconds)
+        measure_latency(settings, own.url, report, seconds=seconds)
     report.show()
     return 0
 
 
-def _contestants(client: Client, queue: QueueSettings, results: ResultsSettings) -> dict[str, Run]:
-    settler = Settler(client, queue, results, model=_MODEL, worker=_WORKER, name="bench")
+def _measure_settling(client: Client, settings: SettingsTree, report: Report, *, seconds: float) -> None:
+    """Both ways, with their documents built in the measured time and, as a second case, before it."""
+    queue = queues_of(settings)[0]
+    settler = Settler(
+        client, [queue], limits=settings.queue, results=settings.results, model=_MODEL, worker=_WORKER, name="bench"
+    )
     with calls("the consumer group cannot be created"):
         client.xgroup_create(queue.stream, queue.group, id="0", mkstream=True)
 
-    def script(batch: Sequence[Published]) -> None:
+    def script(batch: Batch) -> None:
         settler.settle(batch, now=time.time())
 
-    def plain(batch: Sequence[Published]) -> None:
-        settle_plainly(client, queue, results, batch)
+    def plain(batch: Batch) -> None:
+        settle_plainly(client, queue, settings.results, batch)
 
-    return {
-        "script": lambda seconds: _rate(script, client, queue, seconds),
-        "plain": lambda seconds: _rate(plain, client, queue, seconds),
-    }
+    for case, rate in ((f"settle_{BATCH}", _rate), (f"settle_{BATCH}_protocol", _rate_without_documents)):
+        runs = {"script": partial(rate, script, client, queue), "plain": partial(rate, plain, client, queue)}
+        samples = interleave(runs, seconds)
+        report.add(
+            case=case,
+            frames_per_s=figure(samples["script"]),
+            plain_frames_per_s=figure(samples["plain"]),
+            ratio=ratio(samples["script"], samples["plain"]),
+        )
 
 
-def _rate(settle: Settle, client: Client, queue: QueueSettings, seconds: float) -> float:
+def _rate(settle: Settle, client: Client, queue: Queue, seconds: float) -> float:
     """Frames a second over `seconds` of settling; filling the stream and reading from it are not timed."""
     busy, frames = 0.0, 0
     while busy < seconds:
-        batches = pending(client, queue, batches=AHEAD)
-        started = time.perf_counter()
-        for batch in batches:
-            settle(batch)
-        busy += time.perf_counter() - started
+        busy += _timed(settle, pending(client, queue, batches=AHEAD))
         frames += AHEAD * BATCH
     return frames / busy
 
 
-def pending(client: Client, queue: QueueSettings, *, batches: int) -> list[list[Published]]:
+def _rate_without_documents(settle: Settle, client: Client, queue: Queue, seconds: float) -> float:
+    """As `_rate`, but each label's document is there when the clock starts: what is left is the protocol."""
+    busy, frames = 0.0, 0
+    while busy < seconds:
+        batches = pending(client, queue, batches=AHEAD)
+        documents = {
+            outcome.prediction.frame_id: _document(outcome.prediction) for batch in batches for outcome in batch
+        }
+
+        def ready(prediction: Prediction, documents: dict[str, bytes] = documents, **_: object) -> bytes:
+            return documents[prediction.frame_id]
+
+        with patch("worker.broker.settler.encode", ready), patch(f"{__name__}.encode", ready):
+            busy += _timed(settle, batches)
+        frames += AHEAD * BATCH
+    return frames / busy
+
+
+def _timed(settle: Settle, batches: Sequence[Batch]) -> float:
+    started = time.perf_counter()
+    for batch in batches:
+        settle(batch)
+    return time.perf_counter() - started
+
+
+def pending(client: Client, queue: Queue, *, batches: int) -> list[list[Published]]:
     """Put frames into the stream, read them, and make of each what the engine would have made of it."""
     with calls("frames cannot be put into the queue"):
         pipe = client.pipeline(transaction=False)
@@ -118,16 +151,16 @@ def _published(stream: str, entry_id: str, source: str) -> Published:
     )
 
 
-def settle_plainly(client: Client, queue: QueueSettings, results: ResultsSettings, batch: Sequence[Published]) -> None:
+def settle_plainly(client: Client, queue: Queue, results: ResultsSettings, batch: Batch) -> None:
     """One round trip too, and the same entries in the labels stream, but neither atomic nor safe to repeat: a label
-    goes out whoever owned the frame. No newest label per source, no Pub/Sub.
+    goes out whoever owned the frame. No newest label per source, no Pub/Sub, no books.
     """
     ids = [outcome.receipt.entry_id for outcome in batch if outcome.receipt]
     now = time.time()
     with calls("labels could not be published"):
         pipe = client.pipeline(transaction=False)
         for outcome in batch:
-            pipe.xadd(results.stream, _fields(outcome.prediction, now), maxlen=results.max_length, approximate=True)
+            pipe.xadd(queue.labels, _fields(outcome.prediction, now), maxlen=results.max_length, approximate=True)
         pipe.xack(queue.stream, queue.group, *ids)
         pipe.xdel(queue.stream, *ids)
         pipe.execute()
@@ -146,3 +179,7 @@ def _fields(prediction: Prediction, now: float) -> dict[str, str | bytes]:
         "status": "ok",
         "json": encode(prediction, model=_MODEL, worker=_WORKER, published_at=now),
     }
+
+
+def _document(prediction: Prediction) -> bytes:
+    return encode(prediction, model=_MODEL, worker=_WORKER, published_at=time.time())

@@ -14,8 +14,8 @@ from rich.table import Table
 from config.errors import SettingsError
 from config.settings import CameraSettings, QueueSettings, SettingsTree
 from worker.broker.audit import Audit, audit
-from worker.broker.connection import Client, address, channel, connect
-from worker.broker.preflight import check_rights, check_server, check_slots, check_types, server_infos
+from worker.broker.connection import address, channel, connect
+from worker.broker.preflight import check_queues, check_server, server_infos
 from worker.broker.queues import queues_of
 from worker.commands.books import fullness, losses_of, room_of, sum_of
 from worker.engine import load_engine
@@ -79,7 +79,7 @@ def _redis(settings: SettingsTree) -> Iterator[Finding]:
     try:
         with connect(settings.redis) as client:
             server = check_server(client, settings.redis)
-            silent = _keys_and_rights(client, settings)
+            silent = check_queues(client, queues_of(settings), channels=(channel(settings.results, "source"),))
             infos = server_infos(client)
     except CoatstreamError as error:
         yield Finding("redis", "fault", redact(str(error)))
@@ -100,16 +100,6 @@ def _redis(settings: SettingsTree) -> Iterator[Finding]:
         yield Finding(
             "redis", "warning", "no append-only file: a restart of the server loses the queue; set appendonly yes"
         )
-
-
-def _keys_and_rights(client: Client, settings: SettingsTree) -> tuple[str, ...]:
-    """The channels that may not be published to. Raises ConfigError for all else."""
-    queues = queues_of(settings)
-    for queue in queues:
-        check_slots(client, queue.keys)
-        check_types(client, queue.types)
-    needs = {key: commands for queue in queues for key, commands in queue.rights.items()}
-    return check_rights(client, needs, channels=(channel(settings.results, "source"),))
 
 
 def _books(settings: SettingsTree) -> Iterator[Finding]:

@@ -19,9 +19,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from config.settings import CameraSettings, SettingsTree
-from worker.broker.admission import Confirm
+from worker.broker.admission import MAX_ENTRIES, Confirm
 from worker.broker.connection import connect
-from worker.broker.producer import MAX_ENTRIES, Picture, Producer, QueueFull, Terms, name_of_queue, queues_to_fill
+from worker.broker.pictures import Picture
+from worker.broker.producer import Producer, QueueFull, Terms, name_of_queue, queues_to_fill
 from worker.commands.terminal import shown
 from worker.errors import BadFrame, CoatstreamError, ConfigError, DeadReason, SourceLost
 from worker.image import encode_jpeg
@@ -33,7 +34,7 @@ from worker.sources.entry import DEFAULT_SOURCE, MAX_FRAME_ID, MAX_SOURCE
 JPEG_QUALITY = 90
 PATIENCE = 5.0  # seconds of waiting for room before it is worth a line
 CONFIRM_TIMEOUT = 2.0  # seconds
-_WORKING, _WAITING = "enqueue", "the queue is full: waiting"
+_WORKING = "enqueue"
 _CUT_SHORT = "interrupted before everything was enqueued"
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)
 
@@ -97,11 +98,11 @@ def _terms(settings: SettingsTree, confirm: Confirm, *, wait: bool, batch: int) 
 
 def _summary(name: str, *producers: Producer) -> str:
     sent, refused = (sum(getattr(one, count) for one in producers) for count in ("sent", "refused"))
-    unsure = sum(one.held for one in producers)
+    unsure = sum(one.unsure for one in producers)
     return (
         f"enqueued {sent} frames into {shown(name)}"
         + (f", refused {refused}: it was full" if refused else "")
-        + (f", {unsure} not confirmed" if unsure else "")
+        + (f", {unsure} in doubt" if unsure else "")
     )
 
 
@@ -139,17 +140,18 @@ class _Run:
                         waiting.popleft()
                         self._progress.advance(self._task)
                 files.flush()
+                self._show(files, cameras)
             except QueueFull:  # nothing but Ctrl-C ends the wait for room
                 raise CoatstreamError(_CUT_SHORT) from None
         if any(item.kind is not _Kind.CAMERA for item in waiting):
             raise CoatstreamError(_CUT_SHORT)
 
-    def note_full(self, seconds: float) -> None:
+    def note_full(self, seconds: float, why: str) -> None:
         """The producer waits for room, and has for so many seconds."""
-        self._progress.update(self._task, description=_WAITING)
+        self._progress.update(self._task, description=f"waiting: {shown(why)}")
         if seconds >= PATIENCE and not self._said_full and not self._console.is_terminal:
             self._said_full = True
-            self._say("the queue is full: waiting for workers to make room")
+            self._say(f"{why}: waiting for workers to make room")
 
     def _put(self, item: _Item, files: Producer, cameras: Producer) -> None:
         """All pictures of one item. What was read before a camera goes in before it, since that may never end."""
@@ -161,7 +163,10 @@ class _Run:
                 producer.put(picture)
             except BadFrame as error:
                 self._fault(f"{item.name}: {error}")
-            self._progress.update(self._task, description=_WORKING, frames=files.sent + cameras.sent)
+            self._show(files, cameras)
+
+    def _show(self, *producers: Producer) -> None:
+        self._progress.update(self._task, description=_WORKING, frames=sum(one.sent for one in producers))
 
     def _readable(self, item: _Item) -> Iterator[Picture]:
         """The item's pictures as far as they can be read."""

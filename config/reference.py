@@ -8,7 +8,10 @@ from config import keys
 from config.settings import CameraSettings, QueueEntry, Section, SettingsTree
 
 SAMPLE = "coatstream.yaml"
-LISTS: dict[str, type[Section]] = {"queues": QueueEntry, "cameras": CameraSettings}  # settings that are lists, and what an item of each is
+LISTS: dict[str, type[Section]] = {
+    "queues": QueueEntry,
+    "cameras": CameraSettings,
+}  # settings that are lists, and what an item of each is
 
 
 def sample() -> str:

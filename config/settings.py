@@ -63,7 +63,9 @@ class QueueSettings(Section):
     dead_max_bytes: Annotated[int, Field(ge=1, le=2**50)] = 1024**3  # of all dead letters; the oldest go first
     max_length: Count = 10_000  # unfinished entries at which our producers wait; a plain XADD knows no bound
     max_total_bytes: Annotated[int, Field(ge=1, le=2**50)] = 1024**3  # of their fields, likewise
-    partitions: Annotated[int, Field(ge=1, le=1024)] = 1  # streams that one name stands for, to spread it over a cluster
+    partitions: Annotated[int, Field(ge=1, le=1024)] = (
+        1  # streams that one name stands for, to spread it over a cluster
+    )
     prefetch: Annotated[int, Field(ge=0, le=4096)] = 0  # frames read ahead of the model; 0 = two batches
     decode_threads: Annotated[int, Field(ge=0, le=256)] = 0  # 0 = one per core that this process may use
     max_bytes: Annotated[int, Field(ge=1, le=512 * 1024**2)] = 16 * 1024**2  # of one encoded or raw picture

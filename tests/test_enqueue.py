@@ -15,9 +15,11 @@ import pytest
 
 from tests.cameras.http import HttpCamera
 from tests.photos import ASSETS, CLIP
+from tests.redis_servers import tcp_server
 from worker import cli
+from worker.broker.admission import MAX_ENTRIES
 from worker.broker.connection import Client
-from worker.broker.producer import MAX_ENTRIES
+from worker.commands import enqueue as command
 from worker.image import decode, encode_jpeg
 from worker.sources.entry import Entry, parse
 
@@ -336,15 +338,172 @@ def test_a_stream_that_is_none_is_wrong_usage(client: Client, enqueue: Callable[
     assert "the key frames holds a string" in err
 
 
-def test_a_full_server_is_exit_code_4_with_a_true_count(client: Client, enqueue: Callable[..., Result]) -> None:
-    client.config_set("maxmemory", 1)
+@contextmanager
+def room_when(condition: Callable[[], bool], make: Callable[[], object]) -> Iterator[None]:
+    """Room in the queue as soon as it is so, in any case after PATIENCE."""
+
+    def run() -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        make()
+
+    thread = threading.Thread(target=run)
+    thread.start()
     try:
-        code, out, err = enqueue(ASSETS / "coffee.png")
+        yield
+    finally:
+        thread.join(2 * PATIENCE)
+
+
+def tries(client: Client) -> int:
+    """How often somebody has asked to put frames in."""
+    found: dict[str, dict[str, int]] = client.info("commandstats")
+    return found.get("cmdstat_evalsha", {"calls": 0})["calls"]
+
+
+def test_a_full_queue_is_waited_for_and_all_goes_in(
+    client: Client, enqueue: Callable[..., Result], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "PATIENCE", 0.0)
+    client.xadd("frames", {"image": b"of somebody else"})
+    before = tries(client)  # the first one lets a picture in; the second finds no room
+    with room_when(lambda: tries(client) > before + 2, lambda: client.xtrim("frames", maxlen=0, approximate=False)):
+        code, out, err = enqueue(folder, "--set", "queue.max_length=2")
+
+    assert (code, out) == (0, "enqueued 2 frames into frames\n")
+    assert err == "coatstream: the queue frames is full: waiting for workers to make room\n"
+    assert [entry.frame_id for entry in entries(client)] == ["night/b.PNG"]
+
+
+def test_a_terminal_is_shown_that_the_queue_is_full(
+    client: Client, enqueue: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(command, "PATIENCE", 0.0)
+    client.xadd("frames", {"image": b"of somebody else"})
+    before = tries(client)
+    # so many, with ever longer waits between, last longer than the bar takes to be drawn anew
+    with room_when(lambda: tries(client) > before + 9, lambda: client.delete("frames")):
+        code, _, err = enqueue(ASSETS / "coffee.png", "--set", "queue.max_length=1")
+
+    assert code == 0
+    assert "waiting: the queue frames is full" in err
+    assert "coatstream:" not in err
+
+
+def test_ctrl_c_ends_the_wait_for_room(client: Client, enqueue: Callable[..., Result], folder: Path) -> None:
+    with ctrl_c_when(lambda: client.xlen("frames") == 1):
+        code, out, err = enqueue(folder, "--set", "queue.max_length=1")
+
+    assert (code, out) == (1, "enqueued 1 frames into frames\n")
+    assert err == "coatstream: interrupted before everything was enqueued\n"
+
+
+def test_with_drop_nothing_waits_and_what_was_dropped_is_counted(
+    client: Client, enqueue: Callable[..., Result]
+) -> None:
+    code, out, err = enqueue(CLIP, "--fps", "1", "--drop", "--set", "queue.max_length=5")
+
+    assert (code, out, err) == (0, "enqueued 5 frames into frames, refused 9: it was full\n", "")
+    assert [entry.frame_id for entry in entries(client)] == [f"cockatoo_360p.mp4#{number}" for number in range(5)]
+
+
+def test_a_camera_drops_what_finds_no_room_and_counts_it(
+    client: Client, enqueue: Callable[..., Result], jpeg: bytes
+) -> None:
+    with (
+        HttpCamera(jpeg) as camera,
+        ctrl_c_when(lambda: int(client.hget("frames:books", "refused") or 0) >= 2),
+    ):
+        code, out, err = enqueue(camera.url(), "--fps", "20", "--set", "queue.max_length=3")
+
+    assert (code, err, client.xlen("frames")) == (0, "", 3)
+    assert re.fullmatch(r"enqueued 3 frames into frames, refused \d+: it was full\n", out)
+
+
+def test_pictures_before_a_camera_do_not_wait_for_its_end(
+    client: Client, enqueue: Callable[..., Result], jpeg: bytes
+) -> None:
+    with HttpCamera(jpeg) as camera, ctrl_c_when(lambda: client.xlen("frames") >= 2):
+        enqueue(ASSETS / "coffee.png", camera.url())
+
+    assert entries(client)[0].frame_id == "coffee.png"
+
+
+def test_the_same_files_go_in_again_with_every_run(
+    client: Client, enqueue: Callable[..., Result], folder: Path
+) -> None:
+    for _ in range(2):
+        assert enqueue(folder)[:2] == (0, "enqueued 2 frames into frames\n")
+
+    assert [entry.frame_id for entry in entries(client)] == ["a.jpg", "night/b.PNG"] * 2
+
+
+def test_a_server_at_its_maxmemory_is_a_full_queue(
+    client: Client, enqueue: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "PATIENCE", 0.0)
+    client.config_set("maxmemory", 1)
+    before = tries(client)
+    try:
+        dropped = enqueue(ASSETS / "coffee.png", "--drop")
+        with room_when(lambda: tries(client) > before + 2, lambda: client.config_set("maxmemory", 0)):
+            waited = enqueue(ASSETS / "coffee.png")
     finally:
         client.config_set("maxmemory", 0)
 
-    assert (code, out) == (4, "enqueued 0 frames into frames\n")
-    assert err.startswith("coatstream: frames cannot be put into frames: ")
+    assert dropped == (0, "enqueued 0 frames into frames, refused 1: it was full\n", "")
+    assert waited[:2] == (0, "enqueued 1 frames into frames\n")
+    assert waited[2] == "coatstream: Redis is at its maxmemory: waiting for workers to make room\n"
+
+
+def test_a_picture_larger_than_the_whole_queue_is_a_line_and_the_rest_goes_in(
+    client: Client, enqueue: Callable[..., Result], tmp_path: Path
+) -> None:
+    (tmp_path / "fits.jpg").write_bytes(b"x" * 100)
+    (tmp_path / "large.jpg").write_bytes(b"x" * 1000)
+
+    code, out, err = enqueue(tmp_path, "--set", "queue.max_total_bytes=1000")
+
+    assert (code, out) == (1, "enqueued 1 frames into frames\n")
+    assert re.fullmatch(r"coatstream: large.jpg: it has \d+ bytes, more than queue.max_total_bytes \(1000\).*\n", err)
+
+
+def test_one_of_several_queues_can_be_named(client: Client, enqueue: Callable[..., Result]) -> None:
+    queues = ("--set", "queues=[{stream: urgent}, {stream: later}]")
+
+    assert enqueue(ASSETS / "coffee.png", *queues)[1] == "enqueued 1 frames into urgent\n"
+    assert enqueue(ASSETS / "coffee.png", *queues, "--stream", "later")[1] == "enqueued 1 frames into later\n"
+
+    assert (client.xlen("urgent"), client.xlen("later")) == (1, 1)
+    code, out, err = enqueue(ASSETS / "coffee.png", *queues, "--stream", "frames")
+    assert (code, out) == (2, "")
+    assert err == "coatstream: there is no queue frames: the settings have urgent, later (queues, queue.stream)\n"
+
+
+def test_a_disk_that_cannot_confirm_is_wrong_usage(client: Client, enqueue: Callable[..., Result]) -> None:
+    code, out, err = enqueue(ASSETS / "coffee.png", "--confirm", "disk")
+
+    assert (code, out, client.exists("frames")) == (2, "enqueued 0 frames into frames\n", 0)
+    assert re.fullmatch(r"coatstream: confirmation by the disk needs .*\n", err)
+
+
+def test_what_no_replica_has_is_in_doubt(client: Client, enqueue: Callable[..., Result]) -> None:
+    with ctrl_c_when(lambda: client.xlen("frames") == 1):
+        code, out, err = enqueue(ASSETS / "coffee.png", "--confirm", "replicas", "--set", "redis.socket_timeout=0.4")
+
+    assert (code, out) == (4, "enqueued 0 frames into frames, 1 in doubt\n")
+    assert err == "coatstream: frames in frames were not confirmed within 0.2 s: 0 of 1 replicas have them\n"
+
+
+def test_a_disk_that_confirms_makes_no_difference_to_see(enqueue: Callable[..., Result], folder: Path) -> None:
+    with tcp_server("--appendonly", "yes", "--appendfsync", "always") as server:
+        assert enqueue(folder, "--confirm", "disk", "--redis", server.url) == (
+            0,
+            "enqueued 2 frames into frames\n",
+            "",
+        )
 
 
 def test_without_redis_there_is_one_line_and_exit_code_4(capsys: pytest.CaptureFixture[str]) -> None:

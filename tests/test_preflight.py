@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from config.settings import QueueSettings, RedisSettings, ResultsSettings
+from config.settings import RedisSettings
 from tests.redis_servers import TcpServer, debian_redis, tcp_server
 from worker.broker import preflight
 from worker.broker.connection import Client, connect
 from worker.broker.preflight import (
     KEYLESS,
-    check_keys,
     check_queues,
     check_rights,
     check_server,
@@ -247,9 +246,8 @@ class TestServer:
 
 class TestKeys:
     def test_keys_that_are_missing_or_right_are_well(self, client: Client, admin: Client) -> None:
-        check_keys(client, QueueSettings(), ResultsSettings())
+        check_types(client, QUEUE.types)
         fill(admin)
-        check_keys(client, QueueSettings(), ResultsSettings())
         check_types(client, QUEUE.types)
 
     @pytest.mark.parametrize("key", KEYS)

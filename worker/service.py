@@ -27,7 +27,7 @@ from worker.broker.publisher import RETRY, Publisher
 from worker.broker.queues import Queue, by_slot, queues_of
 from worker.broker.settler import Settler
 from worker.engine import Engine, ModelInfo, load_engine
-from worker.errors import REDIS_TROUBLE, BadFrame, CoatstreamError, DeadReason, RedisUnavailable
+from worker.errors import REDIS_TROUBLE, SLOW_RETRY, BadFrame, CoatstreamError, DeadReason, RedisUnavailable
 from worker.frames import Frame
 from worker.identity import FIRST, Lineage, worker_name
 from worker.image import prepare
@@ -139,7 +139,7 @@ class Service:
                 if self._lineage.restarts == 0:
                     raise
                 self._redis_down("start", trouble)
-                await asyncio.sleep(RETRY.delay(attempt, rng))
+                await asyncio.sleep(max(RETRY.delay(attempt, rng), SLOW_RETRY if trouble.slow else 0.0))
             else:
                 return
 

@@ -59,7 +59,9 @@ class Row:
         figures = ", ".join(f"{name} {value}" for name, value in self.figures.items())
         verdict = "; ".join(self.failures) or "ok"
         again = f"python -m tests.faults {self.case.name} --server {self.kind} --seed {self.seed}"
-        return f"{self.case.name} {self.case.title}, {self.kind}, seed {self.seed}: {verdict} ({figures}); again: {again}"
+        return (
+            f"{self.case.name} {self.case.title}, {self.kind}, seed {self.seed}: {verdict} ({figures}); again: {again}"
+        )
 
 
 def run_case(

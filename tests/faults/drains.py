@@ -42,12 +42,17 @@ def _exit(member: Member) -> tuple[float, int]:
     return time.monotonic() - told, code
 
 
-def without_server(stage: Stage, *, timeout: float, frame_count: int) -> None:
+def without_server(stage: Stage, *, timeout: float, socket_timeout: float, frame_count: int) -> None:
     """F13: SIGTERM while the server is frozen. The worker ends in time, and another one does its frames."""
     server = stage.server()
     client, sent = server.client(), frames.names(frame_count)
     fleet = stage.fleet(
-        server.url, 1, model__noop_delay=0.05, batch__max_size=8, drain__timeout=timeout, redis__socket_timeout=1
+        server.url,
+        1,
+        model__noop_delay=0.05,
+        batch__max_size=8,
+        drain__timeout=timeout,
+        redis__socket_timeout=socket_timeout,
     )
     frames.send(client, sent)
     stage.until(lambda: client.xlen(frames.KEYS.labels) > 0, "the first labels", within=10)

@@ -176,9 +176,7 @@ def running_member(url: str, faults: Mapping[str, object], settings: Mapping[str
 
 
 @contextmanager
-def running_control_member(
-    url: str, protocol: Protocol, batch: int, faults: Mapping[str, object]
-) -> Iterator[Member]:
+def running_control_member(url: str, protocol: Protocol, batch: int, faults: Mapping[str, object]) -> Iterator[Member]:
     with running_control(url, protocol, batch, inside(faults)) as process:
         yield Member(process)
 

@@ -15,7 +15,7 @@ from tests.faults.traffic import Traffic, Until, running_traffic
 from worker.broker.connection import Client
 
 PASSWORD, OTHER_PASSWORD = "old-password", "new-password"
-BURST: Final = 40  # frames that are in work when a trouble begins
+BURST: Final = 24  # frames that are in work when a trouble begins
 OVER: Final = 2**19  # bytes
 RESUMED: Final = 2.0  # seconds
 
@@ -206,7 +206,9 @@ def _troubles(server: Server, client: Client, proxy: Proxy) -> Iterator[Trouble]
         lambda: client.config_set("min-replicas-to-write", 0),
     )
     yield Trouble("MISCONF", lambda: _break_saving(server, client), lambda: _mend_saving(server, client))
-    yield Trouble("LOADING", lambda: _speak(proxy, b"-LOADING server is loading the dataset in memory\r\n"), lambda: _speak(proxy))
+    yield Trouble(
+        "LOADING", lambda: _speak(proxy, b"-LOADING server is loading the dataset in memory\r\n"), lambda: _speak(proxy)
+    )
     yield Trouble(
         "WRONGPASS",
         lambda: _change_password(client, OTHER_PASSWORD),

@@ -119,7 +119,9 @@ class Proxy:
                 self.commands[name] += 1
                 yield name
 
-    async def _replies(self, server: asyncio.StreamReader, to_client: asyncio.StreamWriter, asked: asyncio.Event) -> None:
+    async def _replies(
+        self, server: asyncio.StreamReader, to_client: asyncio.StreamWriter, asked: asyncio.Event
+    ) -> None:
         while chunk := await server.read(_CHUNK):
             await self._pass()
             if asked.is_set():

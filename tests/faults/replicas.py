@@ -111,5 +111,3 @@ def _owns(client: Client, key: str) -> bool:
     except RedisError:  # MOVED
         return False
     return True
-
-

@@ -56,7 +56,9 @@ def play(
     sleeping: list[tuple[float, int]] = []  # when to wake whom
     played: Counter[Kind] = Counter()
     for fault in faults:
-        stage.until(lambda fault=fault: _reached(client, keys, fault, sleeping), f"{fault.after} settled frames", every=0.004)  # type: ignore[misc]
+        stage.until(
+            lambda fault=fault: _reached(client, keys, fault, sleeping), f"{fault.after} settled frames", every=0.004
+        )  # type: ignore[misc]
         _strike(client, fleet, fault, sleeping)
         played[fault.kind] += 1
         fleet.replace_dead(wait=False)

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from redis.exceptions import NoPermissionError, ResponseError
 
-from config.settings import QueueSettings, RedisSettings, ResultsSettings
+from config.settings import RedisSettings
 from worker.broker.cluster import Cluster
-from worker.broker.connection import Client, address, latest_key
+from worker.broker.connection import Client, address
 from worker.broker.failures import calls
 from worker.broker.queues import Queue
 from worker.errors import ConfigError, RedisUnavailable
@@ -101,19 +101,6 @@ def server_infos(client: Client) -> list[dict[str, Any]]:
         if isinstance(client, Cluster):
             return [client.info(target_nodes=node) for node in client.get_primaries()]
         return [client.info()]
-
-
-def check_keys(client: Client, queue: QueueSettings, results: ResultsSettings) -> None:
-    """Raises ConfigError if one of our keys holds something else: settling would fail half-way."""
-    check_types(
-        client,
-        {
-            queue.stream: "stream",
-            queue.dead_stream: "stream",
-            results.stream: "stream",
-            latest_key(results): "hash",
-        },
-    )
 
 
 def check_types(client: Client, types: Mapping[str, str]) -> None:

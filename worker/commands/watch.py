@@ -14,7 +14,7 @@ from config.settings import SettingsTree
 from worker.backoff import Backoff
 from worker.broker.connection import connect
 from worker.broker.labels import LabelReader, PublishedLabel
-from worker.broker.preflight import check_keys, check_server
+from worker.broker.preflight import check_server, check_types
 from worker.broker.queues import queues_of
 from worker.commands.terminal import shown, shown_json
 from worker.errors import RedisUnavailable
@@ -31,8 +31,8 @@ def run_watch(settings: SettingsTree, *, source: str | None, count: int, as_json
     block = min(LONGEST_BLOCK, settings.redis.socket_timeout / 5)
     with connect(settings.redis) as client:
         check_server(client, settings.redis)
-        check_keys(client, settings.queue, settings.results)
         streams = sorted({queue.labels for queue in queues_of(settings)})
+        check_types(client, dict.fromkeys(streams, "stream"))
         reader = LabelReader(client, streams, after=None, block=block)
         reader.start()
         try:

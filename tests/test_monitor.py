@@ -2,7 +2,8 @@
 
 from prometheus_client import CollectorRegistry
 
-from config.settings import QueueSettings, RedisSettings
+from config.settings import RedisSettings
+from tests.settled import QUEUE
 from worker.broker.connection import Client, connect
 from worker.errors import RedisUnavailable
 from worker.metrics import Metrics
@@ -17,14 +18,14 @@ def test_depth_pending_dead_and_age_are_those_of_the_server(client: Client) -> N
     client.xadd("frames:dead", {"reason": "invalid"})
     client.xreadgroup("coatstream", "me", {"frames": ">"}, count=1)
 
-    depth = measure(client, QueueSettings())
+    depth = measure(client, QUEUE)
 
     assert (depth.entries, depth.pending, depth.dead) == (2, 1, 1)
     assert 4 < depth.oldest_age < 20
 
 
 def test_a_queue_that_does_not_exist_yet_is_empty(client: Client) -> None:
-    depth = measure(client, QueueSettings())
+    depth = measure(client, QUEUE)
 
     assert (depth.entries, depth.pending, depth.dead, depth.oldest_age) == (0, 0, 0, 0)
 
@@ -37,11 +38,11 @@ def test_a_look_sets_the_gauges_or_reports_the_trouble(client: Client) -> None:
         for server in (client, nowhere):
             Monitor(
                 server,
-                QueueSettings(),
+                [QUEUE],
                 metrics,
                 on_up=lambda: heard.append("up"),
                 on_down=lambda trouble: heard.append(type(trouble).__name__),
             ).look()
 
     assert heard == ["up", RedisUnavailable.__name__]
-    assert metrics.registry.get_sample_value("coatstream_queue_depth_frames") == 1
+    assert metrics.registry.get_sample_value("coatstream_queue_depth_frames", {"stream": "frames"}) == 1

@@ -65,7 +65,10 @@ class Fixture:
                 red=number % 256,
                 entry_id=f"{number}-0" if entries else None,
             )
-            self.ledger.received(frame.source)
+            if frame.receipt is None:
+                self.ledger.received(frame.source)
+            else:
+                self.holdings.add(frame.receipt.stream, (frame.receipt.entry_id,))
             self.mailbox.put(frame, lane="queue", live=False)
 
     @asynccontextmanager
@@ -162,13 +165,38 @@ async def test_frames_that_somebody_else_settled_are_dropped_as_superseded() -> 
 
 async def test_what_is_settled_is_no_longer_held() -> None:
     fixture = Fixture(FixedEngine(), MemorySettler())
-    fixture.holdings.add(f"{number}-0" for number in range(4))
     fixture.put(4, entries=True)
+    assert len(fixture.holdings) == 4
 
     async with fixture.pumping():
         pass
 
     assert len(fixture.holdings) == 0
+
+
+async def test_a_frame_whose_lease_was_lost_before_its_batch_is_neither_received_nor_classified() -> None:
+    fixture = Fixture(FixedEngine(), MemorySettler())
+    fixture.put(4, entries=True)
+    fixture.holdings.remove("frames", ["1-0", "2-0"])
+
+    async with fixture.pumping():
+        pass
+
+    assert fixture.published() == [0, 3]
+    assert fixture.ledger.total().received == 2
+    assert sum(fixture.engine.batches) == 2
+
+
+async def test_a_batch_of_which_nothing_is_left_says_nothing_to_redis() -> None:
+    settler = MemorySettler()
+    fixture = Fixture(FixedEngine(), settler)
+    fixture.put(4, entries=True)
+    fixture.holdings.give_up("frames")
+
+    async with fixture.pumping():
+        pass
+
+    assert (settler.calls, fixture.engine.batches, fixture.ledger.total().received) == (0, [], 0)
 
 
 async def test_giving_up_ends_a_retry_that_would_go_on_for_ever() -> None:

@@ -1,7 +1,6 @@
 """Frames from a real stream: in order, decoded, and never forgotten."""
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,16 +9,20 @@ import pytest
 
 from config.settings import QueueSettings, RedisSettings, ResultsSettings
 from tests.pictures import grey_jpeg
+from tests.settled import QUEUE
+from tests.workers import eventually
 from worker.broker.connection import Client, connect
+from worker.broker.group import ConsumerGroup
 from worker.broker.publisher import Publisher
 from worker.broker.settler import Settler
 from worker.engine import ModelInfo
-from worker.errors import DeadReason, SourceLost
+from worker.errors import DeadReason, RedisRefuses, SourceLost
 from worker.frames import Frame, Pixels, Receipt
 from worker.ledger import DropReason, Ledger
 from worker.outcomes import Dropped
 from worker.sources.holdings import Holdings
-from worker.sources.queue import QueueSource
+from worker.sources.queue import REFUSALS, QueueSource
+from worker.sources.reader import EntryReader
 
 MODEL = ModelInfo("fixed", "none", "fixed", "cpu", 0)
 
@@ -37,14 +40,28 @@ class Reader:
         self.ledger = Ledger()
         self.holdings = Holdings()
         self.stop = threading.Event()
-        self.settler = Settler(client, self.settings, ResultsSettings(), model=MODEL, worker=consumer, name="queue")
-        self.undertaker = Publisher(self.settler, on_trouble=lambda trouble: None, on_success=lambda: None)
-        self.source = QueueSource(
+        self.settler = Settler(
             client,
-            self.settings,
+            [QUEUE],
+            limits=self.settings,
+            results=ResultsSettings(),
+            model=MODEL,
+            worker=consumer,
+            name="queue",
+        )
+        self.undertaker = Publisher(self.settler, on_trouble=lambda trouble: None, on_success=lambda: None)
+        self.reader = EntryReader(
+            client,
+            [ConsumerGroup(client, QUEUE, self.settings, consumer=consumer)],
             consumer=consumer,
             prefetch=prefetch,
             block=0.05,
+            holdings=self.holdings,
+        )
+        self.source = QueueSource(
+            self.reader,
+            self.settings,
+            name="queue",
             prepare=shrink,
             undertaker=self.undertaker,
             holdings=self.holdings,
@@ -61,34 +78,35 @@ class Reader:
             frames.close()
 
 
-def take(frames: Iterator[Frame], count: int) -> list[Frame]:
-    return [next(frames) for _ in range(count)]
+def take(reader: Reader, frames: Iterator[Frame], count: int) -> list[Frame]:
+    taken = []
+    for _ in range(count):
+        taken.append(next(frames))
+        begin(reader, taken[-1])
+    return taken
 
 
 def drain(reader: Reader) -> list[Frame]:
-    """Everything that is in the stream: stops when the group has nothing more to give."""
-    reader.source._join_group()
-    thread = threading.Thread(target=_stop_when_read, args=(reader,))
-    thread.start()
-    frames = list(reader.source.frames(reader.stop))
-    thread.join(10)
+    """Everything that is in the stream: a batch takes each frame at once, and what is left of the stream is those."""
+    frames: list[Frame] = []
+    reading = threading.Thread(target=_read_all, args=(reader, frames))
+    reading.start()
+    eventually(lambda: reader.client.xlen("frames") == len(frames), "all else is settled")
+    reader.stop.set()
+    reading.join(20)
     return frames
 
 
-def _stop_when_read(reader: Reader) -> None:
-    with connect(RedisSettings.model_validate({"url": _url(reader.client)})) as client:
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            (group,) = client.xinfo_groups(reader.settings.stream)
-            last = client.xrevrange(reader.settings.stream, count=1)
-            if not last or group["last-delivered-id"] >= last[0][0]:
-                break
-            reader.stop.wait(0.01)
-    reader.stop.set()
+def _read_all(reader: Reader, frames: list[Frame]) -> None:
+    for frame in reader.source.frames(reader.stop):
+        begin(reader, frame)
+        frames.append(frame)
 
 
-def _url(client: Client) -> str:
-    return f"unix://{client.connection_pool.connection_kwargs['path']}"
+def begin(reader: Reader, frame: Frame) -> None:
+    """A batch takes it."""
+    assert frame.receipt is not None
+    assert reader.holdings.begin(frame.receipt)
 
 
 def test_frames_come_in_the_order_of_the_stream_with_what_their_producer_said(client: Client) -> None:
@@ -97,8 +115,9 @@ def test_frames_come_in_the_order_of_the_stream_with_what_their_producer_said(cl
             "frames", {"image": grey_jpeg(number * 10), "source": f"cam-{number % 3}", "frame_id": f"f{number}"}
         )
 
-    with Reader(client).reading() as frames:
-        got = take(frames, 20)
+    reader = Reader(client)
+    with reader.reading() as frames:
+        got = take(reader, frames, 20)
 
     assert [frame.frame_id for frame in got] == [f"f{number}" for number in range(20)]
     assert [int(frame.pixels[0, 0, 0]) for frame in got] == pytest.approx([number * 10 for number in range(20)], abs=2)
@@ -112,8 +131,9 @@ def test_raw_pixels_arrive_in_rgb_whatever_their_order_was(client: Client) -> No
     for data, pixel_format in ((red_in_bgr, "bgr24"), (red_in_rgb, "rgb24"), (b"\x80" * 64, "gray8")):
         client.xadd("frames", {"pixels": data, "width": 8, "height": 8, "format": pixel_format})
 
-    with Reader(client).reading() as frames:
-        first, second, third = take(frames, 3)
+    reader = Reader(client)
+    with reader.reading() as frames:
+        first, second, third = take(reader, frames, 3)
 
     assert first.pixels[0, 0].tolist() == second.pixels[0, 0].tolist() == [255, 0, 0]
     assert third.pixels[0, 0].tolist() == [128, 128, 128]
@@ -153,40 +173,48 @@ def test_an_expired_frame_is_settled_without_being_decoded(client: Client) -> No
     assert reader.ledger.total().dropped == {DropReason.EXPIRED: 1}
 
 
-def test_stopping_hands_on_everything_that_was_read(client: Client) -> None:
+def test_stopping_hands_back_what_no_batch_has_taken_and_keeps_the_rest(client: Client) -> None:
     for number in range(30):
         client.xadd("frames", {"image": grey_jpeg(128), "frame_id": str(number)})
     reader = Reader(client, prefetch=8)
     frames = reader.source.frames(reader.stop)
-    first = next(frames)
+    first, second = next(frames), next(frames)
+    begin(reader, first)
 
     reader.stop.set()
     rest = list(frames)
 
-    handed_on = {frame.receipt.entry_id for frame in [first, *rest] if frame.receipt}
-    pending = client.xpending_range("frames", "coatstream", "-", "+", 100)
-    assert {item["message_id"].decode() for item in pending} == handed_on == reader.holdings.snapshot()
+    assert rest == []
+    assert first.receipt is not None
+    assert second.receipt is not None
+    assert reader.holdings.entries("frames") == {first.receipt.entry_id}
+    assert not reader.holdings.begin(second.receipt)
+    owned = {item["message_id"].decode(): item for item in client.xpending_range("frames", "coatstream", "-", "+", 100)}
+    mine = owned.pop(first.receipt.entry_id)
+    assert (mine["consumer"], mine["times_delivered"]) == (b"me", 1)
+    assert {(item["consumer"], item["times_delivered"]) for item in owned.values()} == {(b"_released", 0)}
+    assert len(owned) == 7
 
 
-def test_never_more_is_read_than_the_window_and_what_was_handed_on(client: Client) -> None:
+def test_never_more_waits_for_a_batch_than_may_be_read_ahead(client: Client) -> None:
     for _ in range(50):
         client.xadd("frames", {"image": grey_jpeg(128)})
     reader = Reader(client, prefetch=6)
 
     with reader.reading() as frames:
-        for handed_on in range(1, 20):
-            next(frames)
-            assert len(reader.holdings) <= handed_on + 6
+        for _ in range(20):
+            begin(reader, next(frames))
+            assert reader.holdings.waiting(("frames",)) <= 6
 
 
-def test_entries_whose_reply_was_lost_are_swept_up_and_those_in_hand_are_left_alone(client: Client) -> None:
+def test_entries_whose_reply_was_lost_come_again_and_those_in_hand_are_left_alone(client: Client) -> None:
     reader = Reader(client)
     client.xgroup_create("frames", "coatstream", id="0", mkstream=True)
     lost, held = (
         client.xadd("frames", {"image": grey_jpeg(128), "frame_id": name}).decode() for name in ("lost", "held")
     )
     client.xreadgroup("coatstream", "me", {"frames": ">"})
-    reader.holdings.add([held])
+    reader.holdings.add("frames", [held])
 
     with reader.reading() as frames:
         frame = next(frames)
@@ -200,10 +228,12 @@ def test_a_group_that_vanished_is_lost_once_and_made_again_from_the_beginning(cl
     client.xadd("frames", {"image": grey_jpeg(128), "frame_id": "before"})
     frames = reader.source.frames(reader.stop)
     settled = next(frames)
+    begin(reader, settled)
     reader.undertaker.publish([Dropped("door", DropReason.STALE, settled.receipt)])
+    reader.holdings.settled([settled.receipt])
     client.xgroup_destroy("frames", "coatstream")
 
-    with pytest.raises(SourceLost, match=r"NOGROUP|UNBLOCKED|group"):
+    with pytest.raises(SourceLost, match="consumer group is gone"):
         next(frames)
     client.xadd("frames", {"image": grey_jpeg(128), "frame_id": "after"})
     again = next(reader.source.frames(reader.stop))
@@ -211,11 +241,22 @@ def test_a_group_that_vanished_is_lost_once_and_made_again_from_the_beginning(cl
     assert again.frame_id == "after"
 
 
+def test_a_key_of_another_type_is_a_lost_source_twice_and_a_refusal_the_third_time(client: Client) -> None:
+    client.set("frames", "not a stream")
+    reader = Reader(client)
+
+    for _ in range(REFUSALS - 1):
+        with pytest.raises(SourceLost, match="WRONGTYPE"):
+            next(reader.source.frames(reader.stop))
+    with pytest.raises(RedisRefuses, match="WRONGTYPE"):
+        next(reader.source.frames(reader.stop))
+
+
 def test_a_server_that_is_away_is_a_lost_source_and_no_traceback() -> None:
     with connect(RedisSettings.model_validate({"url": "redis://:hunter2@127.0.0.1:1"})) as client:
         reader = Reader(client)
 
-        with pytest.raises(SourceLost, match="group cannot be created") as caught:
+        with pytest.raises(SourceLost, match="group cannot be joined") as caught:
             next(reader.source.frames(reader.stop))
 
     assert "hunter2" not in str(caught.value)

@@ -75,12 +75,13 @@ def test_each_loss_counts_and_a_state_that_stays_is_no_news() -> None:
 def test_a_batch_that_never_comes_back_makes_it_unhealthy() -> None:
     clock = SettableClock()
     status = ready_status(clock)
-    first = status.engine_takes()
-    status.engine_returns(first)
-    stuck = status.engine_takes()
+    with status.at_work("a picture"):
+        pass
 
-    clock.now += 61
-    assert "61 s" in status.unhealthy_because()[0]
+    with status.at_work("a batch"):
+        clock.now += 59
+        assert status.unhealthy_because() == []
+        clock.now += 2
+        assert status.unhealthy_because() == ["a batch has been in hand for 61 s"]
 
-    status.engine_returns(stuck)
     assert status.unhealthy_because() == []

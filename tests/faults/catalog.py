@@ -224,8 +224,16 @@ CASES: tuple[Case, ...] = (
         "a producer that trims (MAXLEN)",
         "each frame that it deleted is counted, nothing left pending",
         producers.trimmed,
-        quick={"frame_count": 1_500, "keep": 200},
+        quick={"frame_count": 1_500, "keep": 200, "metric": False},
         full={"frame_count": 20_000, "keep": 500},
+    ),
+    Case(
+        "F25",
+        "ten times too many frames, replies to the producer lost",
+        "never above the cap; put = sent + refused; a label for each one sent, for none twice",
+        producers.overloaded,
+        quick={"frame_count": 2_000, "cap": 200},
+        full={"frame_count": 50_000, "cap": 1_000},
     ),
     Case(
         "F26",
@@ -271,7 +279,6 @@ class Control:
 
     case: str
     protocol: Protocol
-    play: Play
     size: dict[str, object]
     seen_in: str
     limit: float = 20.0

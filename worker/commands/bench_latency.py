@@ -136,9 +136,10 @@ class Trip:
         sent: dict[str, float] = {}
         due = time.perf_counter()
         for number in range(frames):
-            entry = {**self.entry, "frame_id": str(number)}
+            frame_id = str(number)
+            entry = {**self.entry, "frame_id": frame_id}
             time.sleep(max(0.0, due - time.perf_counter()))
-            sent[entry["frame_id"]] = time.perf_counter()
+            sent[frame_id] = time.perf_counter()
             self.client.xadd(self.into, entry)
             due += 1 / RATE
         return sent

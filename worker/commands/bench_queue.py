@@ -5,7 +5,8 @@ On an embedded server of its own, never on a server that somebody uses.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Final
 from unittest.mock import patch
@@ -21,7 +22,7 @@ from worker.broker.preflight import check_server
 from worker.broker.queues import Queue, queues_of
 from worker.broker.settler import Settler, unix_seconds
 from worker.commands.bench_latency import measure_latency
-from worker.commands.measuring import Report, figure, interleave, machine, ratio
+from worker.commands.measuring import ROUNDS, Report, figure, machine, ratio
 from worker.engine import ModelInfo
 from worker.frames import Label, Prediction, Receipt, ScoredLabel
 from worker.outcomes import Published
@@ -79,9 +80,9 @@ def _measure_settling(client: Client, settings: SettingsTree, report: Report, *,
     def plain(batch: Batch) -> None:
         settle_plainly(client, queue, settings.results, batch)
 
-    for case, rate in ((f"settle_{BATCH}", _rate), (f"settle_{BATCH}_protocol", _rate_without_documents)):
-        runs = {"script": partial(rate, script, client, queue), "plain": partial(rate, plain, client, queue)}
-        samples = interleave(runs, seconds)
+    ways = {"script": script, "plain": plain}
+    for case, ahead in ((f"settle_{BATCH}", False), (f"settle_{BATCH}_protocol", True)):
+        samples = _take_turns(ways, partial(pending, client, queue, batches=AHEAD), seconds, documents_ahead=ahead)
         report.add(
             case=case,
             frames_per_s=figure(samples["script"]),
@@ -90,31 +91,37 @@ def _measure_settling(client: Client, settings: SettingsTree, report: Report, *,
         )
 
 
-def _rate(settle: Settle, client: Client, queue: Queue, seconds: float) -> float:
-    """Frames a second over `seconds` of settling; filling the stream and reading from it are not timed."""
-    busy, frames = 0.0, 0
-    while busy < seconds:
-        busy += _timed(settle, pending(client, queue, batches=AHEAD))
-        frames += AHEAD * BATCH
-    return frames / busy
+def _take_turns(
+    ways: Mapping[str, Settle], fill: Callable[[], list[list[Published]]], seconds: float, *, documents_ahead: bool
+) -> dict[str, list[float]]:
+    """Frames a second of each way, one figure a round; filling the stream and reading from it are not timed.
+
+    Within a round the ways change every few milliseconds, so that a busy neighbour disturbs all of them alike.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(ROUNDS):
+        busy, turns = dict.fromkeys(ways, 0.0), 0
+        while not turns or sum(busy.values()) < seconds * len(ways) / ROUNDS:
+            for name in list(ways) if turns % 2 == 0 else reversed(list(ways)):
+                batches = fill()
+                with _documents_of(batches) if documents_ahead else nullcontext():
+                    busy[name] += _timed(ways[name], batches)
+            turns += 1
+        for name, spent in busy.items():
+            samples[name].append(turns * AHEAD * BATCH / spent)
+    return samples
 
 
-def _rate_without_documents(settle: Settle, client: Client, queue: Queue, seconds: float) -> float:
-    """As `_rate`, but each label's document is there when the clock starts: what is left is the protocol."""
-    busy, frames = 0.0, 0
-    while busy < seconds:
-        batches = pending(client, queue, batches=AHEAD)
-        documents = {
-            outcome.prediction.frame_id: _document(outcome.prediction) for batch in batches for outcome in batch
-        }
+@contextmanager
+def _documents_of(batches: Sequence[Batch]) -> Iterator[None]:
+    """Each label's document is there when the clock starts: what is left is the protocol."""
+    documents = {outcome.prediction.frame_id: _document(outcome.prediction) for batch in batches for outcome in batch}
 
-        def ready(prediction: Prediction, documents: dict[str, bytes] = documents, **_: object) -> bytes:
-            return documents[prediction.frame_id]
+    def ready(prediction: Prediction, **_: object) -> bytes:
+        return documents[prediction.frame_id]
 
-        with patch("worker.broker.settler.encode", ready), patch(f"{__name__}.encode", ready):
-            busy += _timed(settle, batches)
-        frames += AHEAD * BATCH
-    return frames / busy
+    with patch("worker.broker.settler.encode", ready), patch(f"{__name__}.encode", ready):
+        yield
 
 
 def _timed(settle: Settle, batches: Sequence[Batch]) -> float:

@@ -88,7 +88,10 @@ class EntryReader:
             if wait:
                 self._holdings.wait_until_fewer(self._streams, self._prefetch // 2 + 1, TICK)
             return []
-        return self._idle(room) or self._new(room, wait=wait)
+        found = self._idle(room)
+        if found or self._suspects:
+            return found
+        return self._new(room, wait=wait)
 
     def hand_back(self) -> None:
         """What no batch has taken goes to the other workers, at once. What was begun is finished here."""

@@ -535,6 +535,16 @@ def test_a_user_without_the_right_to_side_commands_still_gets_labels_and_letters
     assert letters(client)[-1][b"entry_id"] == third.encode()
 
 
+def test_the_books_are_true_when_a_right_is_taken_away_in_the_middle_of_a_batch(client: Client) -> None:
+    first, second, third = read_entries(client, 3)
+
+    with user_without(client, "xadd") as weak, pytest.raises(RedisRefuses, match="lacks a right"):
+        settler(weak).settle([dropped(first), published(second), dropped(third)], now=NOW)
+
+    assert books(client) == {"dropped": 1}
+    assert_balanced(client, vanished=1)  # the second: acknowledged, and its label refused
+
+
 def test_the_delivery_limit_loses_no_letter_where_the_user_may_not_delete(client: Client) -> None:
     read_entries(client, 1)
     settled.silence(client, "me", deliveries=9)

@@ -1,4 +1,4 @@
-"""The fault harness: real workers and real servers under kills, stalls, lost replies and outages; counts what became of each frame.
+"""The fault harness: real workers and servers under kills, stalls, lost replies and outages; each frame is counted.
 
 `python -m tests.faults` runs everything at full size and prints a table; the tests beside it run a quick size of each.
 """

@@ -44,10 +44,12 @@ class Row:
     """What came of one run."""
 
     case: Case
+    size: str
     kind: str
     seed: int
     seconds: float
     figures: Mapping[str, str]
+    measured: frozenset[str]
     failures: tuple[str, ...]
     protocol: Protocol | None = field(default=None)
 
@@ -58,22 +60,50 @@ class Row:
     def __str__(self) -> str:
         figures = ", ".join(f"{name} {value}" for name, value in self.figures.items())
         verdict = "; ".join(self.failures) or "ok"
-        again = f"python -m tests.faults {self.case.name} --server {self.kind} --seed {self.seed}"
+        again = f"python -m tests.faults {self.case.name} --server {self.kind} --seed {self.seed} --size {self.size}"
         return (
             f"{self.case.name} {self.case.title}, {self.kind}, seed {self.seed}: {verdict} ({figures}); again: {again}"
         )
 
 
+def run_quick(case: Case, kind: str, seed: int) -> Row:
+    """Once, at the size of the test suite."""
+    assert case.quick is not None
+    return run_case(case, kind, seed, case.quick, limit=case.quick_limit, size="quick")
+
+
+def run_full(case: Case, kind: str, seed: int) -> Row:
+    """Once, at full size."""
+    return run_case(case, kind, seed, case.full, limit=case.full_limit, size="full")
+
+
 def run_case(
-    case: Case, kind: str, seed: int, size: Mapping[str, Any], *, limit: float, protocol: Protocol | None = None
+    case: Case,
+    kind: str,
+    seed: int,
+    sizes: Mapping[str, Any],
+    *,
+    limit: float,
+    size: str = "full",
+    protocol: Protocol | None = None,
 ) -> Row:
     """Play a case once. What the product does wrong is in the row; only a broken harness raises."""
     findings = Findings()
     began = time.monotonic()
     try:
         with on_stage(kind, seed, findings, limit=limit, protocol=protocol) as stage:
-            case.play(stage, **size)
+            case.play(stage, **sizes)
     except (AssertionError, RedisError, OSError) as trouble:  # a worker that is no more, a wait that was too long
         findings.broken(" ".join(str(trouble).split())[:2000] or type(trouble).__name__)
     seconds = time.monotonic() - began
-    return Row(case, kind, seed, seconds, findings.figures, tuple(findings.failures), protocol)
+    return Row(
+        case,
+        size,
+        kind,
+        seed,
+        seconds,
+        findings.figures,
+        frozenset(findings.measured),
+        tuple(findings.failures),
+        protocol,
+    )

@@ -200,7 +200,7 @@ CASES: tuple[Case, ...] = (
         "READONLY, NOREPLICAS, MISCONF, LOADING, WRONGPASS",
         "same process, not ready but healthy, at most 10 commands/s, resumed within 2 s",
         outages.refused,
-        quick={"seconds": 1.5},
+        quick={"seconds": 1.0},
         full={"seconds": 5.0},
     ),
     Case(
@@ -242,6 +242,7 @@ CASES: tuple[Case, ...] = (
         soak.soaked,
         quick=None,
         full={"seconds": 600.0, "rate": 300.0, "kills": 4},
+        kinds=_VALKEY,
         full_limit=900.0,
     ),
     Case(
@@ -268,7 +269,7 @@ CASES: tuple[Case, ...] = (
         kills.everything,
         quick={"frame_count": 3_000, "each": 2, "poison": 2},
         full={"frame_count": 20_000, "each": 8, "poison": 5},
-        seeds=50,
+        seeds=25,
     ),
 )
 

@@ -33,14 +33,14 @@ DELAY = 0.002  # seconds that a batch takes
 
 # What the worker's protocol comes down to, for the control that differs only in how tries are counted, and for the
 # one that differs only in the script's first line.
-COMMIT = """
+COMMIT = f"""
 for i = 1, #ARGV, 2 do
-  if redis.call('XACK', KEYS[1], '%(group)s', ARGV[i]) == 1 then
+  if redis.call('XACK', KEYS[1], '{KEYS.group}', ARGV[i]) == 1 then
     redis.call('XDEL', KEYS[1], ARGV[i])
     redis.call('XADD', KEYS[2], '*', 'frame_id', ARGV[i + 1], 'entry_id', ARGV[i], 'published_at', '0')
   end
 end
-""" % {"group": KEYS.group}
+"""
 
 
 class Protocol(StrEnum):
@@ -88,7 +88,7 @@ class Consumer:
 
     def __init__(self, url: str, protocol: Protocol, min_idle: float, max_deliveries: int, batch: int) -> None:
         place = urlsplit(url)  # not Redis.from_url(): that is without redis-py's own retries
-        own = {} if protocol.retries else {"retry": Retry(NoBackoff(), 0)}
+        own: dict[str, Any] = {} if protocol.retries else {"retry": Retry(NoBackoff(), 0)}
         self._client: Any = redis.Redis(place.hostname or "", place.port or 0, protocol=2, socket_timeout=5, **own)
         self._protocol = protocol
         self._min_idle = int(min_idle * 1000)

@@ -18,7 +18,7 @@ def rolling(stage: Stage, *, stops: int, rate: float, pause: float, workers: int
     fleet = stage.fleet(server.url, workers, model__noop_delay=BATCH_SECONDS)
     frames.send(client, frames.names(100, "warm"))
     stage.empty(client)
-    slowest, most, codes = 0.0, 0, set()
+    slowest, most, codes = 0.0, 0, set[int]()
     with running_traffic(Traffic(server.client, rate, Until.ANSWERED)) as traffic:
         for _ in range(stops):
             fleet.start(1)
@@ -55,7 +55,7 @@ def without_server(stage: Stage, *, timeout: float, socket_timeout: float, frame
         redis__socket_timeout=socket_timeout,
     )
     frames.send(client, sent)
-    stage.until(lambda: client.xlen(frames.KEYS.labels) > 0, "the first labels", within=10)
+    stage.next_label(client)
     server.freeze()
     time.sleep(0.2)
     [member] = fleet.members

@@ -8,19 +8,23 @@ class Findings:
     """Filled in by one run of one test."""
 
     figures: dict[str, str] = field(default_factory=dict)
+    measured: set[str] = field(default_factory=set)  # figures that could have come out otherwise and still be right
     failures: list[str] = field(default_factory=list)
 
     def note(self, name: str, value: object) -> None:
         """A figure that promises nothing."""
         self.figures[name] = _text(value)
+        self.measured.add(name)
 
     def exactly(self, name: str, found: object, wanted: object) -> None:
         self._keep(name, found, holds=found == wanted, promise=f"must be {_text(wanted)}")
 
     def at_most(self, name: str, found: float, limit: float, unit: str = "") -> None:
+        self.measured.add(name)
         self._keep(name, found, holds=found <= limit, promise=f"must be at most {_text(limit)}{unit}", unit=unit)
 
     def at_least(self, name: str, found: float, limit: float, unit: str = "") -> None:
+        self.measured.add(name)
         self._keep(name, found, holds=found >= limit, promise=f"must be at least {_text(limit)}{unit}", unit=unit)
 
     def broken(self, what: str) -> None:

@@ -78,7 +78,7 @@ def recovered(stage: Stage, *, kills: int) -> None:
         victim.kill()
         stage.until(lambda: client.xlen(frames.KEYS.stream) == 0, "another worker labels it", every=0.002)
         longest = max(longest, time.monotonic() - killed_at)
-        stage.until(lambda victim=victim: not victim.alive, "the victim is dead")  # type: ignore[misc]
+        stage.until_gone(victim)
         fleet.replace_dead()
     stage.settle_up(client, fleet, sent)
     stage.findings.at_most("longest from kill to label", longest, MIN_IDLE + TICK + 0.3, " s")

@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Final
 
 from tests.faults import frames
-from tests.faults.fleet import Fleet
+from tests.faults.fleet import Fleet, Member
 from tests.faults.proxy import HANDSHAKE, Proxy
 from tests.faults.servers import REDIS, Server
 from tests.faults.stage import Stage
@@ -28,8 +29,7 @@ def restarted(stage: Stage, *, times: int, rate: float, down: float, fsync: str)
     slowest, busiest = 0.0, 0.0
     with running_traffic(Traffic(server.client, rate, Until.ON_DISK if on_disk else Until.ANSWERED)) as traffic:
         for _ in range(times):
-            before = _labels(server)
-            stage.until(lambda before=before: _labels(server) > before, "labels come")  # type: ignore[misc]
+            stage.next_label(server.client())
             time.sleep(0.5)
             server.kill()
             used = [member.cpu_seconds() for member in fleet.members]
@@ -37,7 +37,7 @@ def restarted(stage: Stage, *, times: int, rate: float, down: float, fsync: str)
             spent = [member.cpu_seconds() - old for member, old in zip(fleet.members, used, strict=True)]
             busiest = max(busiest, *(seconds / down for seconds in spent))
             server.start()
-            slowest = max(slowest, _until_labels(stage, server))
+            slowest = max(slowest, stage.next_label(server.client()))
     client = server.client()
     found = stage.settle_up(client, fleet, traffic.accepted)
     stage.findings.note("doubtful", f"{len(traffic.doubtful):,}, of them {_settled(found, traffic.doubtful):,} done")
@@ -47,17 +47,6 @@ def restarted(stage: Stage, *, times: int, rate: float, down: float, fsync: str)
 
 def _settled(found: frames.Outcomes, some: list[str]) -> int:
     return sum(1 for name in some if found.labels[name])
-
-
-def _labels(server: Server) -> int:
-    return int(server.client().xlen(frames.KEYS.labels))
-
-
-def _until_labels(stage: Stage, server: Server) -> float:
-    """How long until another label comes. The traffic goes on."""
-    client = server.client()
-    before = client.xlen(frames.KEYS.labels)
-    return stage.until(lambda: client.xlen(frames.KEYS.labels) > before, "labels come again", within=15)
 
 
 def emptied(stage: Stage, *, frame_count: int) -> None:
@@ -82,13 +71,17 @@ def emptied(stage: Stage, *, frame_count: int) -> None:
         stage.empty(client)
         found = frames.outcomes(client)
         stage.findings.exactly(f"done after {name}", sum(1 for one in sent if found.labels[one] == 1), frame_count)
-        stage.until(lambda made=made: _groups_made(fleet) == made + 1, f"{name} is counted once", within=5)  # type: ignore[misc]
+        stage.until(partial(_made_once_more, fleet, made), f"{name} is counted once", within=5)
     stage.close_books(fleet)
     stage.findings.at_most("group made again after", slowest, 1.0, " s")
 
 
 def _has_group(client: Client) -> bool:
     return bool(client.exists(frames.KEYS.stream) and client.xinfo_groups(frames.KEYS.stream))
+
+
+def _made_once_more(fleet: Fleet, before: int) -> bool:
+    return _groups_made(fleet) == before + 1
 
 
 def _groups_made(fleet: Fleet) -> int:
@@ -139,7 +132,7 @@ def misnamed(stage: Stage, *, frame_count: int) -> None:
         client.set(key, "mine")
         frames.send(client, frames.names(frame_count))
         [member] = fleet.members
-        stage.until(lambda member=member: not member.alive, f"the worker ends: {key} is misnamed", within=20)  # type: ignore[misc]
+        stage.until_gone(member)
         lines = member.plain_lines()
         stage.findings.exactly(f"exit code ({key})", member.process.returncode, 2)
         stage.findings.exactly(f"lines for a person ({key})", len(lines), 1)
@@ -163,38 +156,48 @@ def refused(stage: Stage, *, seconds: float) -> None:
     url = proxy.url.replace("redis://", f"redis://:{PASSWORD}@")
     fleet = stage.fleet(url, 1, model__noop_delay=0.1, batch__max_size=4, queue__min_idle=15)
     sent: list[str] = []
+    endured: list[Endured] = []
     for trouble in _troubles(server, client, proxy):
         some = frames.names(BURST, trouble.word)
-        _endure(stage, client, proxy, fleet, trouble, some, seconds)
+        frames.send(client, some)
         sent += some
+        endured.append(_endure(stage, client, proxy, fleet.members[0], trouble, seconds))
     stage.settle_up(client, fleet, sent)
+    findings = stage.findings
+    slowest, busiest = max(endured, key=lambda e: e.resumed), max(endured, key=lambda e: e.commands)
+    findings.at_most(f"slowest to resume ({slowest.word})", slowest.resumed, RESUMED, " s")
+    findings.at_most(f"most commands ({busiest.word})", busiest.commands, 10, "/s")
+    findings.exactly("ready meanwhile", [e.word for e in endured if e.ready], [])
+    findings.exactly("unhealthy meanwhile", [e.word for e in endured if not e.healthy], [])
+    findings.exactly("ended by", [e.word for e in endured if not e.lived], [])
 
 
-def _endure(
-    stage: Stage, client: Client, proxy: Proxy, fleet: Fleet, trouble: Trouble, some: list[str], seconds: float
-) -> None:
-    [member] = fleet.members
-    frames.send(client, some)
-    before = client.xlen(frames.KEYS.labels)
-    stage.until(lambda: client.xlen(frames.KEYS.labels) > before, "the first labels", within=10)
+@dataclass(frozen=True, slots=True)
+class Endured:
+    """How the worker took one trouble. `commands`: a second, handshakes included; `resumed`: seconds after its end."""
+
+    word: str
+    commands: float
+    ready: bool
+    healthy: bool
+    lived: bool
+    resumed: float
+
+
+def _endure(stage: Stage, client: Client, proxy: Proxy, member: Member, trouble: Trouble, seconds: float) -> Endured:
+    stage.next_label(client)
     child = member.pid
     trouble.begin()
     time.sleep(0.3)  # until every connection has heard of it
-    asked, heard = proxy.work(), time.monotonic()
+    asked, heard = proxy.asked(), time.monotonic()
     time.sleep(seconds)
-    rate = (proxy.work() - asked) / (time.monotonic() - heard)
-    ready = member.says("/readyz")
-    healthy = member.says("/healthz")
+    commands = (proxy.asked() - asked) / (time.monotonic() - heard)
+    ready, healthy = member.says("/readyz") == HTTPStatus.OK, member.says("/healthz") == HTTPStatus.OK
     left = client.xlen(frames.KEYS.stream)
     trouble.end()
     resumed = stage.until(lambda: client.xlen(frames.KEYS.stream) < left, f"labels after {trouble.word}", within=15)
     stage.empty(client)
-    findings = stage.findings
-    findings.at_most(f"{trouble.word}: resumed after", resumed, RESUMED, " s")
-    findings.at_most(f"{trouble.word}: commands", rate, 10, "/s")
-    findings.exactly(f"{trouble.word}: ready", ready == HTTPStatus.OK, False)
-    findings.exactly(f"{trouble.word}: healthy", healthy == HTTPStatus.OK, True)
-    findings.exactly(f"{trouble.word}: same process", member.pid == child, True)
+    return Endured(trouble.word, commands, ready, healthy, member.pid == child, resumed)
 
 
 def _troubles(server: Server, client: Client, proxy: Proxy) -> Iterator[Trouble]:
@@ -262,14 +265,11 @@ def rotated(stage: Stage, *, rotations: int, frame_count: int) -> None:
         some = frames.names(frame_count, f"rotation{number}-")
         sent += some
         frames.send(client, some)
-        before = client.xlen(frames.KEYS.labels)
-        stage.until(lambda before=before: client.xlen(frames.KEYS.labels) > before, "labels come", within=10)  # type: ignore[misc]
+        stage.next_label(client)
         _change_password(client, f"password-{number}")
         time.sleep(0.5)
-        left = client.xlen(frames.KEYS.stream)
         file.write_text(f"password-{number}")
-        again = stage.until(lambda left=left: client.xlen(frames.KEYS.stream) < left, "labels come again", within=15)  # type: ignore[misc]
-        slowest = max(slowest, again)
+        slowest = max(slowest, stage.next_label(client))
         stage.empty(client)
     stage.settle_up(client, fleet, sent)
     stage.findings.at_most("new connections after", slowest, 5.0, " s")

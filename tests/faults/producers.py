@@ -1,7 +1,5 @@
 """F7, F24, F25: producers that send rubbish, trim their stream, or send more than there is room for."""
 
-from contextlib import AbstractContextManager
-
 from config.settings import SettingsTree
 from tests.faults import frames
 from tests.faults.stage import Stage
@@ -65,8 +63,7 @@ def trimmed(stage: Stage, *, frame_count: int, keep: int, metric: bool = True) -
     counted = audit(client, Queue(frames.KEYS.stream, frames.KEYS.group, frames.KEYS.dead, frames.KEYS.labels)).gone
     stage.findings.exactly("counted as trimmed", counted, lost)
     if metric:  # the workers look every ten seconds
-        for member in fleet.members:
-            stage.until(lambda member=member: member.total(TRIMMED) == lost, f"the metric says {lost}", within=25)  # type: ignore[misc]
+        stage.until(lambda: all(m.total(TRIMMED) == lost for m in fleet.members), f"the metric says {lost}", within=25)
     stage.findings.exactly("doubled", found.doubled(), 0)
     stage.close_books(fleet)
 
@@ -76,10 +73,10 @@ def overloaded(stage: Stage, *, frame_count: int, cap: int, share: float = 0.05)
     server = stage.server()
     client, proxy = server.client(), stage.proxy(server.port)
     fleet = stage.fleet(server.url, 1, model__noop_delay=0.05, batch__max_size=8)
-    proxy.lose = share
     settings = SettingsTree.model_validate({"redis": {"url": proxy.url}, "queue": {"max_length": cap}})
     deepest = 0
-    with _patiently(settings) as producer:
+    with Producer.connect(settings, Terms(when_full="drop", batch=8, retry_time=30)) as producer:
+        proxy.lose = share
         for number in range(frame_count):
             producer.put(_picture(number))
             if number % 10 == 0:
@@ -87,17 +84,13 @@ def overloaded(stage: Stage, *, frame_count: int, cap: int, share: float = 0.05)
         producer.flush()
     found = stage.settle_up(client, fleet, [])
     findings = stage.findings
+    findings.note("frames", frame_count)
     findings.note("replies lost", proxy.lost)
     findings.at_most("most frames in the queue", deepest, cap)
     findings.exactly("put, and neither sent nor refused", frame_count - producer.sent - producer.refused, 0)
     findings.at_least("refused", producer.refused, 1)
     findings.at_least("sent again and known", producer.duplicates, 1)
     findings.exactly("labels more or less than sent", len(found.labels) - producer.sent, 0)
-
-
-def _patiently(settings: SettingsTree) -> AbstractContextManager[Producer]:
-    """A producer that drops what finds no room; it may have to try again to connect at all."""
-    return Producer.connect(settings, Terms(when_full="drop", batch=8, retry_time=30))
 
 
 def _picture(number: int) -> Picture:

@@ -36,8 +36,7 @@ def promoted(stage: Stage, *, rate: float, before: float, frozen: float) -> None
         follower.replicaof("NO", "ONE")
         name.target = replica.port
         name.cut()
-        labelled = follower.xlen(frames.KEYS.labels)
-        resumed = stage.until(lambda: follower.xlen(frames.KEYS.labels) > labelled, "labels again", within=20)
+        resumed = stage.next_label(follower)
         time.sleep(before)
     stage.empty(follower)
     stage.close_books(fleet)
@@ -78,8 +77,7 @@ def failed_over(stage: Stage, *, rate: float, before: float, planned: bool) -> N
         else:
             pair.first.process.send_signal(signal.SIGKILL)
         stage.until(lambda: pair.primary_port() != first_port, "the Sentinel names another primary", within=15)
-        labelled = second.xlen(frames.KEYS.labels)
-        stage.until(lambda: second.xlen(frames.KEYS.labels) > labelled, "labels on the new primary", within=20)
+        stage.next_label(second)
         resumed = time.monotonic() - began
         time.sleep(before)
     stage.empty(second)

@@ -1,4 +1,4 @@
-"""F3, F4, F22: replies that are lost after the server has acted, connections that are cut, scripts that are forgotten."""
+"""F3, F4, F22: replies that are lost after the server has acted, cut connections, forgotten scripts."""
 
 import time
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 from tests.faults import frames
 from tests.faults.fleet import Fleet, Member
@@ -56,9 +57,7 @@ def play(
     sleeping: list[tuple[float, int]] = []  # when to wake whom
     played: Counter[Kind] = Counter()
     for fault in faults:
-        stage.until(
-            lambda fault=fault: _reached(client, keys, fault, sleeping), f"{fault.after} settled frames", every=0.004
-        )  # type: ignore[misc]
+        stage.until(partial(_reached, client, keys, fault, sleeping), f"{fault.after} settled frames", every=0.004)
         _strike(client, fleet, fault, sleeping)
         played[fault.kind] += 1
         fleet.replace_dead(wait=False)

@@ -25,6 +25,7 @@ KINDS = (VALKEY, REDIS)
 
 START_TIMEOUT = 10.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_LIBC = ctypes.CDLL(None)  # here, since threads may run when we fork: the child must not load anything
 
 
 def binary(kind: str) -> str:
@@ -71,7 +72,7 @@ class Server:
             arguments,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
         )
 
     def wait_until_up(self) -> None:
@@ -152,4 +153,4 @@ def free_port() -> int:
 
 def _end_with_parent() -> None:
     """Runs in the child before it becomes the server: it ends with the harness, however that ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

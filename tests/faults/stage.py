@@ -1,4 +1,4 @@
-"""What one fault test plays on: a kind of server, a seed, a time limit, and everything that it starts, ended with it."""
+"""What one fault test plays on: a kind of server, a seed, a time limit; all that it starts ends with it."""
 
 import random
 import tempfile
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,6 +92,15 @@ class Stage:
             time.sleep(every)
         return time.monotonic() - began
 
+    def until_gone(self, member: Member, *, within: float = 20.0) -> None:
+        """Wait for a process to end."""
+        self.until(lambda: not member.alive, "the worker ends", within=within)
+
+    def next_label(self, client: Client, keys: frames.Keys = frames.KEYS, *, within: float = 15.0) -> float:
+        """Wait for one label more than there are now; how long that took."""
+        before = client.xlen(keys.labels)
+        return self.until(lambda: client.xlen(keys.labels) > before, "another label", within=within, every=0.003)
+
     def settle_up(
         self, client: Client, fleet: Fleet, sent: list[str], *, dead: int = 0, keys: frames.Keys = frames.KEYS
     ) -> frames.Outcomes:
@@ -118,7 +128,7 @@ class Stage:
             return
         fleet.replace_dead()
         for member in fleet.members:
-            self.until(lambda member=member: _balances(member), "the ledger of a worker balances", within=10.0)  # type: ignore[misc]
+            self.until(partial(_balances, member), "the ledger of a worker balances", within=10.0)
         self.findings.exactly("exit codes", sorted(set(fleet.drain())), [0])
 
     def audit(self, client: Client, found: frames.Outcomes, keys: frames.Keys = frames.KEYS) -> None:

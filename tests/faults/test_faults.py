@@ -3,7 +3,7 @@
 import pytest
 
 from tests.faults import servers
-from tests.faults.cases import Case, run_case
+from tests.faults.cases import Case, run_quick
 from tests.faults.catalog import CASES
 
 SEED = 1
@@ -18,10 +18,9 @@ QUICK = [
 
 @pytest.mark.parametrize(("case", "kind"), QUICK)
 def test_what_is_promised_holds_under(case: Case, kind: str) -> None:
-    assert case.quick is not None
     servers.binary(kind)
 
-    row = run_case(case, kind, SEED, case.quick, limit=case.quick_limit)
+    row = run_quick(case, kind, SEED)
 
     print(row)
     assert row.ok, str(row)

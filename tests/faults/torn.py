@@ -19,7 +19,7 @@ def cut(stage: Stage, *, frame_count: int, cuts: int) -> None:
     begun = _log_of(server.folder).stat().st_size
     for page in range(0, frame_count, 100):
         frames.send(client, sent[page : page + 100])
-        stage.until(lambda page=page: frame_count_left(server) <= 100, "they are nearly done")  # type: ignore[misc]
+        stage.until(lambda: client.xlen(frames.KEYS.stream) <= 100, "they are nearly done")
     stage.settle_up(client, fleet, sent)
     client.shutdown(nosave=True)
     assert server.process is not None
@@ -30,10 +30,6 @@ def cut(stage: Stage, *, frame_count: int, cuts: int) -> None:
         torn += _torn_frames(stage, server, stage.rng.randrange(begun, whole))
     stage.findings.note("cuts", cuts)
     stage.findings.exactly("frames half done", torn, 0)
-
-
-def frame_count_left(server: Server) -> int:
-    return int(server.client().xlen(frames.KEYS.stream))
 
 
 def _torn_frames(stage: Stage, server: Server, at: int) -> int:

@@ -97,9 +97,9 @@ local function publish(admitted, entry_id, source, frame_id, captured_at, label,
       'captured_at', captured_at, 'published_at', now, 'label', label, 'score', score, 'status', 'ok', 'json', json)
   else
     if not take(entry_id, admitted, source) then return '0' end
-    note('published', 1)
     redis.call('XADD', labels, 'MAXLEN', '~', labels_kept, '*', 'frame_id', frame_id, 'entry_id', entry_id, 'source', source,
       'captured_at', captured_at, 'published_at', now, 'label', label, 'score', score, 'status', 'ok', 'json', json)
+    note('published', 1)
   end
   remember(source, tonumber(captured_at), json)
   redis.pcall('PUBLISH', prefix .. source, json) -- pcall: a user without the right to a channel still gets the stream
@@ -143,8 +143,8 @@ end
 
 local well, problem = pcall(settle)
 delete_taken() -- even then: what is acknowledged and stays in the stream, nobody would ever take
+write_books(books) -- even then: what is lost by that shows as unaccounted for
 if not well then return type(problem) == 'table' and problem or redis.error_reply(problem) end
 local left_out, reply = write_newest(), table.concat(done)
-write_books(books)
 redis.call('SET', memo, ARGV[7] .. ' ' .. reply, 'PX', memo_ms)
 return {reply, left_out, rises.dead_dropped or 0}

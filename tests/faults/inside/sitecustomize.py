@@ -85,9 +85,10 @@ class _OnImport:
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name != ENGINE:
             return None
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         run = spec.loader.exec_module
 
         def run_and_patch(module: ModuleType) -> None:
@@ -115,4 +116,4 @@ def _patch(engine: Any, troubles: Misbehaviour) -> None:
 
 
 if "FAULTS" in os.environ:
-    sys.meta_path.insert(0, _OnImport(Misbehaviour(json.loads(os.environ["FAULTS"]))))  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _OnImport(Misbehaviour(json.loads(os.environ["FAULTS"]))))

@@ -1,0 +1,477 @@
+"""The whole queue protocol against a model: any sequence of steps, several workers, crashes, strangers, real servers.
+
+Each entry is at any time in exactly one place, gets at most one outcome, and the books add up. And the machine is worth
+its time: it finds a counterexample as soon as one line of one script is wrong.
+"""
+
+import copy
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from tests.servers import ON_ONE_SERVER
+from tests.settled import HOUR, NOW, QUEUE, add, admit, buried, dropped, ids, member, published, read, settler
+from worker.broker import group
+from worker.broker import settler as settling
+from worker.broker.audit import audit
+from worker.broker.connection import Client
+from worker.broker.scripts import Script
+from worker.outcomes import Outcome
+
+EXAMPLES: Final = int(os.environ.get("PROTOCOL_EXAMPLES", "120"))
+STEPS: Final = 40
+MAX_DELIVERIES: Final = 3
+NOBODY: Final = "_released"
+OUTCOMES: Final[dict[str, Callable[..., Outcome]]] = {"published": published, "dropped": dropped, "dead": buried}
+
+
+@dataclass
+class Entry:
+    """What the model knows of one entry.
+
+    state   waiting, pending, published, dropped, dead, trimmed (gone, and counted) or gone (nobody has counted it)
+    there   False: somebody deleted it
+    idle    its lease has been silent for long
+    """
+
+    entry_id: str
+    admitted: int
+    state: str = "waiting"
+    there: bool = True
+    owner: str = ""
+    deliveries: int = 0
+    idle: bool = False
+
+
+@dataclass
+class Worker:
+    """One process: its name, what it believes to hold, and the batch that it settled last."""
+
+    name: str
+    client: Client
+    known: set[str] = field(default_factory=set)
+    last: tuple[Sequence[Outcome], tuple[bool, ...]] | None = None
+
+    def __post_init__(self) -> None:
+        self.patient = member(self.client, self.name, max_deliveries=MAX_DELIVERIES)
+        self.impatient = member(self.client, self.name, max_deliveries=MAX_DELIVERIES, min_idle=0.0001)  # 0 ms
+        self.settler = settler(self.client, worker=self.name)
+
+
+class Protocol(RuleBasedStateMachine):
+    """`client` is set by the test; every rule does a thing to the server and to the model, and compares the answers."""
+
+    client: Client
+    entries: Bundle[str] = Bundle("entries")
+    who = st.integers(0, 2)
+
+    @initialize()
+    def begin(self) -> None:
+        self.client.flushall()
+        self.model: dict[str, Entry] = {}  # in the order of the stream
+        self.workers = [Worker(f"w{number}", self.client) for number in range(3)]
+        self.dead_workers: list[str] = []
+        self.cameras = 0
+        self.admitted_bytes = 0
+        self.sources: Counter[str] = Counter()
+        self.has_group = self.workers[0].patient.join()
+        assert self.has_group
+
+    # ---- producers and strangers
+
+    @rule(target=entries, count=st.integers(1, 4), size=st.sampled_from([0, 0, 7, 100]))
+    def add(self, count: int, size: int) -> Any:
+        found = [admit(self.client, size) for _ in range(count)] if size else add(self.client, count)
+        self.model |= {entry_id: Entry(entry_id, size) for entry_id in found}
+        if size:
+            self.admitted_bytes += size * count
+            self.sources["door"] += count
+        return multiple(*found)
+
+    @rule(victims=st.lists(entries, min_size=1, max_size=3, unique=True))
+    def delete(self, victims: list[str]) -> None:
+        self.client.xdel("frames", *victims)
+        for victim in victims:
+            self._vanish(self.model[victim])
+
+    @rule(kept=st.integers(0, 6))
+    def trim(self, kept: int) -> None:
+        self.client.xtrim("frames", kept, approximate=False)
+        there = [entry for entry in self.model.values() if entry.there]
+        for entry in there[: max(0, len(there) - kept)]:
+            self._vanish(entry)
+
+    def _vanish(self, entry: Entry) -> None:
+        entry.there = False
+        if entry.state == "waiting":
+            entry.state = "gone"
+
+    @rule()
+    def forget_scripts(self) -> None:
+        self.client.script_flush()
+
+    @precondition(lambda self: self.has_group)
+    @rule()
+    def destroy_the_group(self) -> None:
+        self.client.xgroup_destroy("frames", "coatstream")
+        self.has_group = False
+        for entry in self._pending():
+            entry.state = "waiting" if entry.there else "gone"
+
+    @rule(who=who)
+    def join(self, who: int) -> None:
+        assert self.workers[who].patient.join() is not self.has_group
+        self.has_group = True
+
+    # ---- reading
+
+    @precondition(lambda self: self.has_group)
+    @rule(who=who, count=st.integers(1, 5), lost=st.booleans())
+    def read(self, who: int, count: int, lost: bool) -> None:
+        """`lost`: the reply never arrives, and this worker does not know what it has been given."""
+        worker = self.workers[who]
+        expected = [entry for entry in self.model.values() if entry.state == "waiting"][:count]
+
+        assert read(self.client, worker.name, count) == [entry.entry_id for entry in expected]
+        for entry in expected:
+            entry.state, entry.deliveries = "pending", 0
+            self._give(entry, worker, lost=lost)
+
+    def _give(self, entry: Entry, worker: Worker, *, lost: bool = False) -> None:
+        entry.owner, entry.idle = worker.name, False
+        entry.deliveries += 1
+        if not lost:
+            worker.known.add(entry.entry_id)
+
+    @precondition(lambda self: self.has_group)
+    @rule(who=who, want=st.integers(1, 4), alone=st.booleans(), patient=st.booleans(), lost=st.booleans())
+    def claim(self, who: int, want: int, alone: bool, patient: bool, lost: bool) -> None:
+        worker = self.workers[who]
+        seen = [entry for entry in self._pending() if entry.idle or not patient]
+        found: list[str] = []
+        tally: Counter[str] = Counter()
+        for entry in seen:
+            self._look_at(entry, worker, found, tally, want=want, alone=alone, lost=lost)
+
+        reclaimed = (worker.patient if patient else worker.impatient).reclaim(want, alone=alone)
+
+        assert ids(reclaimed.entries) == found
+        assert reclaimed.buried == [b"door"] * tally["buried"]
+        assert (reclaimed.trimmed, reclaimed.suspects) == (tally["trimmed"], tally["suspects"] > 0)
+        if seen:
+            assert not self.client.exists(QUEUE.gate)
+        self.client.delete(QUEUE.gate)  # the clock's business, and tested elsewhere
+
+    def _look_at(
+        self, entry: Entry, worker: Worker, found: list[str], tally: Counter[str], *, want: int, alone: bool, lost: bool
+    ) -> None:
+        if entry.owner == worker.name:
+            return
+        wanted = alone == (entry.deliveries > 0) and len(found) < (1 if alone else want)
+        if entry.deliveries < MAX_DELIVERIES and not wanted:
+            tally["suspects"] += entry.deliveries > 0
+        elif not entry.there:
+            entry.state = "trimmed"
+            tally["trimmed"] += 1
+        elif entry.deliveries >= MAX_DELIVERIES:
+            self._finish(entry, "dead")
+            tally["buried"] += 1
+        else:
+            self._give(entry, worker, lost=lost)
+            found.append(entry.entry_id)
+
+    # ---- outcomes
+
+    @rule(
+        who=who,
+        wanted=st.lists(st.tuples(entries, st.sampled_from(sorted(OUTCOMES))), max_size=5),
+        camera=st.booleans(),
+    )
+    def settle(self, who: int, wanted: list[tuple[str, str]], camera: bool) -> None:
+        """Anything that ever was in the queue, whoever has it now: this worker may have had it once."""
+        worker = self.workers[who]
+        outcomes: list[Outcome] = [
+            OUTCOMES[state](entry_id, admitted=self.model[entry_id].admitted) for entry_id, state in wanted
+        ]
+        expected = [self._settled(self.model[entry_id], state) for entry_id, state in wanted]
+        if camera:
+            outcomes.append(published(None, frame_id=f"camera {self.cameras}"))
+            expected.append(True)
+            self.cameras += 1
+
+        assert list(worker.settler.settle(outcomes, now=NOW).done) == expected
+        worker.last = (outcomes, tuple(expected))
+        worker.known -= {entry_id for entry_id, _ in wanted}
+
+    def _settled(self, entry: Entry, state: str) -> bool:
+        if entry.state != "pending":
+            return False
+        self._finish(entry, state)
+        return True
+
+    def _finish(self, entry: Entry, state: str) -> None:
+        entry.state, entry.there = state, False
+        if entry.admitted:
+            self.admitted_bytes = max(0, self.admitted_bytes - entry.admitted)
+            self.sources["door"] -= 1
+
+    @rule(who=who)
+    def repeat_the_last_batch(self, who: int) -> None:
+        """Its reply was lost."""
+        worker = self.workers[who]
+        if worker.last is not None:
+            outcomes, done = worker.last
+            assert worker.settler.settle(outcomes, now=NOW).done == done
+
+    # ---- leases
+
+    @precondition(lambda self: self.has_group)
+    @rule(who=who, others=st.lists(entries, max_size=3))
+    def beat(self, who: int, others: list[str]) -> None:
+        worker = self.workers[who]
+        asked = sorted({*worker.known, *others})
+
+        lost = worker.patient.beat(asked)
+
+        assert lost == [entry_id for entry_id in asked if not self._is_of(entry_id, worker.name)]
+        for entry_id in set(asked) - set(lost):
+            entry = self.model[entry_id]
+            entry.idle = False
+            if not entry.there:
+                entry.state = "gone"  # XCLAIM forgets what is not in the stream
+        worker.known -= set(lost)
+
+    @precondition(lambda self: self.has_group)
+    @rule(who=who)
+    def fall_silent(self, who: int) -> None:
+        """An hour passes for what this worker holds."""
+        mine = [entry for entry in self._pending() if entry.owner == self.workers[who].name and entry.there]
+        for entry in mine:
+            self.client.xclaim(
+                "frames",
+                "coatstream",
+                entry.owner,
+                0,
+                [entry.entry_id],
+                idle=int(HOUR * 1000),
+                retrycount=entry.deliveries,
+                justid=True,
+            )
+            entry.idle = True
+
+    @precondition(lambda self: self.has_group)
+    @rule(who=who, others=st.lists(entries, max_size=3, unique=True), begun=st.booleans())
+    def release(self, who: int, others: list[str], begun: bool) -> None:
+        worker = self.workers[who]
+        mine = [entry_id for entry_id in others if self._is_of(entry_id, worker.name)]
+
+        assert worker.patient.release(others, begun=begun) == len(mine)
+        self._release(mine, begun=begun)
+        worker.known -= set(others)
+
+    def _release(self, mine: Sequence[str], *, begun: bool) -> None:
+        for entry_id in mine:
+            entry = self.model[entry_id]
+            entry.owner, entry.idle = NOBODY, True
+            if not begun:
+                entry.deliveries = max(0, entry.deliveries - 1)
+            if not entry.there:
+                entry.state = "gone"
+
+    @precondition(lambda self: self.has_group)
+    @rule(who=who)
+    def sweep(self, who: int) -> None:
+        worker = self.workers[who]
+        mine = [entry.entry_id for entry in self._pending() if entry.owner == worker.name]
+
+        assert worker.patient.orphans() == mine
+        lost = [entry_id for entry_id in mine if entry_id not in worker.known]
+        assert worker.patient.release(lost, begun=False) == len(lost)
+        self._release(lost, begun=False)
+
+    # ---- workers come and go
+
+    @rule(who=who)
+    def crash(self, who: int) -> None:
+        self.dead_workers.append(self.workers[who].name)
+        self.workers[who] = Worker(f"w{len(self.workers) + len(self.dead_workers)}", self.client)
+
+    @precondition(lambda self: self.has_group and self.dead_workers)
+    @rule(who=who, which=st.integers(0, 20))
+    def inherit(self, who: int, which: int) -> None:
+        dead = self.dead_workers[which % len(self.dead_workers)]
+        its = [entry.entry_id for entry in self._pending() if entry.owner == dead]
+
+        assert self.workers[who].patient.inherit(dead) == len(its)
+        self._release(its, begun=True)
+
+    @precondition(lambda self: self.has_group)
+    @rule(who=who)
+    def leave(self, who: int) -> None:
+        self.workers[who].patient.leave()
+
+    @precondition(lambda self: self.has_group)
+    @rule(who=who)
+    def reap(self, who: int) -> None:
+        self.workers[who].patient.reap(0.0)
+
+    # ---- what holds after every step
+
+    def _pending(self) -> list[Entry]:
+        return [entry for entry in self.model.values() if entry.state == "pending"]
+
+    def _is_of(self, entry_id: str, name: str) -> bool:
+        entry = self.model[entry_id]
+        return entry.state == "pending" and entry.owner == name
+
+    def _in(self, *states: str) -> list[str]:
+        return [entry.entry_id for entry in self.model.values() if entry.state in states]
+
+    @invariant()
+    def each_entry_is_where_the_model_has_it(self) -> None:
+        in_stream = [entry_id.decode() for entry_id, _ in self.client.xrange("frames")]
+        assert in_stream == [entry.entry_id for entry in self.model.values() if entry.there]
+        if self.has_group:
+            found = self.client.xpending_range("frames", "coatstream", "-", "+", 1000)
+            assert [(p["message_id"].decode(), p["consumer"].decode(), p["times_delivered"]) for p in found] == [
+                (entry.entry_id, entry.owner, entry.deliveries) for entry in self._pending()
+            ]
+
+    @invariant()
+    def each_entry_has_one_outcome_at_most(self) -> None:
+        labels = [fields for _, fields in self.client.xrange("labels")]
+        of_entries = [fields[b"entry_id"].decode() for fields in labels if b"entry_id" in fields]
+        letters = [fields for _, fields in self.client.xrange("frames:dead")]
+        of_letters = [fields[b"entry_id"].decode() for fields in letters]
+        assert len({*of_entries, *of_letters}) == len(of_entries) + len(of_letters)
+        assert sorted(of_entries) == self._in("published")
+        assert sorted(of_letters) == self._in("dead")
+        of_cameras = [fields[b"frame_id"] for fields in labels if b"entry_id" not in fields]
+        assert of_cameras == [b"camera %d" % number for number in range(self.cameras)]
+
+    @invariant()
+    def the_books_add_up(self) -> None:
+        books = audit(self.client, QUEUE)
+        counts = Counter(entry.state for entry in self.model.values())
+        assert (books.entries_added, books.base) == (len(self.model), 0)
+        assert (books.published, books.dropped, books.dead, books.trimmed) == tuple(
+            counts[state] for state in ("published", "dropped", "dead", "trimmed")
+        )
+        pending_and_deleted = sum(not entry.there for entry in self._pending())
+        assert books.unaccounted == counts["gone"] + pending_and_deleted
+        letters = [fields for _, fields in self.client.xrange("frames:dead")]
+        assert books.dead_bytes == sum(len(name) + len(value) for fields in letters for name, value in fields.items())
+        assert (books.dead_dropped, books.admitted_bytes) == (0, self.admitted_bytes)
+        sources = {name.decode(): int(value) for name, value in self.client.hgetall(QUEUE.sources).items()}
+        assert sources == +self.sources
+
+
+def run(client: Client, *, shrink: bool = True) -> None:
+    """Always the same examples, so that a failure can be seen again."""
+    machine = type("BoundProtocol", (Protocol,), {"client": client})
+    phases = [Phase.generate, Phase.shrink] if shrink else [Phase.generate]
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=STEPS,
+            derandomize=True,
+            database=None,
+            deadline=None,
+            phases=phases,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_no_sequence_of_steps_loses_or_doubles_an_entry_or_spoils_the_books(client: Client) -> None:
+    run(client)
+
+
+def broken(script: Script, right: str, wrong: str) -> Script:
+    """The same script with one of its lines wrong."""
+    assert script.source.count(right) == 1
+    made = copy.copy(script)
+    made.source = script.source.replace(right, wrong)
+    made._sha = hashlib.sha1(made.source.encode()).hexdigest()
+    return made
+
+
+MISTAKES: Final = {
+    "settling ignores XACK's reply": (
+        (settling, "_SETTLE"),
+        "if redis.call('XACK', frames, group, entry_id) ~= 1 then return false end",
+        "redis.call('XACK', frames, group, entry_id)",
+    ),
+    "a repeated batch is settled again": (
+        (settling, "_SETTLE"),
+        "if last_number and tonumber(last_number) >= number then",
+        "if false then",
+    ),
+    "what is settled is not deleted": ((settling, "_SETTLE"), "delete_taken() --", "--"),
+    "a worker takes its own entries over": ((group, "_RECLAIM"), "if owner == me then return end", ""),
+    "suspects travel in company": ((group, "_RECLAIM"), "elseif deliveries >= 1 then", "elseif deliveries >= 9 then"),
+    "the limit of deliveries is one too high": (
+        (group, "_RECLAIM"),
+        "if deliveries >= max_deliveries then",
+        "if deliveries > max_deliveries then",
+    ),
+    "the delivery limit leaves an entry admitted": (
+        (group, "_RECLAIM"),
+        "if admitted then unadmit(sources, source, admitted) end",
+        "",
+    ),
+    "what was trimmed is not counted": ((group, "_RECLAIM"), "note('trimmed', 1)", ""),
+    "a beat steals": (
+        (group, "_BEAT"),
+        "if #redis.call('XPENDING', frames, group, ARGV[i], ARGV[i], 1, me) > 0 then",
+        "if #redis.call('XPENDING', frames, group, ARGV[i], ARGV[i], 1) > 0 then",
+    ),
+    "a beat counts as a delivery": ((group, "_BEAT"), "ARGV[i], 'JUSTID')", "ARGV[i])"),
+    "a release takes what is somebody else's": (
+        (group, "_RELEASE"),
+        "local mine = redis.call('XPENDING', frames, group, ARGV[i], ARGV[i], 1, whose)",
+        "local mine = redis.call('XPENDING', frames, group, ARGV[i], ARGV[i], 1)",
+    ),
+    "an entry that nobody has begun keeps its count": (
+        (group, "_RELEASE"),
+        "math.max(0, deliveries - 1)",
+        "deliveries",
+    ),
+    "a consumer is deleted with what it holds": (
+        (group, "_RELEASE"),
+        "if leave and #redis.call('XPENDING', frames, group, '-', '+', 1, whose) == 0 then",
+        "if leave then",
+    ),
+    "the reaper deletes a consumer with what it holds": ((group, "_REAP"), "consumer.pending == 0 and", ""),
+    "the group begins at the end of the stream": ((group, "_JOIN"), "group, '0', 'MKSTREAM'", "group, '$', 'MKSTREAM'"),
+}
+
+
+@ON_ONE_SERVER
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_the_machine_finds_every_mistake_that_a_script_could_make(
+    client: Client, monkeypatch: pytest.MonkeyPatch, mistake: str
+) -> None:
+    (module, name), right, wrong = MISTAKES[mistake]
+    monkeypatch.setattr(module, name, broken(getattr(module, name), right, wrong))
+
+    with pytest.raises(AssertionError):
+        run(client, shrink=False)

@@ -4,21 +4,25 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from config.settings import ModelSettings, QueueSettings, ResultsSettings, SettingsTree
+from config.settings import ModelSettings, QueueSettings, RedisSettings, SettingsTree
 from tests.absence import missing
-from worker.broker.connection import Client
-from worker.broker.settler import Settler
-from worker.commands import bench_engine, bench_host, bench_queue, measuring
+from worker.broker.connection import Client, connect
+from worker.broker.queues import queues_of
+from worker.commands import bench_engine, bench_host, bench_latency, bench_queue, measuring
 from worker.commands.measuring import Figure, Report, figure, interleave, machine, ratio
 from worker.cores import usable_cores
-from worker.engine import ModelInfo
 from worker.errors import EngineError
 from worker.frames import InputSpec
 from worker.image import prepare
@@ -197,30 +201,103 @@ def test_a_worker_that_died_ends_the_benchmark_in_one_line(client: Client, redis
 
 
 @pytest.mark.usefixtures("server_package")
-def test_bench_queue_reports_both_ways_and_their_ratio(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_queue_reports_both_ways_with_their_ratio_and_both_trips(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench_queue.run_bench_queue(SettingsTree(), seconds=0.2) == 0
 
-    [row] = lines(capsys)
-    assert row["case"] == "settle_32"
-    assert {"frames_per_s", "plain_frames_per_s", "ratio"} <= row.keys()
+    rows = {row["case"]: row for row in lines(capsys)}
+    assert list(rows) == ["settle_32", "settle_32_protocol", "latency_raw_64x64", "latency_jpeg_360p"]
+    for case in ("settle_32", "settle_32_protocol"):
+        assert {"frames_per_s", "plain_frames_per_s", "ratio"} <= rows[case].keys()
+    for case in ("latency_raw_64x64", "latency_jpeg_360p"):
+        row = rows[case]
+        assert 0 < row["p50_ms_min"] <= row["p99_ms"]
+        assert 0 < row["bare_p50_ms_min"] <= row["bare_p99_ms"]
+        assert row["ratio_p99"] == pytest.approx(row["p99_ms"] / row["bare_p99_ms"], rel=0.01)
+        assert row["frames"] == 5 * bench_latency.FEWEST
 
 
 def test_both_ways_leave_the_same_labels_and_an_empty_queue(client: Client) -> None:
-    queue, results = QueueSettings(), ResultsSettings()
+    settings = SettingsTree()
+    queue = queues_of(settings)[0]
     client.xgroup_create(queue.stream, queue.group, id="0", mkstream=True)
-    settler = Settler(client, queue, results, model=ModelInfo("m", "none", "noop", "none", 0), worker="w", name="t")
+    settler = bench_queue.settler_of(client, settings)
     [batch] = bench_queue.pending(client, queue, batches=1)
     [other] = bench_queue.pending(client, queue, batches=1)
 
     settler.settle(batch, now=1.0)
-    bench_queue.settle_plainly(client, queue, results, other)
+    bench_queue.settle_plainly(client, queue, settings.results, other)
 
-    published: Any = client.xrange(results.stream)
-    labels = [fields for _, fields in published]
-    assert len(labels) == 2 * bench_queue.BATCH
-    assert {tuple(fields) for fields in labels} == {tuple(labels[0])}
+    published: Any = client.xrange(queue.labels)
+    by_script, plain = ([_unlike(fields) for _, fields in part] for part in (published[:32], published[32:]))
+    assert by_script == plain
+    assert len(plain) == bench_queue.BATCH
     assert client.xlen(queue.stream) == 0
     assert client.xpending(queue.stream, queue.group)["pending"] == 0
+
+
+def _unlike(fields: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    """A label without what must differ from one frame to the next; of its document the length alone."""
+    own = {b"frame_id", b"entry_id", b"captured_at", b"published_at", b"json"}
+    assert own <= fields.keys()
+    assert json.loads(fields[b"json"])["labels"][0]["label"] == fields[b"label"].decode()
+    return {name: value for name, value in fields.items() if name not in own}
+
+
+def test_a_percentile_lies_within_what_was_measured() -> None:
+    samples = [float(number) for number in range(101)]
+
+    assert bench_latency.percentile(samples, 99) == 99.0
+    assert bench_latency.percentile([1.0, 2.0], 99) <= 2.0
+
+
+@contextmanager
+def echo(url: str) -> Iterator[None]:
+    """Answers in the stream `out` whatever comes in `in`."""
+    ended = threading.Event()
+
+    def answer() -> None:
+        with connect(RedisSettings.model_validate({"url": url})) as client:
+            after = "0-0"
+            while not ended.is_set():
+                for entry_id, fields in dict(client.xread({"in": after}, block=50) or ()).get(b"in", ()):
+                    client.xadd("out", {"frame_id": fields[b"frame_id"]})
+                    after = entry_id
+
+    with ThreadPoolExecutor(1) as pool:
+        answering = pool.submit(answer)
+        try:
+            yield
+        finally:
+            ended.set()
+            answering.result()
+
+
+def trip(client: Client, process: BaseProcess) -> bench_latency.Trip:
+    ear = connect(RedisSettings.model_validate({"url": f"unix://{client.connection_pool.connection_kwargs['path']}"}))
+    return bench_latency.Trip(client, ear, process, "in", "out", {"source": "door"})
+
+
+def test_frames_leave_on_their_schedule_and_each_has_its_latency(client: Client, redis_url: str) -> None:
+    there_and_back = trip(client, multiprocessing.current_process())
+    started = time.perf_counter()
+
+    with there_and_back.ear, echo(redis_url):
+        block = there_and_back.run(seconds=0.2)
+
+    seconds = time.perf_counter() - started
+    assert seconds >= 9 / bench_latency.RATE  # ten frames, nine pauses
+    assert len(there_and_back.latencies) == 10
+    assert 0 < min(there_and_back.latencies) <= block <= max(there_and_back.latencies) < 1000 * seconds
+
+
+def test_labels_that_stay_away_end_the_benchmark_in_one_line(client: Client) -> None:
+    dead = multiprocessing.get_context("spawn").Process(target=int)
+    dead.start()
+    dead.join()
+    nowhere = trip(client, dead)
+
+    with nowhere.ear, pytest.raises(EngineError, match="0 of 5 frames put into in were answered in time"):
+        nowhere.run(seconds=0.0)
 
 
 # ---- bench engine

@@ -1,5 +1,7 @@
 """Inside the engine's slot: too old is dropped, poison takes no innocent frame with it."""
 
+import threading
+
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -93,3 +95,22 @@ def test_an_engine_that_fails_on_every_picture_is_broken_and_no_frame_is_blamed(
 
     with pytest.raises(EngineBroken, match="fails on every picture: RuntimeError: no device"):
         run([make_frame(entry_id="1-0"), make_frame(entry_id="2-0")], engine)
+
+
+def test_an_engine_that_hangs_makes_the_worker_unhealthy_until_it_comes_back() -> None:
+    engine, clock = FixedEngine(), SettableClock()
+    engine.gate.clear()
+    status = Status(stall_after=60, monotonic=clock)
+    inference = Inference(engine, max_age={}, metrics=Metrics(CollectorRegistry()), status=status)
+    batch = Batch([Letter(make_frame(), "cam", 1_000.0)], LeftBecause.FULL)
+    thread = threading.Thread(target=inference.run, args=(batch,))
+
+    thread.start()
+    assert engine.entered.acquire(timeout=10)
+    clock.now += 61
+    unhealthy = status.unhealthy_because()
+    engine.gate.set()
+    thread.join(10)
+
+    assert unhealthy == ["a batch has been in hand for 61 s"]
+    assert status.unhealthy_because() == []

@@ -41,6 +41,17 @@ async def test_a_file_is_read_to_its_end_and_then_everything_is_finished() -> No
     assert fixture.ledger.total().received == 5
 
 
+async def test_a_queues_frame_is_not_received_when_it_is_read_for_it_can_still_go_back() -> None:
+    fixture = Fixture()
+    frames = [make_frame("1", entry_id="1-0"), make_frame("2"), make_frame("3", entry_id="3-0")]
+
+    fixture.intake.add(ScriptedSource("mixed", frames))
+    await asyncio.wait_for(fixture.intake.finished(), 5)
+
+    assert fixture.ids() == ["1", "2", "3"]
+    assert fixture.ledger.total().received == 1
+
+
 async def test_a_lost_source_is_opened_again_and_its_status_says_why_it_was_down() -> None:
     fixture = Fixture()
     source = ScriptedSource("cam", [make_frame()], then=lose)

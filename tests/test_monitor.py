@@ -1,10 +1,12 @@
 """What the monitor says of the queue."""
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 from config.settings import RedisSettings
-from tests.settled import QUEUE
+from tests.settled import QUEUE, add, member, read
 from worker.broker.connection import Client, connect
+from worker.broker.queues import Queue
 from worker.errors import RedisUnavailable
 from worker.metrics import Metrics
 from worker.monitor import Monitor, measure
@@ -46,3 +48,23 @@ def test_a_look_sets_the_gauges_or_reports_the_trouble(client: Client) -> None:
 
     assert heard == ["up", RedisUnavailable.__name__]
     assert metrics.registry.get_sample_value("coatstream_queue_depth_frames", {"stream": "frames"}) == 1
+
+
+def test_each_queue_has_its_own_figures_and_what_strangers_deleted_shows(client: Client) -> None:
+    other = Queue("other", "coatstream", "other:dead", "labels")
+    for queue in (QUEUE, other):
+        member(client, queue=queue).join()
+    add(client, 3)
+    first, *_ = add(client, 5, stream="other")
+    read(client, "me", 2)
+    client.xdel("other", first)
+    client.xadd("other:dead", {"reason": "invalid"})
+    metrics = Metrics(CollectorRegistry())
+
+    Monitor(client, [QUEUE, other], metrics, on_up=lambda: None, on_down=pytest.fail).look()
+
+    def shown(stream: str) -> list[float | None]:
+        names = ("queue_depth_frames", "queue_pending_frames", "queue_trimmed_frames", "dead_letters")
+        return [metrics.registry.get_sample_value(f"coatstream_{name}", {"stream": stream}) for name in names]
+
+    assert (shown("frames"), shown("other")) == ([3, 2, 0, 0], [4, 0, 1, 1])

@@ -1,19 +1,24 @@
 """Frames from a real stream: in order, decoded, and never forgotten."""
 
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
 
 from config.settings import QueueSettings, RedisSettings, ResultsSettings
+from tests.doubles import SettableClock
 from tests.pictures import grey_jpeg
-from tests.settled import QUEUE
+from tests.servers import ON_ONE_SERVER
+from tests.settled import QUEUE, admit, books, member, owners
 from tests.workers import eventually
 from worker.broker.connection import Client, connect
 from worker.broker.group import ConsumerGroup
 from worker.broker.publisher import Publisher
+from worker.broker.queues import Queue
 from worker.broker.settler import Settler
 from worker.engine import ModelInfo
 from worker.errors import DeadReason, RedisRefuses, SourceLost
@@ -23,6 +28,7 @@ from worker.outcomes import Dropped
 from worker.sources.holdings import Holdings
 from worker.sources.queue import REFUSALS, QueueSource
 from worker.sources.reader import EntryReader
+from worker.status import Status
 
 MODEL = ModelInfo("fixed", "none", "fixed", "cpu", 0)
 
@@ -34,15 +40,27 @@ def shrink(image: Pixels) -> Pixels:
 class Reader:
     """A queue source on a real server, with all that it needs."""
 
-    def __init__(self, client: Client, *, consumer: str = "me", prefetch: int = 8, **queue: object) -> None:
+    def __init__(
+        self,
+        client: Client,
+        *,
+        consumer: str = "me",
+        prefetch: int = 8,
+        queues: Sequence[Queue] = (QUEUE,),
+        prepare: Callable[[Pixels], Pixels] = shrink,
+        **queue: object,
+    ) -> None:
         self.settings = QueueSettings.model_validate(queue)
         self.client = client
         self.ledger = Ledger()
         self.holdings = Holdings()
         self.stop = threading.Event()
+        self.clock = SettableClock()
+        self.status = Status(stall_after=60, monotonic=self.clock)
+        self.counted: Counter[str] = Counter()
         self.settler = Settler(
             client,
-            [QUEUE],
+            queues,
             limits=self.settings,
             results=ResultsSettings(),
             model=MODEL,
@@ -52,7 +70,7 @@ class Reader:
         self.undertaker = Publisher(self.settler, on_trouble=lambda trouble: None, on_success=lambda: None)
         self.reader = EntryReader(
             client,
-            [ConsumerGroup(client, QUEUE, self.settings, consumer=consumer)],
+            [ConsumerGroup(client, queue, self.settings, consumer=consumer) for queue in queues],
             consumer=consumer,
             prefetch=prefetch,
             block=0.05,
@@ -62,10 +80,12 @@ class Reader:
             self.reader,
             self.settings,
             name="queue",
-            prepare=shrink,
+            prepare=prepare,
             undertaker=self.undertaker,
             holdings=self.holdings,
             ledger=self.ledger,
+            at_work=partial(self.status.at_work, "a picture"),
+            count=lambda what, number: self.counted.update({what: number}),
         )
 
     @contextmanager
@@ -277,13 +297,128 @@ def test_a_reader_starts_on_a_server_that_is_full(client: Client) -> None:
 
 def test_what_a_decoder_raises_buries_the_entry_and_not_the_worker(client: Client) -> None:
     client.xadd("frames", {"image": grey_jpeg(128)})
-    reader = Reader(client)
 
     def fail(image: Pixels) -> Pixels:
         raise MemoryError
 
-    reader.source._prepare_pixels = fail
-
-    assert drain(reader) == []
+    assert drain(Reader(client, prepare=fail)) == []
     ((_, fields),) = client.xrange("frames:dead")
     assert (fields[b"reason"], fields[b"error"]) == (b"undecodable", b"MemoryError while preparing")
+
+
+def test_a_frame_is_received_when_a_batch_takes_it_and_a_bad_one_when_it_is_buried(client: Client) -> None:
+    client.xadd("frames", {"image": b"no picture", "source": "bad"})
+    client.xadd("frames", {"image": grey_jpeg(128), "source": "good"})
+    reader = Reader(client)
+
+    with reader.reading() as frames:
+        assert next(frames).source == "good"
+
+    accounts = reader.ledger.snapshot()
+    assert list(accounts) == ["bad"]
+    assert (accounts["bad"].received, accounts["bad"].in_flight) == (1, 0)
+
+
+def test_what_an_admitted_entry_weighs_is_in_its_receipt_and_comes_off_when_it_is_buried(client: Client) -> None:
+    admit(client, 100)  # no picture either
+    entry_id = client.xadd("frames", {"image": grey_jpeg(128), "admitted": 23}).decode()
+    reader = Reader(client)
+
+    with reader.reading() as frames:
+        assert next(frames).receipt == Receipt("frames", entry_id, 23)
+
+    assert "admitted_bytes" not in books(client)
+    assert client.hgetall(QUEUE.sources) == {}
+
+
+def test_dead_letters_that_have_to_go_for_newer_ones_are_counted(client: Client) -> None:
+    for _ in range(5):
+        client.xadd("frames", {"image": b"no picture"})
+    reader = Reader(client, dead_max_length=2)
+
+    drain(reader)
+
+    assert reader.counted["letters_dropped"] == 3
+
+
+def test_each_frame_is_settled_in_the_queue_that_it_came_from(client: Client) -> None:
+    other = Queue("other", "coatstream", "other:dead", "labels", priority=1)
+    mine, its = (client.xadd(stream, {"image": grey_jpeg(128)}).decode() for stream in ("frames", "other"))
+    client.xadd("other", {"image": b"no picture"})
+    reader = Reader(client, queues=[QUEUE, other])
+
+    with reader.reading() as frames:
+        receipts = [frame.receipt for frame in take(reader, frames, 2)]
+        eventually(lambda: bool(next(frames, None)) or client.xlen("other:dead") == 1, "the bad one is buried")
+
+    assert receipts == [Receipt("frames", mine), Receipt("other", its)]
+    assert client.xlen("frames:dead") == 0
+
+
+def test_when_redis_goes_away_what_was_read_before_is_handed_on_first(client: Client) -> None:
+    for number in range(4):
+        client.xadd("frames", {"image": grey_jpeg(128), "frame_id": str(number)})
+    reader = Reader(client)
+    frames = reader.source.frames(reader.stop)
+    got = [next(frames).frame_id]
+    client.xgroup_destroy("frames", "coatstream")
+
+    with pytest.raises(SourceLost):
+        got.extend(frame.frame_id for frame in frames)
+
+    assert got == ["0", "1", "2", "3"]
+
+
+class Stuck:
+    """A decoder that hangs at the first picture, until a test lets it go."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.let_go = threading.Event()
+
+    def __call__(self, picture: Pixels) -> Pixels:
+        self.entered.set()
+        assert self.let_go.wait(20)
+        return shrink(picture)
+
+
+@ON_ONE_SERVER
+def test_a_decoder_that_hangs_makes_the_worker_unhealthy_until_it_comes_back(client: Client) -> None:
+    client.xadd("frames", {"image": grey_jpeg(128)})
+    stuck = Stuck()
+    reader = Reader(client, prepare=stuck, decode_threads=1)
+    frames: list[Frame] = []
+    reading = threading.Thread(target=_read_all, args=(reader, frames))
+
+    reading.start()
+    assert stuck.entered.wait(20)
+    healthy = reader.status.unhealthy_because()
+    reader.clock.now += 61
+    unhealthy = reader.status.unhealthy_because()
+    stuck.let_go.set()
+    eventually(lambda: len(frames) == 1, "the picture is handed on")
+    reader.stop.set()
+    reading.join(20)
+
+    assert (healthy, unhealthy) == ([], ["a picture has been in hand for 61 s"])
+    assert reader.status.unhealthy_because() == []
+
+
+@ON_ONE_SERVER
+def test_a_stop_while_a_picture_is_being_decoded_hands_it_back_before_it_is_done(client: Client) -> None:
+    for _ in range(3):
+        client.xadd("frames", {"image": grey_jpeg(128)})
+    stuck = Stuck()
+    reader = Reader(client, prepare=stuck, decode_threads=1)
+    frames: list[Frame] = []
+    reading = threading.Thread(target=_read_all, args=(reader, frames))
+    reading.start()
+    assert stuck.entered.wait(20)
+
+    reader.stop.set()
+    eventually(lambda: set(owners(client).values()) == {("_released", 0)}, "all are handed back")
+    others = member(client, "other").reclaim(8, alone=False).entries
+    stuck.let_go.set()
+    reading.join(20)
+
+    assert (len(others), frames, len(reader.holdings)) == (3, [], 0)

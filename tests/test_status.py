@@ -1,5 +1,7 @@
 """Ready, healthy, and why not."""
 
+import pytest
+
 from tests.doubles import SettableClock
 from worker.status import Status
 
@@ -83,5 +85,29 @@ def test_a_batch_that_never_comes_back_makes_it_unhealthy() -> None:
         assert status.unhealthy_because() == []
         clock.now += 2
         assert status.unhealthy_because() == ["a batch has been in hand for 61 s"]
+
+    assert status.unhealthy_because() == []
+
+
+def test_of_several_things_that_hang_the_one_that_has_hung_longest_is_named_first() -> None:
+    clock = SettableClock()
+    status = ready_status(clock)
+
+    with status.at_work("a batch"):
+        clock.now += 10
+        with status.at_work("a picture"):
+            clock.now += 61
+            reasons = status.unhealthy_because()
+
+    assert reasons == ["a batch has been in hand for 71 s", "a picture has been in hand for 61 s"]
+
+
+def test_what_raises_is_in_hand_no_longer() -> None:
+    clock = SettableClock()
+    status = ready_status(clock)
+
+    with pytest.raises(ZeroDivisionError), status.at_work("a picture"):
+        raise ZeroDivisionError
+    clock.now += 61
 
     assert status.unhealthy_because() == []

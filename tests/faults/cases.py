@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 from redis.exceptions import RedisError
 
 from tests.faults.controls import Protocol
@@ -93,7 +94,12 @@ def run_case(
     try:
         with on_stage(kind, seed, findings, limit=limit, protocol=protocol) as stage:
             case.play(stage, **sizes)
-    except (AssertionError, RedisError, OSError) as trouble:  # a worker that is no more, a wait that was too long
+    except (
+        AssertionError,
+        RedisError,
+        OSError,
+        httpx.HTTPError,
+    ) as trouble:  # a worker that is no more, a wait that was too long
         findings.broken(" ".join(str(trouble).split())[:2000] or type(trouble).__name__)
     seconds = time.monotonic() - began
     return Row(

@@ -127,7 +127,7 @@ CASES: tuple[Case, ...] = (
         "each frame is published or waiting, never both or neither",
         torn.cut,
         quick={"frame_count": 1_000, "cuts": 10},
-        full={"frame_count": 4_000, "cuts": 200},
+        full={"frame_count": 4_000, "cuts": 200, "workers": 2},
     ),
     Case(
         "F15",
@@ -135,7 +135,7 @@ CASES: tuple[Case, ...] = (
         "accepted and lost 0, resumed within 2 s, processor below 0.2 cores while down",
         outages.restarted,
         quick={"times": 1, "rate": 300.0, "down": 1.5, "fsync": "everysec"},
-        full={"times": 4, "rate": 500.0, "down": 5.0, "fsync": "everysec"},
+        full={"times": 4, "rate": 500.0, "workers": 2, "down": 5.0, "fsync": "everysec"},
     ),
     Case(
         "F15a",
@@ -143,7 +143,7 @@ CASES: tuple[Case, ...] = (
         "the same",
         outages.restarted,
         quick=None,
-        full={"times": 4, "rate": 300.0, "down": 5.0, "fsync": "always"},
+        full={"times": 4, "rate": 300.0, "workers": 2, "down": 5.0, "fsync": "always"},
     ),
     Case(
         "F16",
@@ -151,7 +151,7 @@ CASES: tuple[Case, ...] = (
         "accepted by WAIT and lost 0, doubled 0",
         replicas.promoted,
         quick={"rate": 300.0, "before": 0.4, "frozen": 1.0},
-        full={"rate": 1_000.0, "before": 5.0, "frozen": 1.0},
+        full={"rate": 1_000.0, "workers": 2, "before": 5.0, "frozen": 1.0},
     ),
     Case(
         "F17",
@@ -159,7 +159,7 @@ CASES: tuple[Case, ...] = (
         "accepted by WAIT and lost 0, resumed within 5 s",
         replicas.failed_over,
         quick={"rate": 300.0, "before": 0.4, "planned": False},
-        full={"rate": 500.0, "before": 5.0, "planned": False},
+        full={"rate": 500.0, "workers": 2, "before": 5.0, "planned": False},
         kinds=_VALKEY,
     ),
     Case(
@@ -168,7 +168,7 @@ CASES: tuple[Case, ...] = (
         "the same",
         replicas.failed_over,
         quick={"rate": 300.0, "before": 0.4, "planned": True},
-        full={"rate": 500.0, "before": 5.0, "planned": True},
+        full={"rate": 500.0, "workers": 2, "before": 5.0, "planned": True},
         kinds=_VALKEY,
     ),
     Case(
@@ -216,7 +216,7 @@ CASES: tuple[Case, ...] = (
         "password changed, the file follows",
         "lost 0, new connections within 5 s of the file",
         outages.rotated,
-        quick={"rotations": 1, "frame_count": 80},
+        quick={"rotations": 1, "frame_count": 60},
         full={"rotations": 4, "frame_count": 400},
     ),
     Case(

@@ -66,7 +66,7 @@ def behind_busy_ones(stage: Stage, *, busy: int = 100, idle: int = 50) -> None:
     """F10: idle frames are found behind many that somebody is at work on."""
     server = stage.server()
     client = server.client()
-    fleet = stage.fleet(server.url, 2)
+    fleet = stage.fleet(server.url, 1)
     pipe = client.pipeline(transaction=True)  # so that no worker is served in between
     for name in frames.names(busy, "busy") + frames.names(idle, "idle"):
         pipe.xadd(frames.KEYS.stream, frames.fields(name))

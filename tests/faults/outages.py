@@ -21,11 +21,11 @@ OVER: Final = 2**19  # bytes
 RESUMED: Final = 2.0  # seconds
 
 
-def restarted(stage: Stage, *, times: int, rate: float, down: float, fsync: str) -> None:
+def restarted(stage: Stage, *, times: int, rate: float, down: float, fsync: str, workers: int = 1) -> None:
     """F15: the server is killed and started again on its append-only file; a frame on disk is a frame done."""
     server = stage.server("--appendonly", "yes", "--appendfsync", fsync)
     on_disk = server.kind != REDIS  # Debian's 7.0 has no WAITAOF
-    fleet = stage.fleet(server.url, 2, process__restarts_per_minute=0)
+    fleet = stage.fleet(server.url, workers, process__restarts_per_minute=0)
     slowest, busiest = 0.0, 0.0
     with running_traffic(Traffic(server.client, rate, Until.ON_DISK if on_disk else Until.ANSWERED)) as traffic:
         for _ in range(times):
@@ -92,7 +92,7 @@ def full(stage: Stage, *, megabytes: int) -> None:
     """F19: memory is full of frames. Only settling them frees it."""
     server = stage.server()
     client = server.client()
-    fleet = stage.fleet(server.url, 2)
+    fleet = stage.fleet(server.url, 1)
     stage.until(lambda: _has_group(client), "the group is there", within=10)
     stopped = [member.freeze() for member in fleet.members]
     used = int(client.info("memory")["used_memory"])
@@ -174,7 +174,7 @@ def refused(stage: Stage, *, seconds: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Endured:
-    """How the worker took one trouble. `commands`: a second, handshakes included; `resumed`: seconds after its end."""
+    """How the worker took one trouble. `commands`: a second; `resumed`: seconds after its end."""
 
     word: str
     commands: float
@@ -189,9 +189,9 @@ def _endure(stage: Stage, client: Client, proxy: Proxy, member: Member, trouble:
     child = member.pid
     trouble.begin()
     time.sleep(0.3)  # until every connection has heard of it
-    asked, heard = proxy.asked(), time.monotonic()
+    asked, heard = proxy.tries(), time.monotonic()
     time.sleep(seconds)
-    commands = (proxy.asked() - asked) / (time.monotonic() - heard)
+    commands = (proxy.tries() - asked) / (time.monotonic() - heard)
     ready, healthy = member.says("/readyz") == HTTPStatus.OK, member.says("/healthz") == HTTPStatus.OK
     left = client.xlen(frames.KEYS.stream)
     trouble.end()
@@ -259,7 +259,7 @@ def rotated(stage: Stage, *, rotations: int, frame_count: int) -> None:
     client = server.client()
     file = stage.folder / "password"
     file.write_text(PASSWORD)
-    fleet = stage.fleet(server.url, 2, model__noop_delay=0.1, batch__max_size=8, redis__password_file=str(file))
+    fleet = stage.fleet(server.url, 1, model__noop_delay=0.1, batch__max_size=8, redis__password_file=str(file))
     slowest, sent = 0.0, list[str]()
     for number in range(rotations):
         some = frames.names(frame_count, f"rotation{number}-")

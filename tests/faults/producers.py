@@ -18,7 +18,7 @@ def rubbish(stage: Stage, *, frame_count: int, broken: int) -> None:
     client, good, bad = server.client(), frames.names(frame_count), frames.names(broken, "bad")
     frames.send(client, good)
     _send_rubbish(stage, client, bad)
-    fleet = stage.fleet(server.url, 2)
+    fleet = stage.fleet(server.url, 1)
     found = stage.settle_up(client, fleet, good + bad, dead=broken)
     stage.findings.exactly("good frames among the letters", sum(1 for name in found.dead if name in set(good)), 0)
     stage.findings.exactly("process deaths", fleet.crashes(), 0)
@@ -47,7 +47,7 @@ def trimmed(stage: Stage, *, frame_count: int, keep: int, metric: bool = True) -
     """F24: a producer with MAXLEN, faster than its workers. What it deletes is counted, to the frame."""
     server = stage.server()
     client, sent = server.client(), frames.names(frame_count)
-    fleet = stage.fleet(server.url, 2, model__noop_delay=0.02, batch__max_size=8)
+    fleet = stage.fleet(server.url, 1, model__noop_delay=0.02, batch__max_size=8)
     for page in range(0, frame_count, 50):
         pipe = client.pipeline(transaction=False)
         for name in sent[page : page + 50]:

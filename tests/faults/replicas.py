@@ -19,7 +19,7 @@ RESUMED = 5.0  # seconds
 DOOR = frames.Keys("{door}frames", "{door}labels", "{door}frames:dead")
 
 
-def promoted(stage: Stage, *, rate: float, before: float, frozen: float) -> None:
+def promoted(stage: Stage, *, rate: float, before: float, frozen: float, workers: int = 1) -> None:
     """F16: the replica's link freezes, the primary dies, the replica takes over with what it has."""
     primary = stage.server("--repl-diskless-sync-delay", "0")
     link = stage.proxy(primary.port)
@@ -27,7 +27,7 @@ def promoted(stage: Stage, *, rate: float, before: float, frozen: float) -> None
     follower = replica.client()
     stage.until(lambda: follower.info("replication")["master_link_status"] == "up", "the replica has caught up")
     name = stage.proxy(primary.port)  # the address under which workers and producers know the primary
-    fleet = stage.fleet(name.url, 2)
+    fleet = stage.fleet(name.url, workers)
     with running_traffic(Traffic(lambda: _client(name.port), rate, Until.REPLICATED)) as traffic:
         time.sleep(before)
         link.freeze()
@@ -56,14 +56,14 @@ def _client(port: int) -> Client:
     return redis.Redis(port=port, protocol=2, socket_timeout=2, retry=Retry(NoBackoff(), 0))
 
 
-def failed_over(stage: Stage, *, rate: float, before: float, planned: bool) -> None:
+def failed_over(stage: Stage, *, rate: float, before: float, planned: bool, workers: int = 1) -> None:
     """F17: a failover that a Sentinel makes, because the primary died or because somebody asked for it.
 
     When it is planned, the old primary goes on as one for ten seconds until Sentinel tells it otherwise. What ends that
     at once is `min-replicas-to-write`: it has no replica any more. (The new one has none either, with two servers.)
     """
     pair = stage.enter(redis_servers.sentinel_pair("--min-replicas-max-lag", "1"))
-    fleet = stage.fleet(pair.url, 2)
+    fleet = stage.fleet(pair.url, workers)
     pair.first.admin.config_set("min-replicas-to-write", 1)
     second = _client(pair.second.port)
     stage.enter(second)

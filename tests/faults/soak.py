@@ -16,6 +16,10 @@ def soaked(stage: Stage, *, seconds: float, rate: float, kills: int, share: floa
     client = server.client()
     fleet = stage.fleet(server.url, 2, stall=STRAGGLER_SECONDS, results__max_length=1000, batch__max_size=16)
     _work(stage, client, seconds / 10, rate, share, "warm")
+    stage.rng.choice(fleet.members).kill()  # part of the warm-up: the server keeps the scripts of a recovery, too
+    time.sleep(0.1)
+    fleet.replace_dead()
+    _work(stage, client, seconds / 20, rate, share, "warm again")
     stage.empty(client)
     memory, resident = _memory(client), [processes.resident_bytes(member.pid) for member in fleet.members]
     for part in range(kills + 1):

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
+
 from tests.faults import frames
 from tests.faults.controls import Protocol
 from tests.faults.findings import Findings
@@ -146,7 +148,7 @@ def _balances(member: Member) -> bool:
     member.catch_up()
     try:
         member.worker.assert_balanced()
-    except (AssertionError, OSError):
+    except (AssertionError, OSError, httpx.HTTPError):  # its child may just be starting
         return False
     return True
 

@@ -11,11 +11,11 @@ from worker.broker.connection import Client
 CUT_OPTIONS = ("--appendonly", "yes", "--auto-aof-rewrite-percentage", "0", "--aof-load-truncated", "yes")
 
 
-def cut(stage: Stage, *, frame_count: int, cuts: int) -> None:
+def cut(stage: Stage, *, frame_count: int, cuts: int, workers: int = 1) -> None:
     """Workers settle while the file is written; then it is cut at random bytes, and a server loads what is left."""
     server = stage.server(*CUT_OPTIONS)
     client, sent = server.client(), frames.names(frame_count)
-    fleet = stage.fleet(server.url, 2, batch__max_size=8)
+    fleet = stage.fleet(server.url, workers, batch__max_size=8)
     begun = _log_of(server.folder).stat().st_size
     for page in range(0, frame_count, 100):
         frames.send(client, sent[page : page + 100])

@@ -68,9 +68,7 @@ def run_bench_queue(settings: SettingsTree, *, seconds: float, server: str | Non
 def _measure_settling(client: Client, settings: SettingsTree, report: Report, *, seconds: float) -> None:
     """Both ways, with their documents built in the measured time and, as a second case, before it."""
     queue = queues_of(settings)[0]
-    settler = Settler(
-        client, [queue], limits=settings.queue, results=settings.results, model=_MODEL, worker=_WORKER, name="bench"
-    )
+    settler = settler_of(client, settings)
     with calls("the consumer group cannot be created"):
         client.xgroup_create(queue.stream, queue.group, id="0", mkstream=True)
 
@@ -89,6 +87,19 @@ def _measure_settling(client: Client, settings: SettingsTree, report: Report, *,
             plain_frames_per_s=figure(samples["plain"]),
             ratio=ratio(samples["script"], samples["plain"]),
         )
+
+
+def settler_of(client: Client, settings: SettingsTree) -> Settler:
+    """As a worker has it."""
+    return Settler(
+        client,
+        queues_of(settings),
+        limits=settings.queue,
+        results=settings.results,
+        model=_MODEL,
+        worker=_WORKER,
+        name="bench",
+    )
 
 
 def _take_turns(

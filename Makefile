@@ -48,6 +48,7 @@ bench: $(READY)
 	$(BIN)/coatstream bench queue
 
 faults: $(DEV)
+	$(BIN)/python -m tests.faults $(FAULTS_ARGS)
 	$(BIN)/python bench/acceptance.py --weights noop
 	$(BIN)/python bench/acceptance.py --weights random
 

@@ -557,6 +557,12 @@ def test_only_consumers_that_have_nothing_and_were_silent_for_long_are_removed(c
     assert consumers(client) == {"pending", "me"}
 
 
+def test_where_there_is_no_group_yet_there_is_nobody_to_remove(client: Client) -> None:
+    assert member(client).reap(0.0) == 0
+    client.xadd("frames", {"image": b"x"})
+    assert member(client).reap(0.0) == 0
+
+
 def test_a_reaper_that_races_a_living_worker_never_loses_it_an_entry(client: Client, redis_url: str) -> None:
     group = member(client)
     group.join()

@@ -1,6 +1,7 @@
 """Leases live as long as the work makes progress, and not a moment longer."""
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 
@@ -29,7 +30,7 @@ from worker.broker.group import ConsumerGroup
 from worker.broker.queues import Queue
 from worker.errors import RedisRefuses, RedisUnavailable
 from worker.frames import Receipt
-from worker.sources.heartbeat import REAP_EVERY, Heartbeat
+from worker.sources.heartbeat import AFTER_TROUBLE, REAP_EVERY, Heartbeat
 from worker.sources.holdings import Holdings
 
 OTHER = Queue("other", "coatstream", "other:dead", "labels")
@@ -38,7 +39,9 @@ OTHER = Queue("other", "coatstream", "other:dead", "labels")
 class Beating:
     """A heartbeat with all that it needs; `why` is what makes the process unhealthy."""
 
-    def __init__(self, groups: Sequence[ConsumerGroup], *, min_idle: float = HOUR / 2) -> None:
+    def __init__(
+        self, groups: Sequence[ConsumerGroup], *, min_idle: float = HOUR / 2, predecessors: Sequence[str] = ()
+    ) -> None:
         self.holdings = Holdings()
         self.why: list[str] = []
         self.counted: Counter[str] = Counter()
@@ -49,6 +52,7 @@ class Beating:
             groups,
             self.holdings,
             min_idle=min_idle,
+            predecessors=predecessors,
             stalled=lambda: self.why,
             count=lambda what, number: self.counted.update({what: number}),
             on_trouble=self.troubles.append,
@@ -182,6 +186,49 @@ def test_a_server_that_is_away_is_told_and_beaten_again(client: Client) -> None:
 
     assert [type(trouble) for trouble in beating.troubles] == [RedisUnavailable, RedisUnavailable]
     assert len(beating.holdings) == 1
+
+
+def test_what_its_predecessors_held_is_handed_back_with_the_first_round_that_goes_through(client: Client) -> None:
+    add(client, 3)
+    beating = Beating([member(client)], predecessors=["dead", "also dead", "never here"])
+    assert beating.heart.beat() is False  # there is no group yet
+    member(client).join()
+    held = [read(client, name, 1)[0] for name in ("dead", "also dead", "alive")]
+
+    assert beating.heart.beat() is True
+    assert owners(client) == {held[0]: ("_released", 1), held[1]: ("_released", 1), held[2]: ("alive", 1)}
+    assert consumers(client) == {"_released", "alive"}
+
+    client.xclaim("frames", "coatstream", "dead", 0, [held[0]])
+    assert beating.heart.beat() is True
+    assert owners(client)[held[0]][0] == "dead"  # once and no more
+
+
+def test_a_server_in_trouble_is_left_alone_for_a_while_however_short_the_lease() -> None:
+    rounds: list[float] = []
+
+    class Troubled(Heartbeat):
+        def beat(self) -> bool:
+            rounds.append(time.monotonic())
+            return False
+
+    stop = threading.Event()
+    heart = Troubled(
+        [],
+        Holdings(),
+        min_idle=0.001,
+        stalled=list,
+        count=lambda what, number: None,
+        on_trouble=lambda trouble: None,
+        on_success=lambda: None,
+    )
+    thread = threading.Thread(target=heart.run, args=(stop,), daemon=True)
+    thread.start()
+    eventually(lambda: len(rounds) == 3, "three rounds")
+    stop.set()
+    thread.join(10)
+
+    assert min(rounds[1] - rounds[0], rounds[2] - rounds[1]) > AFTER_TROUBLE * 0.9
 
 
 def test_now_and_then_it_removes_consumers_that_have_long_been_silent(client: Client) -> None:

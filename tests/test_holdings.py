@@ -62,21 +62,33 @@ def test_while_one_reader_lets_a_suspect_travel_alone_no_other_may_read() -> Non
     holdings = Holdings()
     first, second = object(), object()
 
-    assert (holdings.may_read(first), holdings.may_read(second)) == (True, True)
+    assert (holdings.start_reading(first), holdings.start_reading(second)) == (True, True)
     assert holdings.close_to_others(first) is True
     assert holdings.close_to_others(second) is False
-    assert (holdings.may_read(first), holdings.may_read(second)) == (True, False)
+    assert (holdings.start_reading(first), holdings.start_reading(second)) == (True, False)
 
     holdings.open_to_others(second)  # who has not closed cannot open
-    assert holdings.may_read(second) is False
+    assert holdings.start_reading(second) is False
 
     holdings.open_to_others(first)
-    assert holdings.may_read(second) is True
+    assert holdings.start_reading(second) is True
     assert holdings.close_to_others(second) is True
 
 
-WAITS: list[tuple[Callable[[Holdings, float], None], Callable[[Holdings], object]]] = [
-    (lambda held, wait: held.wait_until_empty(wait), lambda held: held.remove("frames", ["1-0"])),
+def test_a_reader_is_not_alone_while_another_one_may_be_about_to_hold_something() -> None:
+    holdings = Holdings()
+    holdings.start_reading("other")
+    holdings.start_reading("reader")
+    holdings.close_to_others("reader")
+
+    assert holdings.wait_until_alone("reader", 0.01) is False
+
+    holdings.stop_reading("other")
+    assert holdings.wait_until_alone("reader", 0.01) is True
+
+
+WAITS: list[tuple[Callable[[Holdings, float], object], Callable[[Holdings], object]]] = [
+    (lambda held, wait: held.wait_until_alone("reader", wait), lambda held: held.remove("frames", ["1-0"])),
     (lambda held, wait: held.wait_until_fewer(["frames"], 1, wait), lambda held: held.begin(Receipt("frames", "1-0"))),
     (lambda held, wait: held.wait_until_fewer(["frames"], 1, wait), lambda held: held.give_up("frames")),
     (lambda held, wait: held.wait_for_change(wait), lambda held: held.open_to_others("reader")),
@@ -85,7 +97,7 @@ WAITS: list[tuple[Callable[[Holdings, float], None], Callable[[Holdings], object
 
 @pytest.mark.parametrize(("wait", "change"), WAITS, ids=["empty", "begun", "given up", "opened"])
 def test_who_waits_is_woken_by_what_it_waits_for(
-    wait: Callable[[Holdings, float], None], change: Callable[[Holdings], object]
+    wait: Callable[[Holdings, float], object], change: Callable[[Holdings], object]
 ) -> None:
     holdings = holding("1-0")
     holdings.close_to_others("reader")
@@ -103,7 +115,7 @@ def test_who_waits_is_woken_by_what_it_waits_for(
 
 
 @pytest.mark.parametrize("wait", [wait for wait, _ in WAITS], ids=["empty", "begun", "given up", "opened"])
-def test_no_wait_is_longer_than_it_may_be(wait: Callable[[Holdings, float], None]) -> None:
+def test_no_wait_is_longer_than_it_may_be(wait: Callable[[Holdings, float], object]) -> None:
     holdings = holding("1-0")
     started = time.monotonic()
 
@@ -120,7 +132,7 @@ def test_what_is_there_already_is_not_waited_for() -> None:
 
     holdings.wait_until_fewer(["frames"], 1, 50.0)
     holdings.remove("frames", ["1-0"])
-    holdings.wait_until_empty(50.0)
+    assert holdings.wait_until_alone("reader", 50.0) is True
 
     assert time.monotonic() - started < 10
 

@@ -96,6 +96,7 @@ async def test_a_source_that_hangs_is_named_and_does_not_hold_the_exit() -> None
 
     release.set()
     assert stuck == ["hangs"]
+    assert await fixture.intake.halt(within=5) == []  # its thread must not outlive the loop
 
 
 def assert_waited(event: threading.Event) -> None:

@@ -535,14 +535,31 @@ def test_a_user_without_the_right_to_side_commands_still_gets_labels_and_letters
     assert letters(client)[-1][b"entry_id"] == third.encode()
 
 
-def test_the_books_are_true_when_a_right_is_taken_away_in_the_middle_of_a_batch(client: Client) -> None:
+def test_a_right_that_is_taken_away_in_the_middle_of_the_work_costs_neither_a_frame_nor_a_letter(
+    client: Client,
+) -> None:
     first, second, third = read_entries(client, 3)
+    bad = Buried("door", DeadReason.INVALID, "no picture", Receipt("frames", third))
+
+    with user_without(client, "xadd") as weak:
+        batches: list[list[Outcome]] = [[dropped(first), published(second)], [dropped(first), bad]]
+        for outcomes in batches:
+            with pytest.raises(RedisRefuses, match="lacks a right"):
+                settler(weak).settle(outcomes, now=NOW)
+
+    assert client.xpending("frames", "coatstream")["pending"] == 3
+    assert books(client) == {}
+    assert_balanced(client)
+
+
+def test_the_delivery_limit_buries_nothing_where_no_letter_may_be_written(client: Client) -> None:
+    read_entries(client, 1)
+    settled.silence(client, "me", deliveries=9)
 
     with user_without(client, "xadd") as weak, pytest.raises(RedisRefuses, match="lacks a right"):
-        settler(weak).settle([dropped(first), published(second), dropped(third)], now=NOW)
+        member(weak, "other").reclaim(1, alone=False)
 
-    assert books(client) == {"dropped": 1}
-    assert_balanced(client, vanished=1)  # the second: acknowledged, and its label refused
+    assert (client.xlen("frames"), len(letters(client))) == (1, 0)
 
 
 def test_the_delivery_limit_loses_no_letter_where_the_user_may_not_delete(client: Client) -> None:

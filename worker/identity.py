@@ -34,4 +34,4 @@ def worker_name(pid: int | None = None, suffix: str | None = None) -> str:
 
 def draw_suffix() -> str:
     """The random part of a name. A pid alone comes again: in a container the worker's is the same at every start."""
-    return secrets.token_hex(2)
+    return secrets.token_hex(4)

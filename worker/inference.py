@@ -85,8 +85,10 @@ class Inference:
 
     def _check_engine(self, error: Exception) -> None:
         """After an error: does the engine still classify a black picture? If not, the frames are not to blame."""
+        black = np.zeros((1, self._engine.spec.height, self._engine.spec.width, 3), np.uint8)
         try:
-            self._engine.classify(np.zeros((1, self._engine.spec.height, self._engine.spec.width, 3), np.uint8))
+            with self._status.at_work("a batch"):  # a device that fails may hang next
+                self._engine.classify(black)
         except Exception:
             raise EngineBroken(f"the model fails on every picture: {_one_line(error)}") from error
 

@@ -17,7 +17,7 @@ from itertools import count
 import structlog
 from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry
 
-from config.settings import BatchSettings, CameraSettings, ModelSettings, SettingsTree
+from config.settings import BatchSettings, CameraSettings, ModelSettings, RedisSettings, SettingsTree
 from worker import __version__
 from worker.broker.connection import Client, address, channel, connect
 from worker.broker.group import ConsumerGroup
@@ -27,7 +27,16 @@ from worker.broker.publisher import RETRY, Publisher
 from worker.broker.queues import Queue, by_slot, queues_of
 from worker.broker.settler import Settler
 from worker.engine import Engine, ModelInfo, load_engine
-from worker.errors import REDIS_TROUBLE, SLOW_RETRY, BadFrame, CoatstreamError, DeadReason, RedisUnavailable
+from worker.errors import (
+    REDIS_TROUBLE,
+    SLOW_RETRY,
+    BadFrame,
+    CoatstreamError,
+    DeadReason,
+    EngineBroken,
+    RedisRefuses,
+    RedisUnavailable,
+)
 from worker.frames import Frame
 from worker.identity import FIRST, Lineage, worker_name
 from worker.image import prepare
@@ -40,7 +49,7 @@ from worker.monitor import Monitor
 from worker.pipeline import Pipeline
 from worker.sources import Source
 from worker.sources.camera import Camera
-from worker.sources.heartbeat import Heartbeat
+from worker.sources.heartbeat import BEATS_A_LEASE, Heartbeat
 from worker.sources.holdings import Holdings
 from worker.sources.queue import QueueSource
 from worker.sources.reader import EntryReader
@@ -190,37 +199,52 @@ class Service:
         if not self._settings.queue.enabled:
             yield
             return
-        with connect(self._settings.redis) as client:
+        blameless = False
+        with connect(self._brisk()) as client:
             groups = self._groups(client, self._queues)
             self._join(groups)
             heartbeat = Heartbeat(
                 groups,
                 self._holdings,
+                predecessors=self._lineage.predecessors,
                 min_idle=self._settings.queue.min_idle,
                 stalled=self.status.unhealthy_because,
                 count=self.metrics.count,
                 on_trouble=partial(self._redis_down, "leases"),
                 on_success=partial(self._redis_up, "leases"),
             )
-            with _in_thread(heartbeat.run, "leases"):
-                yield
-            self._leave(groups)
+            try:
+                with _in_thread(heartbeat.run, "leases"):
+                    yield
+            except (EngineBroken, RedisRefuses):
+                blameless = True
+                raise
+            finally:
+                self._leave(groups, blameless=blameless)
 
     def _join(self, groups: Sequence[ConsumerGroup]) -> None:
-        for group in groups:
-            group.join()
-        for dead in self._lineage.predecessors:  # they are dead for certain: what they held need not lie for min_idle
-            handed_back = sum(group.inherit(dead) for group in groups)
-            self._log.info("entries of a worker that crashed can be taken", worker=dead, entries=handed_back)
+        try:
+            for group in groups:
+                group.join()
+        except RedisUnavailable as trouble:
+            if self._lineage.restarts == 0:
+                raise
+            self._redis_down("queue reader", trouble)  # it joins when Redis is back
 
-    def _leave(self, groups: Sequence[ConsumerGroup]) -> None:
-        """What is unfinished now, this worker will never finish."""
+    def _brisk(self) -> RedisSettings:
+        """For the heartbeat: one node of a cluster that hangs must not cost the others' leases their renewal."""
+        redis, longest = self._settings.redis, self._settings.queue.min_idle / BEATS_A_LEASE / 2
+        timeouts = {"socket_timeout": redis.socket_timeout, "connect_timeout": redis.connect_timeout}
+        return redis.model_copy(update={name: min(seconds, longest) for name, seconds in timeouts.items()})
+
+    def _leave(self, groups: Sequence[ConsumerGroup], *, blameless: bool) -> None:
+        """What is unfinished now, this worker will never finish. `blameless`: and that is no frame's doing."""
         if not self.status.redis_is_up():
             self._log.warning("Redis is away: what this worker still held is taken over by others after queue.min_idle")
             return
         try:
             for group in groups:
-                group.release(self._holdings.entries(group.queue.stream), begun=True)
+                group.release(self._holdings.entries(group.queue.stream), begun=not blameless)
                 group.leave()
         except REDIS_TROUBLE as trouble:
             self._log.warning("the consumer group could not be left", trouble=str(trouble))
@@ -327,7 +351,8 @@ class Service:
             at_work=partial(self.status.at_work, "a picture"),
             observe=self.metrics.observe,
             count=self.metrics.count,
-            on_trouble=lambda trouble: self.metrics.redis_errors.inc(),
+            on_trouble=partial(self._redis_down, f"{name} reader"),
+            on_success=partial(self._redis_up, f"{name} reader"),
         )
 
     def _delivered_too_often(self, source: str) -> None:
@@ -400,9 +425,18 @@ class Service:
 
 @contextmanager
 def _in_thread(run: Callable[[threading.Event], None], name: str) -> Iterator[None]:
-    """`run` until the end of the block; a call that hangs then is not waited for."""
+    """`run` until the end of the block; a call that hangs then is not waited for. A bug is said, and it runs again."""
     stop = threading.Event()
-    thread = threading.Thread(target=run, args=(stop,), name=name, daemon=True)
+
+    def keep_running() -> None:
+        while not stop.is_set():
+            try:
+                run(stop)
+            except Exception as bug:  # the edge of the thread: without leases a worker only looks well
+                structlog.get_logger(name).error("a bug: the thread starts again", error=repr(bug)[:300])
+                stop.wait(1.0)
+
+    thread = threading.Thread(target=keep_running, name=name, daemon=True)
     thread.start()
     try:
         yield

@@ -26,6 +26,14 @@ local function misfit(wanted)
   end
 end
 
+-- The refusal, if this user may not add to a stream. Rights can go while we run, and after XACK that would cost a frame.
+-- The id is one that no stream takes; at `maxmemory` the answer is OOM, and after our first write that no longer holds.
+local function bars_adding(stream)
+  local reply = redis.pcall('XADD', stream, '0-0', 'f', 'v')
+  if string.find(reply.err, 'greater than 0-0', 1, true) or string.sub(reply.err, 1, 3) == 'OOM' then return nil end
+  return reply
+end
+
 -- A counter never falls below 0, and what a stranger wrote there counts as nothing. pcall: by now entries have been
 -- acknowledged, and a counter that cannot be written must not cost a frame.
 local function raise(hash, field, by)
@@ -95,7 +103,8 @@ local function add_letter(dead, books, letter, most, most_bytes)
   local bytes, evicted = raise(books, 'dead_bytes', size), 0
   left = left + 1
   while left > 1 and (left > most or bytes > most_bytes) and evicted < MAX_EVICTED do
-    local oldest = redis.call('XRANGE', dead, '-', '+', 'COUNT', 1)[1]
+    local oldest = redis.pcall('XRANGE', dead, '-', '+', 'COUNT', 1)[1]
+    if not oldest then break end
     if redis.pcall('XDEL', dead, oldest[1]) ~= 1 then break end -- pcall: without that right letters heap up
     local freed = size_of(oldest[2])
     bytes, left, evicted = bytes - freed, left - 1, evicted + 1

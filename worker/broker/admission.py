@@ -174,6 +174,14 @@ def admission_keys(queue: Queue) -> Sequence[str]:
     return (queue.stream, queue.books, queue.sources, f"{queue.stream}:newcomer")
 
 
+def admission_rights(queue: Queue) -> Mapping[str, Sequence[str]]:
+    """Commands that admission runs, by key. One that is refused after XADD would let a frame in twice."""
+    counters = ("HGET", "HLEN", "HSET", "HINCRBY", "DEL", "TYPE")
+    marks = ("GET", "SET", "PEXPIRE", "TYPE")
+    kinds = (("XADD", "XLEN", "TYPE"), counters, counters, marks)
+    return dict(zip(admission_keys(queue), kinds, strict=True)) | {queue.sequence("source"): marks}
+
+
 def admission_types(queue: Queue) -> Mapping[str, str]:
     """What each of them must hold, where it is there."""
     return dict(zip(admission_keys(queue), ("stream", "hash", "hash", "string"), strict=True))

@@ -145,11 +145,16 @@ def check_slots(client: Client, keys: Sequence[str]) -> None:
 
 
 def check_rights(
-    client: Client, needs: Mapping[str, Sequence[str]], *, channels: Sequence[str] = ()
+    client: Client,
+    needs: Mapping[str, Sequence[str]],
+    *,
+    channels: Sequence[str] = (),
+    keyless: Sequence[str] = KEYLESS,
 ) -> tuple[str, ...]:
     """Ask for every right at once. Raises ConfigError that names all that are missing.
 
-    needs     key -> commands on it ("XADD", "XGROUP|CREATE"); those without a key are known here
+    needs     key -> commands on it ("XADD", "XGROUP|CREATE")
+    keyless   commands without a key
     channels  of Pub/Sub; returned are those that may not be published to, which is no fault but worth a warning
 
     Nothing is run: the commands wait in a MULTI that never ends, and most could do no harm anyway.
@@ -159,7 +164,7 @@ def check_rights(
     silent: list[str] = []
     name = ""
     with calls("the rights of the Redis user cannot be looked at", client):
-        everywhere = [(command, "") for command in KEYLESS] + [("PUBLISH", channel) for channel in channels]
+        everywhere = [(command, "") for command in keyless] + [("PUBLISH", channel) for channel in channels]
         for pool, asked in _by_node(client, wanted).items():
             name, refused = _refused(pool, asked + everywhere)
             silent += [key for command, key in refused if command == "PUBLISH"]

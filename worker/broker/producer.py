@@ -27,11 +27,12 @@ from worker.broker.admission import (
     Confirmation,
     Verdict,
     admission_keys,
+    admission_rights,
     admission_types,
 )
 from worker.broker.connection import Client, connect
 from worker.broker.pictures import Picture, RawPicture, fields_of
-from worker.broker.preflight import check_server, check_slots, check_types
+from worker.broker.preflight import check_rights, check_server, check_slots, check_types
 from worker.broker.queues import Queue, partitions, queues_of
 from worker.errors import SLOW_RETRY, BadFrame, CoatstreamError, ConfigError, DeadReason, RedisUnavailable
 
@@ -319,6 +320,7 @@ def queues_to_fill(client: Client, settings: SettingsTree, stream: str | None = 
     named = partitions(Queue(name, settings.queue.group, name, name), settings.queue.partitions)  # for their streams
     check_server(client, settings.redis)
     for part in named:
+        check_rights(client, admission_rights(part), keyless=("EVAL", "EVALSHA"))
         check_types(client, admission_types(part))
         check_slots(client, [*admission_keys(part), part.sequence("source")])
     return [every[part.stream] for part in named]

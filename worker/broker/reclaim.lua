@@ -45,7 +45,11 @@ local function count_trimmed(id)
   trimmed = trimmed + 1
 end
 
+local barred = nil -- why no letter can be written; then nothing is buried, and the call fails
+
 local function give_up(id, owner, deliveries)
+  barred = barred or bars_adding(dead)
+  if barred then return end
   local entry = redis.call('XRANGE', frames, id, id)[1]
   if not entry then return count_trimmed(id) end
   redis.call('XACK', frames, group, id)
@@ -85,6 +89,7 @@ for _ = 1, PAGES do
   from = '(' .. page[#page][1]
 end
 write_books(books)
+if barred then return barred end -- what was claimed meanwhile is found by its owner's next sweep
 if seen == 0 then -- an idle entry that I may not have (it is mine, or no suspect) is there for others
   redis.pcall('SET', gate, me, 'PX', gate_ms) -- pcall: refused at `maxmemory`, and nothing is lost by that
 end

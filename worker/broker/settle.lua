@@ -40,6 +40,12 @@ if last then
 end
 redis.call('PEXPIRE', memo, memo_ms)
 
+for kind, stream in pairs({p = labels, b = dead}) do
+  local barred = string.find(kinds, kind, 1, true) and bars_adding(stream)
+  if barred then return barred end
+end
+if string.find(kinds, 'b', 1, true) then redis.call('XLEN', dead) end -- an error now, not after XACK
+
 local taken = {} -- entries of this batch that are ours to settle; one XDEL for all costs a third of one for each
 
 local function take(entry_id, admitted, source)

@@ -11,7 +11,7 @@ from config.settings import SettingsTree
 from worker.broker.audit import audit
 from worker.broker.connection import Client, connect
 from worker.broker.dead_letters import DeadLetter, DeadLetters, Picture, Replayed
-from worker.broker.preflight import check_server
+from worker.broker.preflight import check_rights, check_server
 from worker.broker.queues import Queue, queues_of
 from worker.commands.dead_view import document, in_bytes, print_letter, print_sums, print_table
 from worker.commands.terminal import shown
@@ -74,8 +74,17 @@ def replay_dead(settings: SettingsTree, entries: Sequence[str], *, every: bool, 
     def replay(box: DeadLetters, page: Sequence[str]) -> list[str | None]:
         return [faults.get(one) for one in box.replay(page)]
 
-    with _opened(settings, stream) as (_, boxes):
+    with _opened(settings, stream) as (client, boxes):
+        check_rights(client, _needs(settings, stream), keyless=("EVAL", "EVALSHA"))
         return _act("replayed", replay, boxes, entries)
+
+
+def _needs(settings: SettingsTree, stream: str | None) -> dict[str, tuple[str, ...]]:
+    """What replaying takes: without XDEL a letter would go back, and stay."""
+    queues = _chosen(queues_of(settings), stream)
+    return {queue.dead: ("XRANGE", "XDEL", "TYPE") for queue in queues} | {
+        queue.stream: ("XADD", "TYPE") for queue in queues
+    }
 
 
 def drop_dead(settings: SettingsTree, entries: Sequence[str], *, every: bool, stream: str | None = None) -> int:

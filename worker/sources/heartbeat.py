@@ -17,6 +17,7 @@ from worker.sources.holdings import Holdings
 
 LONGEST_BEAT = 3.0  # seconds between two renewals
 BEATS_A_LEASE = 4  # and never fewer than so many within `min_idle`: three may be lost
+AFTER_TROUBLE = 0.5  # seconds at least until the next round, however short the lease: a server in trouble is left alone
 REAP_EVERY = 10.0  # seconds
 REAP_AFTER = 4  # times `min_idle` without a word; a consumer that has nothing to lose is then removed
 
@@ -24,6 +25,7 @@ REAP_AFTER = 4  # times `min_idle` without a word; a consumer that has nothing t
 class Heartbeat:
     """Runs in a thread of its own until `stop`.
 
+    predecessors  consumers that are dead for certain
     stalled     why this process makes no progress; empty: it does
     count       told of leases that were lost ("leases_lost")
     on_trouble  told of each call that failed; on_success of each round that went through
@@ -35,6 +37,7 @@ class Heartbeat:
         holdings: Holdings,
         *,
         min_idle: float,
+        predecessors: Sequence[str] = (),
         stalled: Callable[[], list[str]],
         count: Callable[[str, int], None],
         on_trouble: Callable[[CoatstreamError], None],
@@ -44,6 +47,7 @@ class Heartbeat:
         self._groups = groups
         self._holdings = holdings
         self._min_idle = min_idle
+        self._predecessors = list(predecessors)
         self._stalled = stalled
         self._count = count
         self._on_trouble = on_trouble
@@ -60,16 +64,20 @@ class Heartbeat:
         return min(LONGEST_BEAT, self._min_idle / BEATS_A_LEASE)
 
     def run(self, stop: threading.Event) -> None:
-        while not stop.wait(self.every):
-            self.beat()
+        while not stop.is_set():
+            well = self.beat()
+            stop.wait(self.every if well else max(self.every, AFTER_TROUBLE))
 
-    def beat(self) -> None:
-        """One round: renew every lease, now and then remove consumers that vanished."""
+    def beat(self) -> bool:
+        """One round: renew every lease, now and then remove consumers that vanished. False: Redis is in trouble."""
         if self._is_stalled():
-            return
-        renewed = [self._goes_through(partial(self._renew, group)) for group in self._groups]
-        if all(renewed) and self._goes_through(self._reap):
+            return True
+        well = {group: self._goes_through(partial(self._renew, group)) for group in self._groups}
+        self._groups = sorted(self._groups, key=well.__getitem__, reverse=True)  # those in trouble last, next time
+        all_well = all(well.values()) and self._goes_through(self._inherit) and self._goes_through(self._reap)
+        if all_well:
             self._on_success()
+        return all_well
 
     def _goes_through(self, step: Callable[[], None]) -> bool:
         """Trouble with one queue (its node is away, its key is wrong) must not cost the others their leases."""
@@ -101,6 +109,13 @@ class Heartbeat:
             self._holdings.remove(stream, lost)
             self._count("leases_lost", len(lost))
             self._log.warning("entries went to another worker, or were deleted", stream=stream, entries=len(lost))
+
+    def _inherit(self) -> None:
+        """What a predecessor held need not lie for `min_idle`: it is dead for certain."""
+        while self._predecessors:
+            handed_back = sum(group.inherit(self._predecessors[0]) for group in self._groups)
+            dead = self._predecessors.pop(0)
+            self._log.info("entries of a worker that crashed can be taken", worker=dead, entries=handed_back)
 
     def _reap(self) -> None:
         now = self._monotonic()

@@ -17,6 +17,7 @@ class Holdings:
         self._changed = threading.Condition()  # guards all below; notified when something leaves or is begun
         self._begun: dict[str, dict[str, bool]] = {}  # stream -> entry id -> True once a batch has taken it
         self._alone: object | None = None  # the reader that lets a suspect travel alone
+        self._reading: set[object] = set()  # readers that have asked the server and may get entries
 
     def add(self, stream: str, entries: Iterable[str]) -> None:
         """These were read."""
@@ -77,10 +78,6 @@ class Holdings:
         with self._changed:
             self._changed.wait_for(lambda: self.waiting(streams) < limit, timeout)
 
-    def wait_until_empty(self, timeout: float) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: len(self) == 0, timeout)
-
     def __len__(self) -> int:
         with self._changed:
             return sum(len(held) for held in self._begun.values())
@@ -101,6 +98,21 @@ class Holdings:
                 self._alone = None
                 self._changed.notify_all()
 
-    def may_read(self, reader: object) -> bool:
+    def start_reading(self, reader: object) -> bool:
+        """This reader asks the server for entries now. False: another one's suspects come first."""
         with self._changed:
-            return self._alone is None or self._alone is reader
+            if self._alone is not None and self._alone is not reader:
+                return False
+            self._reading.add(reader)
+            return True
+
+    def stop_reading(self, reader: object) -> None:
+        """What it got, if anything, is held now."""
+        with self._changed:
+            self._reading.discard(reader)
+            self._changed.notify_all()
+
+    def wait_until_alone(self, reader: object, timeout: float) -> bool:
+        """Until nothing is held and no other reader may be about to hold something, at most `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not len(self) and self._reading <= {reader}, timeout)

@@ -7,7 +7,7 @@ whoever publishes its label. An entry that was read is never forgotten: it is ha
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final, TypeVar
@@ -17,7 +17,7 @@ import structlog
 from config.settings import QueueSettings
 from worker.broker.publisher import Publisher
 from worker.cores import usable_cores
-from worker.errors import BadFrame, DeadReason, RedisRefuses, RedisUnavailable, SourceLost
+from worker.errors import BadFrame, CoatstreamError, DeadReason, RedisRefuses, RedisUnavailable, SourceLost
 from worker.frames import Frame, Pixels, Receipt
 from worker.image import decode, raw, single_threaded
 from worker.ledger import DropReason, Ledger
@@ -29,6 +29,7 @@ from worker.sources.reader import TICK, EntryReader, Taken
 Prepared = Frame | Buried | Dropped
 T = TypeVar("T")
 
+HANGS_AFTER: Final = 2.0  # seconds that a picture in the decoder may take when this source stops
 REFUSALS: Final = 3  # in a row, before Redis is believed: rights may be in the making
 
 
@@ -40,7 +41,7 @@ class QueueSource:
     undertaker  settles what is not published; its calls come from this source's thread
     at_work   a context for each picture that is decoded, so that a decoder that hangs is noticed
     observe   told the seconds of each stage; count: how many dead letters had to go for newer ones
-    on_trouble  told of each call to Redis that failed, before the source is lost
+    on_trouble  told of each call to Redis that failed, before the source is lost; on_success of each look that did not
     """
 
     live: Final = False
@@ -58,7 +59,8 @@ class QueueSource:
         at_work: Callable[[], AbstractContextManager[None]] = nullcontext,
         observe: Callable[[str, float], None] = lambda stage, seconds: None,
         count: Callable[[str, int], None] = lambda what, number: None,
-        on_trouble: Callable[[Exception], None] = lambda trouble: None,
+        on_trouble: Callable[[CoatstreamError], None] = lambda trouble: None,
+        on_success: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.name = name
@@ -72,9 +74,11 @@ class QueueSource:
         self._observe = observe
         self._count = count
         self._on_trouble = on_trouble
+        self._on_success = on_success
         self._clock = clock
         self._log = structlog.get_logger("queue")
         self._refusals = 0  # in a row
+        self._decoding: set[tuple[str, str]] = set()  # stream and entry of each picture that a thread has in hand
 
     def frames(self, stop: threading.Event) -> Generator[Frame, None, None]:
         """Frames until `stop`, in the order in which they were read. Raises SourceLost when Redis is away, after
@@ -94,9 +98,14 @@ class QueueSource:
             raise
         finally:
             if window or stop.is_set():
-                self._reader.hand_back()
+                self._reader.hand_back(self._hanging(window))
             self._reader.close()
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _hanging(self, window: Collection[Future[Prepared]]) -> frozenset[tuple[str, str]]:
+        """Entries whose decoding has begun and does not end: to hand them back as new would be to try them for ever."""
+        wait([future for future in window if not future.cancel()], HANGS_AFTER)
+        return frozenset(self._decoding)
 
     def _read_on(
         self, window: deque[Future[Prepared]], pool: ThreadPoolExecutor, stop: threading.Event
@@ -104,6 +113,7 @@ class QueueSource:
         while not stop.is_set():
             taken = self._reach(lambda: self._reader.take(wait=not window))
             self._refusals = 0
+            self._on_success()
             window.extend(pool.submit(self._prepare, entry) for entry in taken)
             yield from self._ready(window, stop)
 
@@ -125,7 +135,7 @@ class QueueSource:
         """The oldest entry, waiting for it, and those behind it that are done too."""
         lost: list[Buried | Dropped] = []
         waited = False
-        while window and (window[0].done() if waited else _done(window[0], stop)):
+        while window and not stop.is_set() and (window[0].done() if waited else _done(window[0], stop)):
             waited = True
             prepared = window.popleft().result()
             if not isinstance(prepared, Frame):
@@ -153,6 +163,7 @@ class QueueSource:
     def _prepare(self, taken: Taken) -> Prepared:
         """Runs in the decode pool."""
         receipt = Receipt(taken.stream, taken.entry_id, admitted_of(taken.fields))
+        self._decoding.add((taken.stream, taken.entry_id))
         try:
             entry = parse(taken.entry_id, taken.fields)
             if entry.expires_at is not None and entry.expires_at < self._clock():
@@ -165,6 +176,8 @@ class QueueSource:
             self._log.error("an entry could not be prepared", entry_id=taken.entry_id, error=repr(error)[:200])
             problem = f"{type(error).__name__} while preparing"
             return Buried(source_or_default(taken.fields), DeadReason.UNDECODABLE, problem, receipt)
+        finally:
+            self._decoding.discard((taken.stream, taken.entry_id))
 
     def _frame(self, entry: Entry, receipt: Receipt) -> Frame:
         started = time.perf_counter()

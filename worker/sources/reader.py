@@ -4,7 +4,7 @@ Knows nothing of pictures. Used from the thread of one queue source.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final, NamedTuple
 
 import structlog
@@ -65,22 +65,30 @@ class EntryReader:
         self._monotonic = monotonic
         self._log = structlog.get_logger("queue")
         self._sweep_at = self._look_at = float("-inf")
+        self._joined = False  # True: the groups were there
         self._suspects = False  # True: suspects wait for everything else to leave this process
 
     def join(self) -> None:
         """Make missing groups, and look at once for what a lost reply has left behind. Raises RedisUnavailable."""
         for queue, group in self._groups.items():
-            if group.join():
+            if group.join() and self._joined:
                 self._count("groups_made", 1)
                 self._log.warning("the consumer group had vanished and is made again", stream=queue.stream)
+        self._joined = True
         self._sweep_at = self._look_at = float("-inf")
 
     def take(self, *, wait: bool) -> list[Taken]:
         """What to work on next; may be nothing. `wait`: if so, only after `TICK` at most. Raises RedisUnavailable."""
-        self._sweep()
-        if not self._holdings.may_read(self):
+        if not self._holdings.start_reading(self):
             self._holdings.wait_for_change(TICK if wait else 0.0)
             return []
+        try:
+            return self._take(wait=wait)
+        finally:
+            self._holdings.stop_reading(self)
+
+    def _take(self, *, wait: bool) -> list[Taken]:
+        self._sweep()
         if self._suspects:
             return self._suspect(wait=wait)
         room = self._prefetch - self._holdings.waiting(self._streams)
@@ -93,12 +101,17 @@ class EntryReader:
             return found
         return self._new(room, wait=wait)
 
-    def hand_back(self) -> None:
-        """What no batch has taken goes to the other workers, at once. What was begun is finished here."""
+    def hand_back(self, hanging: Collection[tuple[str, str]] = ()) -> None:
+        """What no batch has taken goes to the other workers, at once. What was begun is finished here.
+
+        `hanging`: streams and entries whose decoding does not end. Those are suspects: this delivery counts.
+        """
         try:
             for queue, group in self._groups.items():
                 unbegun = self._holdings.give_up(queue.stream)
-                self._count("released", group.release(unbegun, begun=False))
+                stuck = [entry_id for entry_id in unbegun if (queue.stream, entry_id) in hanging]
+                self._count("released", group.release(set(unbegun) - set(stuck), begun=False))
+                self._count("released", group.release(stuck, begun=True))
         except REDIS_TROUBLE as trouble:
             self._log.warning("entries could not be handed back: others take them later", trouble=str(trouble))
 
@@ -161,9 +174,7 @@ class EntryReader:
 
     def _suspect(self, *, wait: bool) -> list[Taken]:
         """One entry that may be what killed its worker, once nothing else is in hand that it could take with it."""
-        if not wait or len(self._holdings):
-            if wait:
-                self._holdings.wait_until_empty(TICK)
+        if not wait or not self._holdings.wait_until_alone(self, TICK):
             return []
         for group in self._groups.values():
             found = self._taken(group, self._reclaim(group, 1, alone=True))

@@ -37,3 +37,9 @@ def test_only_the_last_sixteen_are_remembered() -> None:
         lineage = lineage.after(str(number), took_over=False)
 
     assert lineage == Lineage(40, tuple(str(number) for number in range(24, 40)))
+
+
+def test_a_port_is_remembered_over_workers_that_never_had_one() -> None:
+    lineage = Lineage().after("first", took_over=True, port=8081).after("second", took_over=False)
+
+    assert lineage.port == 8081

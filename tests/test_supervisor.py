@@ -289,6 +289,18 @@ def events(worker: Worker) -> list[str]:
 
 
 @ON_ONE_SERVER
+def test_any_free_port_is_the_same_one_after_a_crash(redis_url: str) -> None:
+    with run_worker(redis_url) as worker:
+        os.kill(worker.child, signal.SIGKILL)
+        again = worker.wait_for("listening")
+        worker.wait_for("ready")
+
+        assert int(again["http"].rpartition(":")[2]) == worker.port
+        assert worker.get("/healthz").status_code == 200
+        assert worker.stop() == 0
+
+
+@ON_ONE_SERVER
 def test_a_worker_that_is_killed_works_on_with_the_same_port_and_ends_well(client: Client, redis_url: str) -> None:
     with run_worker(redis_url, http__port=free_port()) as worker:
         for number, name in enumerate((signal.SIGSEGV, signal.SIGKILL), start=1):

@@ -14,11 +14,12 @@ class Lineage:
 
     restarts: int = 0
     predecessors: tuple[str, ...] = ()  # names of crashed workers, oldest first
+    port: int = 0  # where they served HTTP: who scrapes shall find their successor there
 
-    def after(self, dead: str, *, took_over: bool) -> "Lineage":
+    def after(self, dead: str, *, took_over: bool, port: int = 0) -> "Lineage":
         """The successor's, when `dead`, whose lineage this is, has crashed; `took_over`: it had got as far as ready."""
         waiting = () if took_over else self.predecessors
-        return Lineage(self.restarts + 1, (*waiting, dead)[-_REMEMBERED:])
+        return Lineage(self.restarts + 1, (*waiting, dead)[-_REMEMBERED:], port or self.port)
 
 
 FIRST = Lineage()

@@ -17,7 +17,7 @@ from itertools import count
 import structlog
 from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry
 
-from config.settings import BatchSettings, CameraSettings, ModelSettings, RedisSettings, SettingsTree
+from config.settings import BatchSettings, CameraSettings, HttpSettings, ModelSettings, RedisSettings, SettingsTree
 from worker import __version__
 from worker.broker.connection import Client, address, channel, connect
 from worker.broker.group import ConsumerGroup
@@ -81,12 +81,12 @@ class Service:
         *,
         worker: str | None = None,
         lineage: Lineage = FIRST,
-        on_warm: Callable[[], None] = lambda: None,
+        on_warm: Callable[[int], None] = lambda port: None,
         on_ready: Callable[[Ready], None] = lambda ready: None,
         load: Callable[[ModelSettings, BatchSettings], Engine] = load_engine,
     ) -> None:
         self._settings = settings
-        self._on_warm = on_warm  # called just before the first frame can be read
+        self._on_warm = on_warm  # told the port of HTTP, just before the first frame can be read
         self._on_ready = on_ready
         self._load = load
         self.worker = worker or worker_name()
@@ -107,7 +107,7 @@ class Service:
         settings = self._settings
         self._expose()
         async with AsyncExitStack() as stack:
-            port = await stack.enter_async_context(serve(make_app(self.metrics.registry, self.status), settings.http))
+            port = await stack.enter_async_context(serve(make_app(self.metrics.registry, self.status), self._place()))
             self._log.info("listening", http=f"http://{settings.http.host}:{port}", worker=self.worker)
             await self._reach_redis()
             engine = await asyncio.to_thread(self._load, settings.model, settings.batch)
@@ -118,7 +118,7 @@ class Service:
             # Room for all that the queues read ahead, so that what waits there is in turn among all their sources.
             mailbox = Mailbox(max(settings.batch.max_size, self._prefetch()), on_replaced=self._replaced)
             pump = await stack.enter_async_context(self._pumping(mailbox, engine, engines))
-            self._on_warm()
+            self._on_warm(port)
             intake = await stack.enter_async_context(self._taking_in(mailbox, engine))
             self.status.warm()
             self._log.info("ready", sources=intake.names)
@@ -128,6 +128,11 @@ class Service:
             finally:
                 self._begin_drain()
         self._log.info("stopped", drained=self.drained, in_flight=self.ledger.total().in_flight)
+
+    def _place(self) -> HttpSettings:
+        """Any free port means: the one that the worker before this one had, if there was one."""
+        http = self._settings.http
+        return http if http.port else http.model_copy(update={"port": self._lineage.port})
 
     def _expose(self) -> None:
         for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):

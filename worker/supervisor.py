@@ -49,9 +49,9 @@ class Lifeline:
         """Whether there is a parent: it counts the signals then, and calls a silent end a crash."""
         return self.pipe is not None
 
-    def ready(self) -> None:
-        """The model is warm and reading begins now: from here on a crash may be a frame's doing."""
-        self._say("ready\n")
+    def ready(self, port: int = 0) -> None:
+        """The model is warm and reading begins now: from here on a crash may be a frame's doing. `port` is HTTP's."""
+        self._say(f"ready {port}\n")
 
     def leave(self, code: int) -> NoReturn:
         """End this process on purpose, now: no thread is waited for, no library's destructor can crash or hang."""
@@ -101,6 +101,7 @@ class _Child:
 class _End:
     code: int | None  # as announced; None: a crash
     ready: bool
+    port: int  # where it listened, if it got as far as ready
     how: str
     uptime: float
     stopping: bool  # whether it had been told to
@@ -131,7 +132,7 @@ def supervise(run_child: RunChild, *, restarts_per_minute: int) -> int:
             )
         if _stopped_while_waiting(pacing):
             return 0
-        lineage = lineage.after(child.name, took_over=end.ready)
+        lineage = lineage.after(child.name, took_over=end.ready, port=end.port)
 
 
 def _stopped_while_waiting(pacing: Pacing) -> bool:
@@ -190,7 +191,7 @@ def _outlive(child: _Child) -> _End:
         else:
             os.kill(child.pid, signal.SIGKILL)
             signal.sigtimedwait({signal.SIGCHLD}, 1.0)  # its port and its memory are free when we are gone
-            return _End(code=1, ready=False, how="second signal", uptime=0.0, stopping=True)
+            return _End(code=1, ready=False, port=0, how="second signal", uptime=0.0, stopping=True)
 
 
 def _end(child: _Child, status: int, stopping: bool) -> _End:
@@ -199,6 +200,7 @@ def _end(child: _Child, status: int, stopping: bool) -> _End:
     return _End(
         code=int(words[-1]) if "end" in words else None,
         ready="ready" in words,
+        port=int(words[words.index("ready") + 1]) if "ready" in words else 0,
         how=f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit status {code}",
         uptime=round(time.monotonic() - child.born, 2),
         stopping=stopping,

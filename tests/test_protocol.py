@@ -24,10 +24,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from config.settings import QueueSettings
 from tests.servers import ON_ONE_SERVER
-from tests.settled import HOUR, NOW, QUEUE, add, admit, buried, dropped, ids, member, owners, published, read, settler
-from worker.broker import group
+from tests.settled import HOUR, NOW, QUEUE, add, buried, dropped, ids, member, owners, published, read, settler
+from worker.broker import admission, group
 from worker.broker import settler as settling
+from worker.broker.admission import Admission, Candidate, Confirmation, Verdict
 from worker.broker.audit import audit
 from worker.broker.connection import Client
 from worker.broker.scripts import Script
@@ -93,21 +95,40 @@ class Protocol(RuleBasedStateMachine):
         self.cameras = 0
         self.admitted_bytes = 0
         self.sources: Counter[str] = Counter()
+        self.sequence = 1
+        self.admission = Admission(
+            self.client, QUEUE, QueueSettings(), confirmation=Confirmation("none", 0, 1.0), counts=False
+        )
         assert self.workers[0].patient.join()
-        self.add(count=4, size=7)
-        self.add(count=4, size=0)
+        self.admit(count=4, size=7, again=False)
+        self.add(count=4)
         self.read(who=0, count=3, lost=False)
         self.read(who=1, count=3, lost=False)
 
     # ---- producers and strangers
 
-    @rule(count=st.integers(1, 4), size=st.sampled_from([0, 7]))
-    def add(self, count: int, size: int) -> None:
-        found = [admit(self.client, size) for _ in range(count)] if size else add(self.client, count)
+    @rule(count=st.integers(1, 4))
+    def add(self, count: int) -> None:
+        self.model |= {entry_id: Entry(entry_id, 0) for entry_id in add(self.client, count)}
+
+    @rule(count=st.integers(1, 4), size=st.sampled_from([7, 100]), again=st.booleans())
+    def admit(self, count: int, size: int, again: bool) -> None:
+        """`again`: the reply was lost, and the same frames are sent once more."""
+        if not any(entry.there for entry in self.model.values()):  # what strangers deleted is forgotten then
+            self.admitted_bytes, self.sources = 0, Counter()
+        frames = [self._candidate(self.sequence + number, size) for number in range(count)]
+        self.sequence += count
+
+        assert self.admission.ask(frames) == [Verdict.ADMITTED] * count
+        if again:
+            assert self.admission.ask(frames) == [Verdict.DUPLICATE] * count
+        found = [entry_id.decode() for entry_id, _ in reversed(self.client.xrevrange("frames", count=count))]
         self.model |= {entry_id: Entry(entry_id, size) for entry_id in found}
-        if size:
-            self.admitted_bytes += size * count
-            self.sources["door"] += count
+        self.admitted_bytes += size * count
+        self.sources["door"] += count
+
+    def _candidate(self, sequence: int, size: int) -> Candidate:
+        return Candidate("door", QUEUE.sequence("door"), HOUR, sequence, [b"image", b"jpeg", b"source", b"door"], size)
 
     @precondition(lambda self: self._pending())
     @rule(victims=st.lists(which, min_size=1, max_size=2))
@@ -235,7 +256,7 @@ class Protocol(RuleBasedStateMachine):
         entry.state, entry.there = state, False
         if entry.admitted:
             self.admitted_bytes = max(0, self.admitted_bytes - entry.admitted)
-            self.sources["door"] -= 1
+            self.sources["door"] = max(0, self.sources["door"] - 1)
 
     @precondition(lambda self: any(worker.last for worker in self.workers))
     @rule(who=who)
@@ -459,6 +480,11 @@ MISTAKES: Final = {
         "",
     ),
     "what was trimmed is not counted": ((group, "_RECLAIM"), "note('trimmed', 1)", ""),
+    "a frame that is sent again is let in again": (
+        (admission, "_ADMIT"),
+        "if tonumber(sequence) <= last[key] then",
+        "if false then",
+    ),
     "a beat steals": (
         (group, "_BEAT"),
         "if #redis.call('XPENDING', frames, group, ARGV[i], ARGV[i], 1, me) > 0 then",

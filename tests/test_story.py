@@ -101,7 +101,9 @@ async def test_the_probes_and_the_metrics_tell_how_it_goes(client: Client, redis
     assert 'coatstream_stage_seconds_count{stage="decode"} 10.0' in metrics
 
 
-async def test_leaving_drains_what_was_read_is_published(client: Client, redis_url: str) -> None:
+async def test_leaving_drains_a_batch_in_work_is_published_and_the_rest_goes_back_to_the_queue(
+    client: Client, redis_url: str
+) -> None:
     engine = FixedEngine()
     engine.gate.clear()
     for number in range(40):
@@ -109,12 +111,12 @@ async def test_leaving_drains_what_was_read_is_published(client: Client, redis_u
 
     async with working(settings(redis_url), engine) as (service, _):
         assert await asyncio.to_thread(engine.entered.acquire, timeout=10)
-        read = client.xpending("frames", "coatstream")["pending"]
 
+    published = service.ledger.total().published
     assert service.drained
-    assert client.xlen("labels") >= read
-    assert client.xlen("labels") + client.xlen("frames") == 40
-    assert client.xpending("frames", "coatstream")["pending"] == 0
+    assert 0 < published == client.xlen("labels")
+    assert client.xlen("frames") == 40 - published
+    assert {consumer["name"] for consumer in client.xinfo_consumers("frames", "coatstream")} == {b"_released"}
 
 
 async def test_two_workers_share_a_queue_and_label_nothing_twice(client: Client, redis_url: str) -> None:

@@ -146,15 +146,5 @@ def publish(client: Client, frame_id: str, *, source: str = "door", label: str =
     return str(labels(client)[-1][b"json"].decode())
 
 
-def bury(client: Client, *pairs: tuple[str | bytes, str | bytes | int], error: str = "no picture") -> str:
-    """A frame with these fields that a worker read and buried; the id of its dead letter."""
-    member(client).join()
-    entry_id = client.execute_command("XADD", "frames", "*", *(value for pair in pairs for value in pair)).decode()
-    read(client)
-    settler(client, f"burial {entry_id}").settle([buried(entry_id, error=error)], now=NOW)
-    [(letter, _)] = client.xrevrange("frames:dead", count=1)
-    return str(letter.decode())
-
-
 def ids(entries: Iterable[tuple[str, object]]) -> list[str]:
     return [entry_id for entry_id, _ in entries]

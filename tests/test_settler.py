@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from redis.exceptions import ResponseError
 
-from config.settings import RedisSettings, ResultsSettings
+from config.settings import QueueSettings, RedisSettings, ResultsSettings
 from tests import settled
 from tests.settled import (
     NOW,
@@ -28,6 +28,7 @@ from tests.settled import (
     published,
     settler,
 )
+from worker.broker.admission import Admission, Candidate, Confirmation, Verdict
 from worker.broker.connection import Client, connect
 from worker.broker.documents import decode_embedding, schema
 from worker.broker.preflight import check_types
@@ -361,6 +362,20 @@ def test_counters_that_a_stranger_spoilt_cost_no_frame_its_outcome(
     assert len(letters(client)) == (outcome is buried)
     assert client.hget(QUEUE.books, counter) == b"1"
     assert client.hgetall(QUEUE.sources) == {}
+
+
+def test_counters_that_a_stranger_spoilt_let_no_frame_in_twice(client: Client) -> None:
+    add(client)
+    client.hset(QUEUE.books, "admitted_bytes", "spoilt")
+    client.hset(QUEUE.sources, "door", "spoilt")
+    admission = Admission(client, QUEUE, QueueSettings(), confirmation=Confirmation("none", 0, 1.0), counts=False)
+    frame = Candidate("door", QUEUE.sequence("door"), 60.0, 1, [b"image", b"x"], 7)
+
+    verdicts = [admission.ask([frame]), admission.ask([frame])]
+
+    assert verdicts == [[Verdict.ADMITTED], [Verdict.DUPLICATE]]
+    assert client.xlen("frames") == 2
+    assert (books(client)["admitted_bytes"], client.hgetall(QUEUE.sources)) == (7, {b"door": b"1"})
 
 
 # ---- dead letters

@@ -73,8 +73,7 @@ def _control_runs(chosen: list[Case], seed: int) -> Iterator[Row]:
 
 
 def _told(row: Row) -> Row:
-    control = f" [{row.protocol}]" if row.protocol else ""
-    print(f"{row}{control}, {row.seconds:.0f} s", flush=True)
+    print(f"{row}, {row.seconds:.0f} s", flush=True)
     return row
 
 

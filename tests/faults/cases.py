@@ -61,6 +61,8 @@ class Row:
     def __str__(self) -> str:
         figures = ", ".join(f"{name} {value}" for name, value in self.figures.items())
         verdict = "; ".join(self.failures) or "ok"
+        if self.protocol:
+            return f"{self.case.name} with the control {self.protocol}, seed {self.seed}: {verdict} ({figures})"
         again = f"python -m tests.faults {self.case.name} --server {self.kind} --seed {self.seed} --size {self.size}"
         return (
             f"{self.case.name} {self.case.title}, {self.kind}, seed {self.seed}: {verdict} ({figures}); again: {again}"

@@ -73,6 +73,7 @@ def emptied(stage: Stage, *, frame_count: int) -> None:
         stage.findings.exactly(f"done after {name}", sum(1 for one in sent if found.labels[one] == 1), frame_count)
         stage.until(partial(_made_once_more, fleet, made), f"{name} is counted once", within=5)
     stage.close_books(fleet)
+    stage.findings.note("frames", frame_count * len(losses))
     stage.findings.at_most("group made again after", slowest, 1.0, " s")
 
 

@@ -66,7 +66,7 @@ def _cell(runs: Sequence[Row]) -> str:
     if not runs:
         return ""
     failed = sum(not run.ok for run in runs)
-    return f"**{failed} of {len(runs)} failed** {_found(runs)}" if failed else _found(runs)
+    return f"**{failed} of {len(runs)} failed** {_found(runs)}" if failed else _found(runs) or "it holds"
 
 
 def _found(runs: Sequence[Row]) -> str:
@@ -95,7 +95,7 @@ def _failed(run: Row) -> str:
     words = [
         f"{value} {name}"
         for name, value in run.figures.items()
-        if any(failure.startswith(f"{name} ") for failure in run.failures) and _leading(value) > 0
+        if any(failure.startswith(f"{name} is ") for failure in run.failures) and _leading(value) > 0
     ]
     return f"{', '.join(words) or '; '.join(run.failures) or 'nothing'} (of {run.figures.get('frames', '?')} frames)"
 

@@ -100,8 +100,8 @@ local function write_accounts()
     redis.call('DEL', sources)
     redis.call('HSET', books, 'admitted_bytes', 0)
   end
-  redis.call('HINCRBY', books, 'admitted_bytes', added_bytes)
-  for source, by in pairs(risen) do redis.call('HINCRBY', sources, source, by) end
+  raise(books, 'admitted_bytes', added_bytes) -- no error whatever is in there: the frames are in, and must not come again
+  for source, by in pairs(risen) do raise(sources, source, by) end
   for key, what in pairs(stored) do redis.call('SET', key, what[1], 'PX', what[2]) end
 end
 

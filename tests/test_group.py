@@ -185,7 +185,7 @@ def test_what_was_delivered_too_often_is_buried_with_all_its_fields_and_its_last
         b"note": b"kept",
         b"number": b"0",
         b"reason": b"delivery_limit",
-        b"error": b"given to workers 3 times, and none settled it: the last one was killed",
+        b"error": b"given to workers 3 times, and none settled it",
         b"deliveries": b"3",
         b"entry_id": entry_id.encode(),
         b"died_at": b"1700000000.500000",

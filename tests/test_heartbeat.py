@@ -39,9 +39,7 @@ OTHER = Queue("other", "coatstream", "other:dead", "labels")
 class Beating:
     """A heartbeat with all that it needs; `why` is what makes the process unhealthy."""
 
-    def __init__(
-        self, groups: Sequence[ConsumerGroup], *, min_idle: float = HOUR / 2, predecessors: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, groups: Sequence[ConsumerGroup], *, min_idle: float = HOUR / 2) -> None:
         self.holdings = Holdings()
         self.why: list[str] = []
         self.counted: Counter[str] = Counter()
@@ -52,7 +50,6 @@ class Beating:
             groups,
             self.holdings,
             min_idle=min_idle,
-            predecessors=predecessors,
             stalled=lambda: self.why,
             count=lambda what, number: self.counted.update({what: number}),
             on_trouble=self.troubles.append,
@@ -186,22 +183,6 @@ def test_a_server_that_is_away_is_told_and_beaten_again(client: Client) -> None:
 
     assert [type(trouble) for trouble in beating.troubles] == [RedisUnavailable, RedisUnavailable]
     assert len(beating.holdings) == 1
-
-
-def test_what_its_predecessors_held_is_handed_back_with_the_first_round_that_goes_through(client: Client) -> None:
-    add(client, 3)
-    beating = Beating([member(client)], predecessors=["dead", "also dead", "never here"])
-    assert beating.heart.beat() is False  # there is no group yet
-    member(client).join()
-    held = [read(client, name, 1)[0] for name in ("dead", "also dead", "alive")]
-
-    assert beating.heart.beat() is True
-    assert owners(client) == {held[0]: ("_released", 1), held[1]: ("_released", 1), held[2]: ("alive", 1)}
-    assert consumers(client) == {"_released", "alive"}
-
-    client.xclaim("frames", "coatstream", "dead", 0, [held[0]])
-    assert beating.heart.beat() is True
-    assert owners(client)[held[0]][0] == "dead"  # once and no more
 
 
 def test_a_server_in_trouble_is_left_alone_for_a_while_however_short_the_lease() -> None:

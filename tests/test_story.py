@@ -13,6 +13,7 @@ from tests.doubles import FixedEngine
 from tests.pictures import CLIP, grey_jpeg
 from worker.broker.connection import Client
 from worker.errors import EngineBroken, EngineError, RedisUnavailable
+from worker.identity import Lineage
 from worker.ledger import DropReason
 from worker.service import Ready, Service
 
@@ -164,3 +165,23 @@ async def test_an_engine_that_breaks_ends_the_worker_and_leaves_the_frames_in_th
 
     assert not service.drained
     assert (client.xlen("frames"), client.xlen("frames:dead"), client.xlen("labels")) == (5, 0, 0)
+
+
+async def test_what_a_crashed_worker_held_can_be_taken_before_its_successor_has_loaded_the_model(
+    client: Client, redis_url: str
+) -> None:
+    client.xgroup_create("frames", "coatstream", id="0", mkstream=True)
+    client.xadd("frames", {"image": grey_jpeg(1)})
+    client.xreadgroup("coatstream", "dead", {"frames": ">"})
+    owners: list[tuple[bytes, int]] = []
+
+    def load(model: object, batch: object) -> FixedEngine:
+        pending = client.xpending_range("frames", "coatstream", "-", "+", 10)
+        owners.extend((entry["consumer"], entry["times_delivered"]) for entry in pending)
+        raise EngineError("the model is no matter here")
+
+    service = Service(settings(redis_url), lineage=Lineage(1, ("dead",)), load=load)
+    with pytest.raises(EngineError):
+        await asyncio.wait_for(service.run(asyncio.Event()), 10)
+
+    assert owners == [(b"_released", 1)]

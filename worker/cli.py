@@ -386,11 +386,18 @@ def bench_engine(
 
 
 @bench_app.command("queue")
-def bench_queue(seconds: BenchSeconds = 3.0, config: Config = None, set_: Set = None) -> int:
-    """The settling script against a plain pipeline of XACK, XDEL and XADD."""
+def bench_queue(
+    seconds: BenchSeconds = 3.0,
+    server: Annotated[
+        str | None, typer.Option(metavar="PATH", help="A redis-server instead of the own Valkey.", show_default=False)
+    ] = None,
+    config: Config = None,
+    set_: Set = None,
+) -> int:
+    """The settling script against a plain pipeline of XACK, XDEL and XADD; the latency of an idle queue."""
     from worker.commands.bench_queue import run_bench_queue
 
-    return run_bench_queue(_settings(config, set_), seconds=seconds)
+    return run_bench_queue(_settings(config, set_), seconds=seconds, server=server)
 
 
 def _version(value: bool) -> None:

@@ -162,10 +162,22 @@ class Service:
         with connect(settings.redis) as client:
             server = check_server(client, settings.redis)
             silent = check_queues(client, self._queues, channels=(channel(settings.results, "source"),))
+            if settings.queue.enabled:
+                self._succeed(self._groups(client, self._queues))
         if silent:
             self._log.warning("the Redis user may not publish to the channels of labels: only the streams are written")
         self._redis_up("start")
         self._log.info("redis", server=server, url=address(settings.redis))
+
+    def _succeed(self, groups: Sequence[ConsumerGroup]) -> None:
+        """Join, and hand back what workers held that are dead for certain: others need not wait for `min_idle`, nor for
+        this one's model.
+        """
+        for group in groups:
+            group.join()
+        for dead in self._lineage.predecessors:
+            handed_back = sum(group.inherit(dead) for group in groups)
+            self._log.info("entries of a worker that crashed can be taken", worker=dead, entries=handed_back)
 
     async def _warm_up(self, engine: Engine, engines: ThreadPoolExecutor) -> None:
         started = time.monotonic()
@@ -207,11 +219,9 @@ class Service:
         blameless = False
         with connect(self._brisk()) as client:
             groups = self._groups(client, self._queues)
-            self._join(groups)
             heartbeat = Heartbeat(
                 groups,
                 self._holdings,
-                predecessors=self._lineage.predecessors,
                 min_idle=self._settings.queue.min_idle,
                 stalled=self.status.unhealthy_because,
                 count=self.metrics.count,
@@ -226,15 +236,6 @@ class Service:
                 raise
             finally:
                 self._leave(groups, blameless=blameless)
-
-    def _join(self, groups: Sequence[ConsumerGroup]) -> None:
-        try:
-            for group in groups:
-                group.join()
-        except RedisUnavailable as trouble:
-            if self._lineage.restarts == 0:
-                raise
-            self._redis_down("queue reader", trouble)  # it joins when Redis is back
 
     def _brisk(self) -> RedisSettings:
         """For the heartbeat: one node of a cluster that hangs must not cost the others' leases their renewal."""

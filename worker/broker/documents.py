@@ -1,7 +1,7 @@
 """The JSON document of one label: what consumers read. Its JSON Schema is written into docs/."""
 
 import base64
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,12 @@ class LabelDocument(_Part):
     reused: bool = Field(description="true: the labels are those of an earlier, like frame")
     embedding: str | None = Field(description="base64 of little-endian float16[num_features]")
     meta: dict[str, Any] | None = Field(description="the producer's own object, untouched")
+
+
+class Encode(Protocol):
+    """`encode`, or what takes its place in a benchmark."""
+
+    def __call__(self, prediction: Prediction, *, model: ModelInfo, worker: str, published_at: float) -> bytes: ...
 
 
 def encode(prediction: Prediction, *, model: ModelInfo, worker: str, published_at: float) -> bytes:

@@ -58,7 +58,7 @@ local function give_up(id, owner, deliveries)
   if source == '' then source = 'queue' end
   if admitted then unadmit(sources, source, admitted) end
   local why = {reason = 'delivery_limit', deliveries = deliveries, entry_id = id, died_at = now, worker = owner,
-               error = 'given to workers ' .. deliveries .. ' times, and none settled it: the last one was ' .. owner}
+               error = 'given to workers ' .. deliveries .. ' times, and none settled it'}
   bury(dead, books, entry[2], why, dead_kept, dead_bytes)
   buried[#buried + 1] = source
 end

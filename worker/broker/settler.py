@@ -9,7 +9,7 @@ from typing import Final
 
 from config.settings import QueueSettings, ResultsSettings
 from worker.broker.connection import Client
-from worker.broker.documents import encode
+from worker.broker.documents import Encode, encode
 from worker.broker.failures import calls
 from worker.broker.queues import Queue
 from worker.broker.scripts import Script
@@ -53,6 +53,7 @@ class QueueSettler:
         model: ModelInfo,
         worker: str,
         name: str,
+        encode: Encode = encode,
     ) -> None:
         self._client = client
         self._queue = queue
@@ -60,6 +61,7 @@ class QueueSettler:
         self._results = results
         self._model = model
         self._worker = worker
+        self._encode = encode
         self._memo = queue.memo(worker, name)
         self._number = 0
 
@@ -115,7 +117,7 @@ class QueueSettler:
             unix_seconds(prediction.captured_at),
             best.label.name,
             f"{best.score:.6f}",
-            encode(prediction, model=self._model, worker=self._worker, published_at=now),
+            self._encode(prediction, model=self._model, worker=self._worker, published_at=now),
         ]
 
 
@@ -135,10 +137,11 @@ class Settler:
         model: ModelInfo,
         worker: str,
         name: str,
+        encode: Encode = encode,
     ) -> None:
         self._queues = {
             queue.stream: QueueSettler(
-                client, queue, limits=limits, results=results, model=model, worker=worker, name=name
+                client, queue, limits=limits, results=results, model=model, worker=worker, name=name, encode=encode
             )
             for queue in queues
         }

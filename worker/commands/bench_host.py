@@ -26,13 +26,13 @@ from unittest.mock import patch
 import numpy as np
 from pydantic import SecretStr
 
-from config.settings import CameraSettings, LogSettings, QueueSettings, SettingsTree
+from config.settings import CameraSettings, QueueSettings, SettingsTree
 from worker import logs
 from worker.broker.connection import Client, connect
 from worker.broker.embedded import embedded_server
 from worker.broker.failures import calls
 from worker.broker.preflight import check_server
-from worker.commands.measuring import Report, figure, interleave, machine, ratio
+from worker.commands.measuring import Report, figure, for_bench, interleave, machine, ratio
 from worker.commands.run import work
 from worker.cores import usable_cores
 from worker.errors import CoatstreamError, EngineError
@@ -93,7 +93,7 @@ def run_bench_host(settings: SettingsTree, *, seconds: float) -> int:
     """
     spec = _spec(settings)
     with embedded_server() as server:
-        settings = _for_bench(settings, server.url)
+        settings = for_bench(settings, server.url)
         with connect(settings.redis) as client, _worker(settings, spec) as process:
             report = Report("host", machine(server=check_server(client, settings.redis)))
             kinds = make_kinds(spec)
@@ -111,20 +111,6 @@ def _spec(settings: SettingsTree) -> InputSpec:
 
     model = settings.model.model_copy(update={"weights": "random"})
     return input_spec(load_model(model).module, model.name)
-
-
-def _for_bench(settings: SettingsTree, url: str) -> SettingsTree:
-    """The operator's batch, decode and stream settings; a server of our own, no cameras, no model, a quiet log."""
-    return settings.model_copy(
-        update={
-            "redis": settings.redis.model_copy(update={"url": SecretStr(url), "username": None, "password": None}),
-            "queue": settings.queue.model_copy(update={"enabled": True}),
-            "model": settings.model.model_copy(update={"engine": "noop", "noop_delay": 0.0}),
-            "cameras": (),
-            "http": settings.http.model_copy(update={"host": "127.0.0.1", "port": 0}),
-            "log": LogSettings(level="error"),
-        }
-    )
 
 
 def _measure(kind: Kind, spec: InputSpec, pipeline: "Pipeline", report: Report, *, seconds: float) -> None:

@@ -18,13 +18,12 @@ from statistics import median, quantiles
 from typing import Final
 
 import numpy as np
-from pydantic import SecretStr
 
-from config.settings import LogSettings, QueueSettings, RedisSettings, SettingsTree
+from config.settings import QueueSettings, RedisSettings, SettingsTree
 from worker.broker.connection import Client, connect
 from worker.broker.failures import calls
 from worker.broker.queues import queues_of
-from worker.commands.measuring import Report, figure, interleave, ratio
+from worker.commands.measuring import Report, figure, for_bench, interleave, ratio
 from worker.commands.run import run_worker
 from worker.errors import CoatstreamError, EngineError
 from worker.image import decode
@@ -45,7 +44,7 @@ Entry = dict[str, str | bytes | int]
 
 def measure_latency(settings: SettingsTree, url: str, report: Report, *, seconds: float) -> None:
     """Both trips for each kind of picture, on the server at `url`. Raises EngineError where a label stays away."""
-    settings = _for_worker(settings, url)
+    settings = for_bench(settings, url)
     queue = queues_of(settings)[0]
     with (
         connect(settings.redis) as client,
@@ -159,20 +158,6 @@ class Trip:
 
 
 # ---- the processes that answer
-
-
-def _for_worker(settings: SettingsTree, url: str) -> SettingsTree:
-    """The operator's batch, decode and stream settings; a server of our own, no cameras, no model, a quiet log."""
-    return settings.model_copy(
-        update={
-            "redis": RedisSettings(url=SecretStr(url)),
-            "queue": settings.queue.model_copy(update={"enabled": True}),
-            "model": settings.model.model_copy(update={"engine": "noop", "noop_delay": 0.0}),
-            "cameras": (),
-            "http": settings.http.model_copy(update={"host": "127.0.0.1", "port": 0}),
-            "log": LogSettings(level="error"),
-        }
-    )
 
 
 @contextmanager

@@ -5,17 +5,15 @@ On an embedded server of its own, never on a server that somebody uses.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
-from unittest.mock import patch
 
 from pydantic import SecretStr
 
 from config.settings import RedisSettings, ResultsSettings, SettingsTree
 from worker.broker.connection import Client, connect
-from worker.broker.documents import encode
+from worker.broker.documents import Encode, encode
 from worker.broker.embedded import embedded_server
 from worker.broker.failures import calls
 from worker.broker.preflight import check_server
@@ -68,7 +66,8 @@ def run_bench_queue(settings: SettingsTree, *, seconds: float, server: str | Non
 def _measure_settling(client: Client, settings: SettingsTree, report: Report, *, seconds: float) -> None:
     """Both ways, with their documents built in the measured time and, as a second case, before it."""
     queue = queues_of(settings)[0]
-    settler = settler_of(client, settings)
+    documents = Documents()
+    settler = settler_of(client, settings, documents)
     with calls("the consumer group cannot be created"):
         client.xgroup_create(queue.stream, queue.group, id="0", mkstream=True)
 
@@ -76,11 +75,12 @@ def _measure_settling(client: Client, settings: SettingsTree, report: Report, *,
         settler.settle(batch, now=time.time())
 
     def plain(batch: Batch) -> None:
-        settle_plainly(client, queue, settings.results, batch)
+        settle_plainly(client, queue, settings.results, batch, documents)
 
     ways = {"script": script, "plain": plain}
     for case, ahead in ((f"settle_{BATCH}", False), (f"settle_{BATCH}_protocol", True)):
-        samples = _take_turns(ways, partial(pending, client, queue, batches=AHEAD), seconds, documents_ahead=ahead)
+        prepare = documents.prepare if ahead else documents.forget
+        samples = _take_turns(ways, partial(pending, client, queue, batches=AHEAD), prepare, seconds)
         report.add(
             case=case,
             frames_per_s=figure(samples["script"]),
@@ -89,7 +89,29 @@ def _measure_settling(client: Client, settings: SettingsTree, report: Report, *,
         )
 
 
-def settler_of(client: Client, settings: SettingsTree) -> Settler:
+class Documents:
+    """Encodes labels for both ways; those that it was shown before are there already."""
+
+    def __init__(self) -> None:
+        self._ready: dict[str, bytes] = {}
+
+    def prepare(self, batches: Sequence[Batch]) -> None:
+        """What is left to measure is the protocol."""
+        predictions = [outcome.prediction for batch in batches for outcome in batch]
+        now = time.time()
+        self._ready = {
+            each.frame_id: encode(each, model=_MODEL, worker=_WORKER, published_at=now) for each in predictions
+        }
+
+    def forget(self, _batches: Sequence[Batch]) -> None:
+        self._ready = {}
+
+    def __call__(self, prediction: Prediction, *, model: ModelInfo, worker: str, published_at: float) -> bytes:
+        ready = self._ready.get(prediction.frame_id)
+        return ready or encode(prediction, model=model, worker=worker, published_at=published_at)
+
+
+def settler_of(client: Client, settings: SettingsTree, encode: Encode = encode) -> Settler:
     """As a worker has it."""
     return Settler(
         client,
@@ -99,11 +121,15 @@ def settler_of(client: Client, settings: SettingsTree) -> Settler:
         model=_MODEL,
         worker=_WORKER,
         name="bench",
+        encode=encode,
     )
 
 
 def _take_turns(
-    ways: Mapping[str, Settle], fill: Callable[[], list[list[Published]]], seconds: float, *, documents_ahead: bool
+    ways: Mapping[str, Settle],
+    fill: Callable[[], list[list[Published]]],
+    prepare: Callable[[Sequence[Batch]], None],
+    seconds: float,
 ) -> dict[str, list[float]]:
     """Frames a second of each way, one figure a round; filling the stream and reading from it are not timed.
 
@@ -115,24 +141,12 @@ def _take_turns(
         while not turns or sum(busy.values()) < seconds * len(ways) / ROUNDS:
             for name in list(ways) if turns % 2 == 0 else reversed(list(ways)):
                 batches = fill()
-                with _documents_of(batches) if documents_ahead else nullcontext():
-                    busy[name] += _timed(ways[name], batches)
+                prepare(batches)
+                busy[name] += _timed(ways[name], batches)
             turns += 1
         for name, spent in busy.items():
             samples[name].append(turns * AHEAD * BATCH / spent)
     return samples
-
-
-@contextmanager
-def _documents_of(batches: Sequence[Batch]) -> Iterator[None]:
-    """Each label's document is there when the clock starts: what is left is the protocol."""
-    documents = {outcome.prediction.frame_id: _document(outcome.prediction) for batch in batches for outcome in batch}
-
-    def ready(prediction: Prediction, **_: object) -> bytes:
-        return documents[prediction.frame_id]
-
-    with patch("worker.broker.settler.encode", ready), patch(f"{__name__}.encode", ready):
-        yield
 
 
 def _timed(settle: Settle, batches: Sequence[Batch]) -> float:
@@ -169,7 +183,9 @@ def _published(stream: str, entry_id: str, source: str) -> Published:
     )
 
 
-def settle_plainly(client: Client, queue: Queue, results: ResultsSettings, batch: Batch) -> None:
+def settle_plainly(
+    client: Client, queue: Queue, results: ResultsSettings, batch: Batch, encode: Encode = encode
+) -> None:
     """One round trip too, and the same entries in the labels stream, but neither atomic nor safe to repeat: a label
     goes out whoever owned the frame. No newest label per source, no Pub/Sub, no books.
     """
@@ -178,13 +194,15 @@ def settle_plainly(client: Client, queue: Queue, results: ResultsSettings, batch
     with calls("labels could not be published"):
         pipe = client.pipeline(transaction=False)
         for outcome in batch:
-            pipe.xadd(queue.labels, _fields(outcome.prediction, now), maxlen=results.max_length, approximate=True)
+            pipe.xadd(
+                queue.labels, _fields(outcome.prediction, now, encode), maxlen=results.max_length, approximate=True
+            )
         pipe.xack(queue.stream, queue.group, *ids)
         pipe.xdel(queue.stream, *ids)
         pipe.execute()
 
 
-def _fields(prediction: Prediction, now: float) -> dict[str, str | bytes]:
+def _fields(prediction: Prediction, now: float, encode: Encode) -> dict[str, str | bytes]:
     best = prediction.labels[0]
     return {
         "frame_id": prediction.frame_id,
@@ -197,7 +215,3 @@ def _fields(prediction: Prediction, now: float) -> dict[str, str | bytes]:
         "status": "ok",
         "json": encode(prediction, model=_MODEL, worker=_WORKER, published_at=now),
     }
-
-
-def _document(prediction: Prediction) -> bytes:
-    return encode(prediction, model=_MODEL, worker=_WORKER, published_at=time.time())

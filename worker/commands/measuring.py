@@ -1,4 +1,5 @@
-"""What the benchmarks share: interleaved rounds, medians with spread, the machine in words, JSON lines and a table.
+"""What the benchmarks share: the worker's settings, interleaved rounds, medians with spread, the machine in words, JSON
+lines and a table.
 
 Knows nothing of what is measured, and never says whether a figure is good.
 """
@@ -13,9 +14,11 @@ from pathlib import Path
 from statistics import median
 from typing import Final, Literal
 
+from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 
+from config.settings import LogSettings, RedisSettings, SettingsTree
 from worker.cores import usable_cores
 
 ROUNDS: Final = 5  # of every figure; its seconds are shared out among them
@@ -167,3 +170,17 @@ def _cell(value: Value) -> str:
         case float():
             return f"{rounded(value):g}"
     return str(value)
+
+
+def for_bench(settings: SettingsTree, url: str) -> SettingsTree:
+    """The operator's batch, decode and stream settings; a server of our own, no cameras, no model, a quiet log."""
+    return settings.model_copy(
+        update={
+            "redis": RedisSettings(url=SecretStr(url)),
+            "queue": settings.queue.model_copy(update={"enabled": True}),
+            "model": settings.model.model_copy(update={"engine": "noop", "noop_delay": 0.0}),
+            "cameras": (),
+            "http": settings.http.model_copy(update={"host": "127.0.0.1", "port": 0}),
+            "log": LogSettings(level="error"),
+        }
+    )

@@ -25,7 +25,6 @@ REAP_AFTER = 4  # times `min_idle` without a word; a consumer that has nothing t
 class Heartbeat:
     """Runs in a thread of its own until `stop`.
 
-    predecessors  consumers that are dead for certain
     stalled     why this process makes no progress; empty: it does
     count       told of leases that were lost ("leases_lost")
     on_trouble  told of each call that failed; on_success of each round that went through
@@ -37,7 +36,6 @@ class Heartbeat:
         holdings: Holdings,
         *,
         min_idle: float,
-        predecessors: Sequence[str] = (),
         stalled: Callable[[], list[str]],
         count: Callable[[str, int], None],
         on_trouble: Callable[[CoatstreamError], None],
@@ -47,7 +45,6 @@ class Heartbeat:
         self._groups = groups
         self._holdings = holdings
         self._min_idle = min_idle
-        self._predecessors = list(predecessors)
         self._stalled = stalled
         self._count = count
         self._on_trouble = on_trouble
@@ -74,7 +71,7 @@ class Heartbeat:
             return True
         well = {group: self._goes_through(partial(self._renew, group)) for group in self._groups}
         self._groups = sorted(self._groups, key=well.__getitem__, reverse=True)  # those in trouble last, next time
-        all_well = all(well.values()) and self._goes_through(self._inherit) and self._goes_through(self._reap)
+        all_well = all(well.values()) and self._goes_through(self._reap)
         if all_well:
             self._on_success()
         return all_well
@@ -109,13 +106,6 @@ class Heartbeat:
             self._holdings.remove(stream, lost)
             self._count("leases_lost", len(lost))
             self._log.warning("entries went to another worker, or were deleted", stream=stream, entries=len(lost))
-
-    def _inherit(self) -> None:
-        """What a predecessor held need not lie for `min_idle`: it is dead for certain."""
-        while self._predecessors:
-            handed_back = sum(group.inherit(self._predecessors[0]) for group in self._groups)
-            dead = self._predecessors.pop(0)
-            self._log.info("entries of a worker that crashed can be taken", worker=dead, entries=handed_back)
 
     def _reap(self) -> None:
         now = self._monotonic()

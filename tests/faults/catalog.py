@@ -118,7 +118,7 @@ CASES: tuple[Case, ...] = (
         "SIGTERM while the server is frozen",
         "exit within drain.timeout + 2 s, lost 0, doubled 0",
         drains.without_server,
-        quick={"timeout": 2.0, "socket_timeout": 1.0, "frame_count": 200},
+        quick={"timeout": 1.0, "socket_timeout": 0.5, "frame_count": 100},
         full={"timeout": 10.0, "socket_timeout": 5.0, "frame_count": 2_000},
     ),
     Case(

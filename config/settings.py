@@ -13,6 +13,9 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Name = Annotated[str, Field(min_length=1, max_length=128)]
 Key = Annotated[str, Field(min_length=1, max_length=256)]
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Patience = Annotated[float, Field(ge=0, le=86_400)]
+Probability = Annotated[float, Field(gt=0, le=1)]
+ClassName = Annotated[str, Field(min_length=1, max_length=128)]  # a label, a wnid, an index, or a range such as 151-268
 
 _REDIS_SCHEMES = (
     *("redis://", "rediss://", "unix://"),
@@ -24,6 +27,13 @@ class Section(BaseModel):
     """One block of the settings tree."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
+
+
+def _not_above(off: float, info: ValidationInfo, other: str) -> float:
+    on = info.data.get(other)  # absent when it is wrong itself
+    if on is not None and off > on:
+        raise ValueError(f"must not be above {other} ({on:g})")
+    return off
 
 
 class RedisSettings(Section):
@@ -125,24 +135,121 @@ class BatchSettings(Section):
         return prepared
 
 
+class HealthSettings(Section):
+    """When a camera's picture counts as sick. Each fault must last so long before it is said; 0 = never look for it."""
+
+    frozen_after: Patience = 15.0  # seconds without any change
+    black_after: Patience = 5.0
+    covered_after: Patience = 5.0  # nothing but one plain surface: a hand, a cloth, paint
+    blurred_after: Patience = 15.0
+    corrupt_after: Patience = 2.0  # seconds with damaged pictures, as the decoder reports them
+    well_after: Patience = 2.0  # seconds without a fault until the picture counts as well again
+
+
+class ReuseSettings(Section):
+    """The change gate: a frame like the last classified one reuses its labels, and is not classified."""
+
+    enabled: bool = False
+    difference: Annotated[float, Field(gt=0, le=255)] = 4.0  # grey levels that any part of the picture may differ by
+    heartbeat: Seconds = 10.0  # classified at least so often
+    check: Annotated[float, Field(ge=0, le=1)] = 0.02  # share of like frames that are classified all the same
+    budget: Annotated[float, Field(gt=0, le=1)] = 0.01  # share of those checks that may disagree; above, it tightens
+
+
+class Thresholds(Section):
+    """Own thresholds of one tag."""
+
+    on: Probability
+    off: Probability
+
+    @field_validator("off")
+    @classmethod
+    def _below_on(cls, off: float, info: ValidationInfo) -> float:
+        return _not_above(off, info, "on")
+
+
+class TagSettings(Section):
+    """From labels that flicker to tags that start and end."""
+
+    enabled: bool = True
+    smoothing: Literal["mean", "votes"] = "mean"
+    memory: Seconds = 2.0  # mean: the time constant of the moving average of scores
+    votes: Annotated[int, Field(ge=1, le=100)] = (
+        3  # votes: a tag is seen when so many of the last `window` frames say so
+    )
+    window: Annotated[int, Field(ge=1, le=100)] = 5
+    on: Probability = 0.5  # a tag starts at this score
+    off: Probability = 0.3  # and ends below this one
+    min_duration: Annotated[float, Field(ge=0, le=3600)] = 1.0  # seconds for which a tag must hold before it is said
+    min_gap: Annotated[float, Field(ge=0, le=3600)] = 1.0  # seconds for which it must be gone before it ends
+    lost_after: Seconds = 30.0  # seconds without a frame after which the camera's tags end
+    include: tuple[Name, ...] = ()  # only these tags; () = all
+    exclude: tuple[Name, ...] = ()
+    groups: dict[Name, tuple[ClassName, ...]] = Field(default_factory=dict)  # one tag for many classes
+    thresholds: dict[Name, Thresholds] = Field(default_factory=dict)  # a tag's own, else `on` and `off`
+
+    @field_validator("off")
+    @classmethod
+    def _below_on(cls, off: float, info: ValidationInfo) -> float:
+        return _not_above(off, info, "on")
+
+    @field_validator("window")
+    @classmethod
+    def _holds_votes(cls, window: int, info: ValidationInfo) -> int:
+        votes = info.data.get("votes")
+        if votes is not None and window < votes:
+            raise ValueError(f"must not be below votes ({votes})")
+        return window
+
+
 class CameraSettings(Section):
-    """One camera, or a file that is read like one."""
+    """One camera, or a file or folder that is read like one."""
 
     name: Name
-    url: SecretStr  # rtsp(s)://, http(s)://, a path, or a device index; may hold a user and password
+    url: SecretStr  # rtsp(s)://, http(s)://, udp://, tcp://, a path, or a device index; may hold a user and password
     username: str | None = None  # apart from the URL, percent-encoded for you
     password: SecretStr | None = None
-    fps: Annotated[float, Field(ge=0, le=1000)] = 5.0  # frames sampled a second; 0 = every one
+    password_file: Path | None = None  # read at each opening, so that a password can be changed without a restart
+    fps: Annotated[float, Field(ge=0, le=1000)] = 5.0  # frames sampled a second, fractions allowed; 0 = every one
+    priority: Annotated[float, Field(gt=0, le=1000)] = 1.0  # its share of the engine when not all frames can be had
     realtime: bool | None = None  # None: live sources yes, files no (lossless, as fast as the model takes them)
     loop: bool = False  # files only: begin again at the end
+    backlog: bool = False  # folders only: also the pictures that are there already
+    shared: bool = True  # among all workers on this Redis, one reads it; False: each that has it in its settings
     max_age: Seconds | None = None  # a frame older than this when its batch leaves is dropped as stale
-    open_timeout: Seconds = 10.0
+    open_timeout: Seconds = 10.0  # until the first picture, name resolution included
     read_timeout: Seconds = 5.0
+    transport: Literal["tcp", "udp"] = "tcp"  # of RTSP
+    keyframes_only: bool = False
+    acceleration: Literal["none", "any", "vaapi", "d3d11", "mfx"] = "none"  # hardware decoding, where OpenCV has it
+    tls_verify: bool = True  # of rtsps:// and https://
+    tls_ca: Path | None = None  # PEM; None: the system's authorities
+    health: HealthSettings | None = None  # None: as the section `health` says; likewise the next two
+    reuse: ReuseSettings | None = None
+    tags: TagSettings | None = None
 
     @field_validator("url", mode="before")
     @classmethod
     def _device_index_is_text(cls, url: object) -> object:
         return str(url) if isinstance(url, int) and not isinstance(url, bool) else url
+
+
+class FleetSettings(Section):
+    """How all workers on one Redis share all cameras, those from Redis included."""
+
+    key: Key = "cameras"  # prefix of the keys; the cameras that were added at run time are in the hash of this name
+    lease: Annotated[float, Field(ge=1, le=600)] = 10.0  # seconds after which others take a silent worker's cameras
+    local: bool = False  # whether a camera from Redis may be a file, folder or device of this machine
+    max_cameras: Count = 1000
+    overload: Literal["degrade", "refuse"] = "degrade"  # what to do when cameras ask for more than the engine can do
+
+
+class EventsSettings(Section):
+    """Tags, states of cameras and sick pictures, as they begin and end."""
+
+    stream: Key = "events"  # the channel of a camera is `<stream>:<camera>`
+    max_length: Count = 100_000
+    tags: Key = "tags"  # the present tags of a camera are in the hash `<tags>:<camera>`
 
 
 class HttpSettings(Section):
@@ -181,6 +288,11 @@ class SettingsTree(Section):
     model: ModelSettings = ModelSettings()
     batch: BatchSettings = BatchSettings()
     cameras: tuple[CameraSettings, ...] = ()
+    health: HealthSettings = HealthSettings()
+    reuse: ReuseSettings = ReuseSettings()
+    tags: TagSettings = TagSettings()
+    fleet: FleetSettings = FleetSettings()
+    events: EventsSettings = EventsSettings()
     http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()
     drain: DrainSettings = DrainSettings()

@@ -46,12 +46,33 @@ class RedisUnavailable(CoatstreamError):
 REDIS_TROUBLE = (RedisUnavailable, RedisRefuses)  # for those who only look on: who reads or publishes decides
 
 
-class SourceLost(CoatstreamError):
-    """A source's connection is gone or silent. Its intake backs off and opens it again; `slow` as above."""
+class DownReason(StrEnum):
+    """Why a source is down, for people, gauges and events."""
 
-    def __init__(self, message: str, *, slow: bool = False) -> None:
+    UNREACHABLE = "unreachable"  # no route, no such name, nothing listens
+    REFUSED = (
+        "refused"  # somebody answers and says no: no such path, too many viewers, a certificate nobody vouches for
+    )
+    AUTH = "auth"  # user or password are wrong
+    TIMEOUT = "timeout"  # connected, then silence
+    NO_VIDEO = "no_video"  # a stream without pictures
+    CODEC = "codec"  # pictures that nobody here can decode
+    ENDED = "ended"  # the other side closed
+    CRASHED = "crashed"  # the process that read it died
+    CHANGED = "changed"  # its pictures have another size now, which takes a new opening
+    REDIS = "redis"  # the queue: Redis is away
+
+
+class SourceLost(CoatstreamError):
+    """A source's connection is gone or silent. Its intake backs off and opens it again.
+
+    slow  as above
+    """
+
+    def __init__(self, message: str, *, slow: bool = False, reason: DownReason = DownReason.UNREACHABLE) -> None:
         super().__init__(message)
         self.slow = slow
+        self.reason = reason
 
 
 class DeadReason(StrEnum):

@@ -4,6 +4,7 @@ Plain frozen data, checked where it is made. Nothing here knows a camera, Redis 
 """
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Literal
 
 import numpy as np
@@ -46,6 +47,39 @@ class Receipt:
     admitted: int = 0
 
 
+class PictureFault(StrEnum):
+    """What can be wrong with a picture that arrives well."""
+
+    FROZEN = "frozen"
+    BLACK = "black"
+    COVERED = "covered"
+    BLURRED = "blurred"
+    CORRUPT = "corrupt"
+
+
+THUMBNAIL = (36, 64)  # height, width
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Vitals:
+    """What was measured on a camera's whole picture where it was decoded, since the picture itself goes no further.
+
+    brightness   mean grey level, 0..255
+    contrast     standard deviation of the grey levels
+    sharpness    variance of the Laplacian of the grey picture, scaled to 320 pixels wide
+    damage       errors that the decoder reported since the last taken picture
+    fingerprint  of the thumbnail's exact pixels: two pictures of one fingerprint are the same picture
+    thumbnail    uint8 [36, 64], grey, area-averaged
+    """
+
+    brightness: float
+    contrast: float
+    sharpness: float
+    damage: int
+    fingerprint: int
+    thumbnail: NDArray[np.uint8] = field(repr=False)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
     """One picture on its way to the model.
@@ -56,6 +90,9 @@ class Frame:
     expires_at      Unix seconds after which the label is worthless, or None
     receipt         set for queue frames only
     meta            the producer's own JSON object, as text, handed through untouched
+    fence           cameras: the number of the lease under which it was read; 0: the camera is not shared
+    vitals          cameras: what was measured on the whole picture
+    faults          cameras: what was wrong with the picture by then
     """
 
     source: str
@@ -67,6 +104,9 @@ class Frame:
     receipt: Receipt | None = None
     expires_at: float | None = None
     meta: str | None = None
+    fence: int = 0
+    vitals: Vitals | None = None
+    faults: tuple[PictureFault, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +146,10 @@ class Prediction:
 
     labels       best first
     embedding    float16 [features], or None
+    further      labels behind those that are published, best first, for tags
+    reused       the labels are those of an earlier, like frame
+    faults       what was wrong with the picture
+    fence        of the lease under which the frame was read; 0: the camera is not shared
     """
 
     source: str
@@ -117,3 +161,7 @@ class Prediction:
     receipt: Receipt | None = None
     embedding: NDArray[np.float16] | None = None
     meta: str | None = None
+    further: tuple[ScoredLabel, ...] = ()
+    reused: bool = False
+    faults: tuple[PictureFault, ...] = ()
+    fence: int = 0

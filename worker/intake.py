@@ -64,7 +64,7 @@ class Intake:
         reader = _Reader(source)
         reader.thread = threading.Thread(target=self._run, args=(reader,), name=f"intake-{source.name}", daemon=True)
         self._readers[source.name] = reader
-        self._status.source(source.name, "opening")
+        self._status.source(source.name, "connecting")
         reader.thread.start()
 
     @property
@@ -118,7 +118,7 @@ class Intake:
                 failures = 0 if well or self._monotonic() - opened_at > STABLE_AFTER else failures
                 delay = max(backoff.delay(failures, self._rng), SLOW_RETRY if lost.slow else 0.0)
                 failures += 1
-                self._status.source(name, "down", str(lost))
+                self._status.source(name, "down", lost.reason, str(lost))
                 self._log.warning("source lost", source=name, reason=str(lost), reopen_in=round(delay, 2))
                 reader.stop.wait(delay)
             else:
@@ -132,7 +132,7 @@ class Intake:
         try:
             for frame in frames:
                 reader.read += 1
-                if self._status.source(source.name, "up"):
+                if self._status.source(source.name, "live"):
                     self._log.info("source up", source=source.name)
                 if frame.receipt is None:  # a queue's frame is received when a batch takes it: till then it can go back
                     self._ledger.received(frame.source)

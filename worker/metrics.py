@@ -181,7 +181,7 @@ class StatusCollector(Collector):
         for name, source in self._status.sources().items():
             reopens.add_metric([name], source.reopened)
             if name.partition("/")[0] != "queue":
-                up.add_metric([name], source.state == "up")
+                up.add_metric([name], source.state == "live")
         yield up
         yield reopens
         yield GaugeMetricFamily("coatstream_redis_up", "1 while Redis answers.", value=self._status.redis_is_up())

@@ -8,18 +8,28 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-State = Literal["opening", "up", "down", "ended"]
+from worker.errors import DownReason
+
+State = Literal["connecting", "live", "standby", "stalled", "down", "paused", "ended"]
+STATES: tuple[State, ...] = get_args(State)
 
 
 @dataclass(frozen=True, slots=True)
 class SourceStatus:
-    """One reader: a camera, a file, or `queue`. `since` is Unix seconds."""
+    """One reader: a camera, a file, or `queue`.
+
+    since     Unix seconds
+    reason    why it is down
+    message   the same as one line for a person
+    reopened  how often it was lost
+    """
 
     state: State
     since: float
-    reason: str = ""
+    reason: DownReason | None = None
+    message: str = ""
     reopened: int = 0
 
 
@@ -70,15 +80,22 @@ class Status:
             self._redis_trouble[caller] = reason
             return news
 
-    def source(self, name: str, state: State, reason: str = "") -> bool:
-        """A reader's state. True if that is news."""
+    def source(self, name: str, state: State, reason: DownReason | None = None, message: str = "") -> bool:
+        """A reader's state. True if that is news: a source that stays down for the same reason is none."""
         with self._lock:
             old = self._sources.get(name)
-            if old is not None and (old.state, old.reason) == (state, reason) and state != "down":
+            news = old is None or (old.state, old.reason) != (state, reason)
+            if not news and state != "down":
                 return False
+            since = self._clock() if news or old is None else old.since
             reopened = (old.reopened if old else 0) + (state == "down")
-            self._sources[name] = SourceStatus(state, self._clock(), reason, reopened)
-        return True
+            self._sources[name] = SourceStatus(state, since, reason, message, reopened)
+        return news
+
+    def forget(self, name: str) -> None:
+        """A reader that is no longer this worker's business."""
+        with self._lock:
+            self._sources.pop(name, None)
 
     @contextmanager
     def at_work(self, what: str) -> Iterator[None]:

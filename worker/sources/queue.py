@@ -17,7 +17,15 @@ import structlog
 from config.settings import QueueSettings
 from worker.broker.publisher import Publisher
 from worker.cores import usable_cores
-from worker.errors import BadFrame, CoatstreamError, DeadReason, RedisRefuses, RedisUnavailable, SourceLost
+from worker.errors import (
+    BadFrame,
+    CoatstreamError,
+    DeadReason,
+    DownReason,
+    RedisRefuses,
+    RedisUnavailable,
+    SourceLost,
+)
 from worker.frames import Frame, Pixels, Receipt
 from worker.image import decode, raw, single_threaded
 from worker.ledger import DropReason, Ledger
@@ -123,13 +131,13 @@ class QueueSource:
             return call()
         except RedisUnavailable as trouble:
             self._on_trouble(trouble)
-            raise SourceLost(str(trouble), slow=trouble.slow) from trouble
+            raise SourceLost(str(trouble), slow=trouble.slow, reason=DownReason.REDIS) from trouble
         except RedisRefuses as trouble:
             self._on_trouble(trouble)
             self._refusals += 1
             if self._refusals >= REFUSALS:
                 raise
-            raise SourceLost(str(trouble), slow=True) from trouble
+            raise SourceLost(str(trouble), slow=True, reason=DownReason.REDIS) from trouble
 
     def _ready(self, window: deque[Future[Prepared]], stop: threading.Event) -> Iterator[Frame]:
         """The oldest entry, waiting for it, and those behind it that are done too."""
@@ -154,7 +162,7 @@ class QueueSource:
         try:
             settlement, _ = self._undertaker.publish(outcomes)
         except RedisUnavailable as trouble:
-            raise SourceLost(str(trouble)) from trouble
+            raise SourceLost(str(trouble), reason=DownReason.REDIS) from trouble
         self._holdings.settled(outcome.receipt for outcome in outcomes)
         self._count("letters_dropped", settlement.letters_dropped)
         for outcome, done in zip(outcomes, settlement.done, strict=True):

@@ -29,11 +29,11 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
 
 
-def _not_above(off: float, info: ValidationInfo, other: str) -> float:
-    on = info.data.get(other)  # absent when it is wrong itself
-    if on is not None and off > on:
-        raise ValueError(f"must not be above {other} ({on:g})")
-    return off
+def _not_above(lower: float, info: ValidationInfo, other: str) -> float:
+    upper = info.data.get(other)  # absent when it is wrong itself
+    if upper is not None and lower > upper:
+        raise ValueError(f"must not be above {other} ({upper:g})")
+    return lower
 
 
 class RedisSettings(Section):
@@ -159,13 +159,13 @@ class ReuseSettings(Section):
 class Thresholds(Section):
     """Own thresholds of one tag."""
 
-    on: Probability
-    off: Probability
+    start_at: Probability  # not `on` and `off`, which YAML takes for true and false
+    end_below: Probability
 
-    @field_validator("off")
+    @field_validator("end_below")
     @classmethod
-    def _below_on(cls, off: float, info: ValidationInfo) -> float:
-        return _not_above(off, info, "on")
+    def _below_start(cls, end_below: float, info: ValidationInfo) -> float:
+        return _not_above(end_below, info, "start_at")
 
 
 class TagSettings(Section):
@@ -178,20 +178,20 @@ class TagSettings(Section):
         3  # votes: a tag is seen when so many of the last `window` frames say so
     )
     window: Annotated[int, Field(ge=1, le=100)] = 5
-    on: Probability = 0.5  # a tag starts at this score
-    off: Probability = 0.3  # and ends below this one
+    start_at: Probability = 0.5  # a tag starts at this score
+    end_below: Probability = 0.3  # and ends below this one
     min_duration: Annotated[float, Field(ge=0, le=3600)] = 1.0  # seconds for which a tag must hold before it is said
     min_gap: Annotated[float, Field(ge=0, le=3600)] = 1.0  # seconds for which it must be gone before it ends
     lost_after: Seconds = 30.0  # seconds without a frame after which the camera's tags end
     include: tuple[Name, ...] = ()  # only these tags; () = all
     exclude: tuple[Name, ...] = ()
     groups: dict[Name, tuple[ClassName, ...]] = Field(default_factory=dict)  # one tag for many classes
-    thresholds: dict[Name, Thresholds] = Field(default_factory=dict)  # a tag's own, else `on` and `off`
+    thresholds: dict[Name, Thresholds] = Field(default_factory=dict)  # a tag's own, else the two above
 
-    @field_validator("off")
+    @field_validator("end_below")
     @classmethod
-    def _below_on(cls, off: float, info: ValidationInfo) -> float:
-        return _not_above(off, info, "on")
+    def _below_start(cls, end_below: float, info: ValidationInfo) -> float:
+        return _not_above(end_below, info, "start_at")
 
     @field_validator("window")
     @classmethod

@@ -28,6 +28,7 @@ def settler(
     worker: str = "me",
     queues: Sequence[Queue] = (QUEUE,),
     results: ResultsSettings | None = None,
+    fences: str = "cameras:fences",
     **limits: object,
 ) -> Settler:
     """Of one caller; `limits` are fields of QueueSettings."""
@@ -39,6 +40,7 @@ def settler(
         model=MODEL,
         worker=worker,
         name=name,
+        fences=fences,
     )
 
 

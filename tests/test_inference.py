@@ -9,7 +9,7 @@ from tests.doubles import FixedEngine, SettableClock, make_frame
 from worker.batching import Batch, LeftBecause
 from worker.errors import DeadReason, EngineBroken
 from worker.frames import Frame
-from worker.inference import Inference
+from worker.inference import Inference, Lane
 from worker.ledger import DropReason
 from worker.mailbox import Letter
 from worker.metrics import Metrics
@@ -22,7 +22,7 @@ def run(
 ) -> list[Outcome]:
     inference = Inference(
         engine or FixedEngine(),
-        max_age={} if max_age is None else {"cam": max_age},
+        lanes={"cam": Lane(max_age)},
         metrics=Metrics(CollectorRegistry()),
         status=Status(stall_after=60),
         clock=SettableClock(now),
@@ -101,7 +101,7 @@ def test_an_engine_that_hangs_makes_the_worker_unhealthy_until_it_comes_back() -
     engine, clock = FixedEngine(), SettableClock()
     engine.gate.clear()
     status = Status(stall_after=60, monotonic=clock)
-    inference = Inference(engine, max_age={}, metrics=Metrics(CollectorRegistry()), status=status)
+    inference = Inference(engine, lanes={}, metrics=Metrics(CollectorRegistry()), status=status)
     batch = Batch([Letter(make_frame(), "cam", 1_000.0)], LeftBecause.FULL)
     thread = threading.Thread(target=inference.run, args=(batch,))
 

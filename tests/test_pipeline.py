@@ -73,7 +73,7 @@ class Fixture:
 
     @asynccontextmanager
     async def pumping(self) -> AsyncIterator[asyncio.Task[None]]:
-        inference = Inference(self.engine, max_age={}, metrics=self.metrics, status=self.status)
+        inference = Inference(self.engine, lanes={}, metrics=self.metrics, status=self.status)
         with ThreadPoolExecutor(self.engine.streams) as engines, ThreadPoolExecutor(1) as publishing:
             pipeline = Pipeline(
                 self.mailbox,

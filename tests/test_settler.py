@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -34,7 +35,7 @@ from worker.broker.documents import decode_embedding, schema
 from worker.broker.preflight import check_types
 from worker.broker.queues import Queue
 from worker.errors import ConfigError, DeadReason, RedisRefuses
-from worker.frames import Label, Prediction, Receipt, ScoredLabel
+from worker.frames import Label, PictureFault, Prediction, Receipt, ScoredLabel
 from worker.ledger import DropReason
 from worker.outcomes import Buried, Dropped, Outcome, Published
 
@@ -119,9 +120,44 @@ def test_the_document_holds_what_the_contract_says_and_fits_its_published_schema
         "width": 1920,
         "height": 1080,
         "reused": False,
+        "picture": [],
+        "fence": None,
         "meta": {"a": 1.1},
     }
     assert b"entry_id" not in fields
+    assert (fields[b"status"], fields[b"fence"]) == (b"ok", b"0")
+
+
+def test_the_label_of_a_sick_picture_is_marked(client: Client) -> None:
+    well = label_with_everything(None).prediction
+    sick = replace(well, faults=(PictureFault.BLACK, PictureFault.FROZEN), reused=True)
+
+    settler(client).settle([Published(sick)], now=1001.5)
+
+    (fields,) = labels(client)
+    document = json.loads(fields[b"json"])
+    jsonschema.validate(document, schema())
+    assert fields[b"status"] == b"black,frozen"
+    assert (document["picture"], document["reused"]) == (["black", "frozen"], True)
+
+
+def test_a_label_under_an_older_fence_than_the_newest_granted_is_refused(client: Client) -> None:
+    client.hset("cameras:fences", "door", 1_764_000_000_000_001)
+    old, new = (
+        Published(replace(label_with_everything(None).prediction, fence=fence))
+        for fence in (1_764_000_000_000_000, 1_764_000_000_000_001)
+    )
+
+    settlement = settler(client).settle([old, new], now=1001.5)
+
+    assert settlement.done == (False, True)
+    assert [json.loads(fields[b"json"])["fence"] for fields in labels(client)] == [1_764_000_000_000_001]
+
+
+def test_a_camera_whose_fence_the_server_has_forgotten_may_speak(client: Client) -> None:
+    assert settler(client).settle(
+        [Published(replace(label_with_everything(None).prediction, fence=7))], now=1.0
+    ).done == (True,)
 
 
 def test_the_schema_in_docs_is_the_schema_of_the_code() -> None:

@@ -3,7 +3,8 @@
 import pytest
 
 from tests.doubles import SettableClock
-from worker.status import Status
+from worker.errors import DownReason
+from worker.status import State, Status
 
 
 def ready_status(monotonic: SettableClock | None = None) -> Status:
@@ -58,19 +59,22 @@ def test_a_drain_makes_it_unready() -> None:
 def test_a_broken_camera_is_seen_and_fails_neither() -> None:
     status = ready_status()
 
-    status.source("door", "up")
-    status.source("door", "down", "no route to host")
+    status.source("door", "live")
+    status.source("door", "down", DownReason.UNREACHABLE, "no route to host")
 
     assert (status.unready_because(), status.unhealthy_because()) == ([], [])
-    assert status.sources()["door"].reason == "no route to host"
+    assert status.sources()["door"].message == "no route to host"
+
+
+_STATES: tuple[State, ...] = ("connecting", "down", "down", "live", "live", "down", "live")
 
 
 def test_each_loss_counts_and_a_state_that_stays_is_no_news() -> None:
     status = ready_status()
 
-    news = [status.source("door", state) for state in ("opening", "down", "down", "up", "up", "down", "up")]
+    news = [status.source("door", state) for state in _STATES]
 
-    assert news == [True, True, True, True, False, True, True]
+    assert news == [True, True, False, True, False, True, True]
     assert status.sources()["door"].reopened == 3
 
 

@@ -1,4 +1,5 @@
-"""What happens to a batch inside the engine's slot: drop what is too old, classify the rest, name the outcomes.
+"""What happens to a batch inside the engine's slot: drop what is too old, reuse labels where the camera's gate says so,
+classify the rest, name the outcomes.
 
 Knows the engine, but neither Redis nor sources. A picture that makes the model raise is found by halving its batch, so
 that it takes no innocent frame with it; and it is blamed only while the engine still classifies something else.
@@ -6,6 +7,8 @@ that it takes no innocent frame with it; and it is blamed only while the engine 
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import structlog
@@ -22,24 +25,51 @@ from worker.redaction import redact
 from worker.status import Status
 
 
+class Gate(Protocol):
+    """Whether a frame needs the model at all (`worker.reuse.Gate`). Called from any engine thread."""
+
+    def consider(self, frame: Frame) -> Prediction | None:
+        """The labels of an earlier, like frame as this frame's own, or None: classify it."""
+
+    def classified(self, frame: Frame, prediction: Prediction) -> None:
+        """What the model said of a frame that was not let through."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """How one camera's frames are treated; a lane without any is treated like the queue.
+
+    max_age  seconds after which a frame is stale
+    """
+
+    max_age: float | None = None
+    gate: Gate | None = None
+
+
+_PLAIN = Lane()
+
+
 class Inference:
     """Batches to outcomes. `run` is called from at most `engine.streams` threads at a time.
 
-    `max_age` holds, for the lanes that have one, the seconds after which a frame is stale.
+    `lanes` is looked at for each frame, so cameras may come and go. Of the engine's labels the first `shown` are for
+    publishing (0 = all), the others for tags.
     """
 
     def __init__(
         self,
         engine: Engine,
         *,
-        max_age: Mapping[str, float],
+        lanes: Mapping[str, Lane],
+        shown: int = 0,
         metrics: Metrics,
         status: Status,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
-        self._max_age = max_age
+        self._lanes = lanes
+        self._shown = shown or None
         self._metrics = metrics
         self._status = status
         self._clock = clock
@@ -47,25 +77,28 @@ class Inference:
         self._log = structlog.get_logger("engine")
 
     def run(self, batch: Batch) -> list[Outcome]:
-        """One outcome per frame: those that come too late, then the others in order. Raises EngineBroken."""
+        """One outcome per frame, in their order. Raises EngineBroken."""
         self._metrics.batches[batch.left_because].inc()
-        outcomes: list[Outcome] = []
-        current: list[Frame] = []
-        for letter in batch.letters:
-            self._metrics.observe("wait", max(0.0, self._monotonic() - letter.put_at))
-            reason = self._too_late(letter)
-            if reason is None:
-                current.append(letter.frame)
-            else:
-                outcomes.append(Dropped(letter.frame.source, reason, letter.frame.receipt))
-        return outcomes + self._classify(current)
+        outcomes = [self._without_model(letter) for letter in batch.letters]
+        to_classify = [letter for letter, outcome in zip(batch.letters, outcomes, strict=True) if outcome is None]
+        classified = iter(self._classify([letter.frame for letter in to_classify]))
+        return [outcome or next(classified) for outcome in outcomes]
 
-    def _too_late(self, letter: Letter) -> DropReason | None:
+    def _without_model(self, letter: Letter) -> Outcome | None:
+        """The outcome of a frame that needs no model, or None."""
+        self._metrics.observe("wait", max(0.0, self._monotonic() - letter.put_at))
+        lane = self._lanes.get(letter.lane, _PLAIN)
+        reason = self._too_late(letter.frame, lane)
+        if reason is not None:
+            return Dropped(letter.frame.source, reason, letter.frame.receipt)
+        reused = lane.gate.consider(letter.frame) if lane.gate else None
+        return Published(reused) if reused else None
+
+    def _too_late(self, frame: Frame, lane: Lane) -> DropReason | None:
         now = self._clock()
-        if letter.frame.expires_at is not None and letter.frame.expires_at < now:
+        if frame.expires_at is not None and frame.expires_at < now:
             return DropReason.EXPIRED
-        max_age = self._max_age.get(letter.lane)
-        if max_age is not None and now - letter.frame.captured_at > max_age:
+        if lane.max_age is not None and now - frame.captured_at > lane.max_age:
             return DropReason.STALE
         return None
 
@@ -81,7 +114,14 @@ class Inference:
                 half = len(frames) // 2
                 return self._classify(frames[:half]) + self._classify(frames[half:])
             return [self._buried(frames[0], error)]
-        return [Published(prediction_of(frame, scores, row, self._engine)) for row, frame in enumerate(frames)]
+        return [self._published(frame, scores, row) for row, frame in enumerate(frames)]
+
+    def _published(self, frame: Frame, scores: Scores, row: int) -> Outcome:
+        prediction = prediction_of(frame, scores, row, self._engine, shown=self._shown)
+        lane = self._lanes.get(frame.source) if frame.receipt is None else None  # a camera's lane has its name
+        if lane is not None and lane.gate is not None:
+            lane.gate.classified(frame, prediction)
+        return Published(prediction)
 
     def _check_engine(self, error: Exception) -> None:
         """After an error: does the engine still classify a black picture? If not, the frames are not to blame."""
@@ -113,8 +153,8 @@ def _one_line(error: Exception) -> str:
     return redact(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
 
 
-def prediction_of(frame: Frame, scores: Scores, row: int, engine: Engine) -> Prediction:
-    """What row `row` of an engine's scores says of `frame`."""
+def prediction_of(frame: Frame, scores: Scores, row: int, engine: Engine, *, shown: int | None = None) -> Prediction:
+    """What row `row` of an engine's scores says of `frame`; the labels behind the first `shown` are `further`."""
     labels = tuple(
         ScoredLabel(engine.labels[index], value)
         for index, value in zip(scores.indices[row].tolist(), scores.values[row].tolist(), strict=True)
@@ -123,10 +163,13 @@ def prediction_of(frame: Frame, scores: Scores, row: int, engine: Engine) -> Pre
         source=frame.source,
         frame_id=frame.frame_id,
         captured_at=frame.captured_at,
-        labels=labels,
+        labels=labels[:shown],
+        further=labels[shown:] if shown else (),
         width=frame.width,
         height=frame.height,
         receipt=frame.receipt,
         embedding=None if scores.embeddings is None else scores.embeddings[row].astype(np.float16),
         meta=frame.meta,
+        faults=frame.faults,
+        fence=frame.fence,
     )

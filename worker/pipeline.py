@@ -5,7 +5,7 @@ waits for Redis, order per source is kept, and at most one finished batch waits 
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from config.settings import BatchSettings
 from worker.batching import Batch, next_batch
 from worker.broker.publisher import Publisher
 from worker.broker.settler import Settlement
-from worker.frames import Frame
+from worker.frames import Frame, Prediction
 from worker.inference import Inference
 from worker.ledger import Ledger
 from worker.mailbox import Mailbox
@@ -41,7 +41,9 @@ class Pipeline:
         holdings: Holdings,
         ledger: Ledger,
         metrics: Metrics,
+        on_published: Callable[[Prediction], None] = lambda prediction: None,
     ) -> None:
+        """`on_published` hears of every label of a camera's frame that has gone out, in order per camera."""
         self._mailbox = mailbox
         self._inference = inference
         self._publisher = publisher
@@ -52,6 +54,7 @@ class Pipeline:
         self._holdings = holdings
         self._ledger = ledger
         self._metrics = metrics
+        self._on_published = on_published
 
     async def pump(self) -> None:
         """Run until the mailbox is closed and all that was taken is published. Raises what a batch raised first."""
@@ -113,3 +116,5 @@ class Pipeline:
             book(self._ledger, outcome, done=done)
             if done and isinstance(outcome, Published):
                 self._metrics.age.observe(max(0.0, published_at - outcome.prediction.captured_at))
+                if outcome.receipt is None:
+                    self._on_published(outcome.prediction)

@@ -20,6 +20,7 @@ from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTO
 from config.settings import BatchSettings, CameraSettings, HttpSettings, ModelSettings, RedisSettings, SettingsTree
 from worker import __version__
 from worker.broker.connection import Client, address, channel, connect
+from worker.broker.fleet_keys import fleet_keys
 from worker.broker.group import ConsumerGroup
 from worker.broker.location import location
 from worker.broker.preflight import check_queues, check_server
@@ -40,7 +41,7 @@ from worker.errors import (
 from worker.frames import Frame
 from worker.identity import FIRST, Lineage, worker_name
 from worker.image import prepare
-from worker.inference import Inference
+from worker.inference import Inference, Lane
 from worker.intake import Intake
 from worker.ledger import DropReason, Ledger
 from worker.mailbox import Mailbox
@@ -92,6 +93,7 @@ class Service:
         self.worker = worker or worker_name()
         self._lineage = lineage
         self._queues = queues_of(settings)
+        self._fleet_keys = fleet_keys(settings)
         self.ledger = Ledger(camera.name for camera in settings.cameras)
         self.status = Status(stall_after=settings.batch.timeout)
         self.metrics = Metrics(CollectorRegistry())
@@ -383,7 +385,7 @@ class Service:
     def _inference(self, engine: Engine) -> Inference:
         return Inference(
             engine,
-            max_age={camera.name: camera.max_age for camera in self._settings.cameras if camera.max_age is not None},
+            lanes={camera.name: Lane(camera.max_age) for camera in self._settings.cameras},
             metrics=self.metrics,
             status=self.status,
         )
@@ -398,6 +400,7 @@ class Service:
             model=model,
             worker=self.worker,
             name=name,
+            fences=self._fleet_keys.fences,
         )
         return Publisher(settler, on_trouble=partial(self._redis_down, name), on_success=partial(self._redis_up, name))
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
 from worker.engine import ModelInfo
-from worker.frames import Prediction
+from worker.frames import PictureFault, Prediction
 
 
 class _Part(BaseModel):
@@ -42,6 +42,8 @@ class LabelDocument(_Part):
     height: int = Field(description="of the original picture, pixels")
     reused: bool = Field(description="true: the labels are those of an earlier, like frame")
     embedding: str | None = Field(description="base64 of little-endian float16[num_features]")
+    picture: tuple[PictureFault, ...] = Field((), description="what was wrong with the camera's picture; [] = nothing")
+    fence: int | None = Field(None, description="number of the lease under which a shared camera was read, else null")
     meta: dict[str, Any] | None = Field(description="the producer's own object, untouched")
 
 
@@ -80,8 +82,10 @@ def encode(prediction: Prediction, *, model: ModelInfo, worker: str, published_a
             "worker": worker,
             "width": prediction.width,
             "height": prediction.height,
-            "reused": False,
+            "reused": prediction.reused,
             "embedding": None if prediction.embedding is None else encode_embedding(prediction.embedding),
+            "picture": prediction.faults,
+            "fence": prediction.fence or None,
             "meta": None,
         },
         inf_nan_mode="null",
@@ -116,8 +120,10 @@ def document(prediction: Prediction, *, model: ModelInfo, worker: str, published
             worker=worker,
             width=prediction.width,
             height=prediction.height,
-            reused=False,
+            reused=prediction.reused,
             embedding=None if prediction.embedding is None else encode_embedding(prediction.embedding),
+            picture=prediction.faults,
+            fence=prediction.fence or None,
             meta=None,
         )
     )

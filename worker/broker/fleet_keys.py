@@ -1,12 +1,18 @@
 """The names of all keys that cameras need beside the queue's. Touches no server.
 
-On a cluster all of them must lie in one slot, with the labels' stream: give `fleet.key`, `events.stream` and
-`events.tags` its hash tag.
+On a cluster all of them must lie in one slot, that of the labels' stream. So where that has a hash tag, as in
+`{door}labels`, names without one get it: `{door}cameras`.
 """
 
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from config.settings import SettingsTree
+from worker.broker.queues import queues_of
+
+_TAG: Final = re.compile(r"\{[^{}]+\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +62,27 @@ class FleetKeys:
         """Hash of the present tags of one camera: tag -> JSON."""
         return f"{self.tags_prefix}:{camera}"
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """One of each kind: on a cluster they must share a slot."""
+        return (*self.types, self.tags("camera"))
+
+    @property
+    def types(self) -> Mapping[str, str]:
+        """What each fixed key must hold, where it is there."""
+        hashes = (self.registry, self.members, self.leases, self.fences, self.states)
+        return dict.fromkeys(hashes, "hash") | {self.paused: "set", self.version: "string", self.events: "stream"}
+
     def channel(self, camera: str) -> str:
         """The Pub/Sub channel of one camera's events."""
         return f"{self.events}:{camera}"
 
 
 def fleet_keys(settings: SettingsTree) -> FleetKeys:
-    return FleetKeys(settings.fleet.key, settings.events.stream, settings.events.tags)
+    """The keys beside the labels of the first queue, where those of cameras go. Raises ConfigError."""
+    tag = _TAG.search(queues_of(settings)[0].labels)
+
+    def beside(name: str) -> str:
+        return name if tag is None or _TAG.search(name) else f"{tag[0]}{name}"
+
+    return FleetKeys(beside(settings.fleet.key), beside(settings.events.stream), beside(settings.events.tags))

@@ -1,18 +1,21 @@
 -- Gives each frame of a batch its one outcome, in one atomic step: publish and settle, drop, or bury.
 --
 -- KEYS  1 frames in  2 labels out  3 newest label per source  4 dead letters  5 the caller's memo  6 books
---       7 admitted entries per source
+--       7 admitted entries per source  8 newest fence per camera (only where labels of cameras go)
 -- ARGV  1 consumer group  2 labels kept  3 sources in the hash of newest  4 dead letters kept  5 their bytes at most
 --       6 channel prefix  7 number of this call (rises by 1)  8 the memo's life in ms  9 now, Unix seconds  10 worker
---       11 a letter per frame: p, d or b  12 per frame the entry's bytes as admission counted them, with spaces between;
+--       11 a letter per frame: p, c, d or b  12 per frame the entry's bytes as admission counted them, with spaces between;
 --       0 for a plain XADD, and '' where all are 0
 --       then one block per frame (each argument costs; a batch has hundreds):
---         p  publish  entry_id|'' source frame_id captured_at label score json
+--         p  publish  entry_id source frame_id captured_at label score json
+--         c  a camera's  fence source frame_id captured_at label score json status
 --         d  drop     entry_id source
 --         b  bury     entry_id source reason error
 -- Reply { one digit per frame: 1 = done now, 0 = somebody else had settled that entry; labels left out of the hash;
 --         dead letters that had to go }
 --
+-- A camera's label is refused when its fence is older than the newest that lease.lua has granted: another worker reads the
+-- camera by now. Fence 0: the camera is not shared.
 -- Why it may be sent twice. XACK's reply is the arbiter: only who gets 1 publishes, so a queue frame has one outcome
 -- whoever tries and however often. A camera's frame has no entry; for it, and to give a repeated call its true reply, the
 -- memo holds the number and the reply of the caller's last call. A call that arrives late (its connection was given up
@@ -22,7 +25,7 @@
 -- `maxmemory` lets a script finish whose first write frees memory or takes none, hence PEXPIRE (and no shebang): the
 -- queue drains when memory is full.
 
-local frames, labels, latest, dead, memo, books, sources = unpack(KEYS)
+local frames, labels, latest, dead, memo, books, sources, fences = unpack(KEYS)
 local group, labels_kept, sources_kept, dead_kept, dead_bytes = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local prefix, number, memo_ms, now, worker = ARGV[6], tonumber(ARGV[7]), ARGV[8], ARGV[9], ARGV[10]
 local kinds, sizes = ARGV[11], string.gmatch(ARGV[12], '%d+')
@@ -31,6 +34,7 @@ local MAX_IDS = 1000 -- of one XDEL: Lua can pass some 8,000
 
 local wrong = misfit({[frames] = 'stream', [labels] = 'stream', [dead] = 'stream', [latest] = 'hash', [memo] = 'string',
                       [books] = 'hash', [sources] = 'hash'})
+wrong = wrong or (fences and misfit({[fences] = 'hash'}))
 if wrong then return wrong end
 
 local last = redis.call('GET', memo)
@@ -40,7 +44,7 @@ if last then
 end
 redis.call('PEXPIRE', memo, memo_ms)
 
-for kind, stream in pairs({p = labels, b = dead}) do
+for kind, stream in pairs({p = labels, c = labels, b = dead}) do
   local barred = string.find(kinds, kind, 1, true) and bars_adding(stream)
   if barred then return barred end
 end
@@ -97,19 +101,27 @@ local function write_newest()
   return left_out
 end
 
-local function publish(admitted, entry_id, source, frame_id, captured_at, label, score, json)
-  if entry_id == '' then
-    redis.call('XADD', labels, 'MAXLEN', '~', labels_kept, '*', 'frame_id', frame_id, 'source', source,
-      'captured_at', captured_at, 'published_at', now, 'label', label, 'score', score, 'status', 'ok', 'json', json)
-  else
-    if not take(entry_id, admitted, source) then return '0' end
-    redis.call('XADD', labels, 'MAXLEN', '~', labels_kept, '*', 'frame_id', frame_id, 'entry_id', entry_id, 'source', source,
-      'captured_at', captured_at, 'published_at', now, 'label', label, 'score', score, 'status', 'ok', 'json', json)
-    note('published', 1)
-  end
+-- The newest of its source, and whoever listens. pcall: a user without the right to a channel still gets the stream.
+local function tell(source, captured_at, json)
   remember(source, tonumber(captured_at), json)
-  redis.pcall('PUBLISH', prefix .. source, json) -- pcall: a user without the right to a channel still gets the stream
+  redis.pcall('PUBLISH', prefix .. source, json)
   return '1'
+end
+
+local function publish(admitted, entry_id, source, frame_id, captured_at, label, score, json)
+  if not take(entry_id, admitted, source) then return '0' end
+  redis.call('XADD', labels, 'MAXLEN', '~', labels_kept, '*', 'frame_id', frame_id, 'entry_id', entry_id, 'source', source,
+    'captured_at', captured_at, 'published_at', now, 'label', label, 'score', score, 'status', 'ok', 'json', json)
+  note('published', 1)
+  return tell(source, captured_at, json)
+end
+
+local function publish_camera(fence, source, frame_id, captured_at, label, score, json, status)
+  local newest = fence ~= '0' and tonumber(redis.pcall('HGET', fences, source) or '')
+  if newest and newest > tonumber(fence) then return '0' end
+  redis.call('XADD', labels, 'MAXLEN', '~', labels_kept, '*', 'frame_id', frame_id, 'source', source, 'captured_at', captured_at,
+    'published_at', now, 'label', label, 'score', score, 'status', status, 'fence', fence, 'json', json)
+  return tell(source, captured_at, json)
 end
 
 local function drop(admitted, entry_id, source)
@@ -137,6 +149,9 @@ local function settle()
     if kind == 'p' then
       done[n] = publish(admitted, unpack(ARGV, at, at + 6))
       at = at + 7
+    elseif kind == 'c' then
+      done[n] = publish_camera(unpack(ARGV, at, at + 7))
+      at = at + 8
     elseif kind == 'd' then
       done[n] = drop(admitted, unpack(ARGV, at, at + 1))
       at = at + 2

@@ -22,6 +22,7 @@ MEMO_LIFE = 3600.0  # seconds that the server remembers a worker's last call; fa
 _SETTLE = Script("settle", after=("accounts",))
 
 _KINDS: Final[Mapping[type[Outcome], str]] = {Published: "p", Dropped: "d", Buried: "b"}
+_OF_CAMERA: Final = "c"  # published, and it came from no queue
 
 _Arguments = list[str | bytes | int | float]
 
@@ -41,7 +42,10 @@ class Settlement:
 
 
 class QueueSettler:
-    """One caller's way to settle frames of one queue; used from one thread."""
+    """One caller's way to settle frames of one queue; used from one thread.
+
+    fences  key of the newest lease numbers of cameras, for the queue whose labels take theirs too
+    """
 
     def __init__(
         self,
@@ -53,10 +57,12 @@ class QueueSettler:
         model: ModelInfo,
         worker: str,
         name: str,
+        fences: str | None = None,
         encode: Encode = encode,
     ) -> None:
         self._client = client
         self._queue = queue
+        self._fences = fences
         self._limits = limits
         self._results = results
         self._model = model
@@ -80,7 +86,8 @@ class QueueSettler:
 
     def _keys(self) -> list[str]:
         queue = self._queue
-        return [queue.stream, queue.labels, queue.latest, queue.dead, self._memo, queue.books, queue.sources]
+        keys = [queue.stream, queue.labels, queue.latest, queue.dead, self._memo, queue.books, queue.sources]
+        return keys if self._fences is None else [*keys, self._fences]
 
     def _header(self, outcomes: Sequence[Outcome], now: float) -> _Arguments:
         return [
@@ -94,7 +101,7 @@ class QueueSettler:
             int(MEMO_LIFE * 1000),
             unix_seconds(now),
             self._worker,
-            "".join([_KINDS[type(outcome)] for outcome in outcomes]),
+            "".join([_kind(outcome) for outcome in outcomes]),
             _sizes(outcomes),
         ]
 
@@ -110,21 +117,24 @@ class QueueSettler:
 
     def _label(self, prediction: Prediction, now: float) -> _Arguments:
         best, receipt = prediction.labels[0], prediction.receipt
+        own: _Arguments = [] if receipt else [",".join(prediction.faults) or "ok"]
         return [
-            receipt.entry_id if receipt else "",
+            receipt.entry_id if receipt else prediction.fence,
             prediction.source,
             prediction.frame_id,
             unix_seconds(prediction.captured_at),
             best.label.name,
             f"{best.score:.6f}",
             self._encode(prediction, model=self._model, worker=self._worker, published_at=now),
+            *own,
         ]
 
 
 class Settler:
     """One caller's way to settle frames of all queues; used from one thread. Two callers of one process need two names.
 
-    Labels of frames that came from no queue go to the first queue's labels.
+    Labels of frames that came from no queue go to the first queue's labels, where `fences` says that this worker still
+    may speak for their camera.
     """
 
     def __init__(
@@ -137,15 +147,24 @@ class Settler:
         model: ModelInfo,
         worker: str,
         name: str,
+        fences: str,
         encode: Encode = encode,
     ) -> None:
+        self._first = queues[0].stream
         self._queues = {
             queue.stream: QueueSettler(
-                client, queue, limits=limits, results=results, model=model, worker=worker, name=name, encode=encode
+                client,
+                queue,
+                limits=limits,
+                results=results,
+                model=model,
+                worker=worker,
+                name=name,
+                fences=fences if queue.stream == self._first else None,
+                encode=encode,
             )
             for queue in queues
         }
-        self._first = queues[0].stream
         self._last: Sequence[Outcome] | None = None  # what the present numbers stand for
 
     def settle(self, outcomes: Sequence[Outcome], *, now: float) -> Settlement:
@@ -174,6 +193,10 @@ class Settler:
                 stream = outcome.receipt.stream if outcome.receipt else self._first
                 places.setdefault(stream, []).append(place)
         return places
+
+
+def _kind(outcome: Outcome) -> str:
+    return _OF_CAMERA if isinstance(outcome, Published) and outcome.receipt is None else _KINDS[type(outcome)]
 
 
 def _sizes(outcomes: Sequence[Outcome]) -> str:

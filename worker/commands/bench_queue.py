@@ -17,6 +17,7 @@ from worker.broker.documents import Encode, encode
 from worker.broker.embedded import embedded_server
 from worker.broker.failures import calls
 from worker.broker.preflight import check_server
+from worker.broker.fleet_keys import fleet_keys
 from worker.broker.queues import Queue, queues_of
 from worker.broker.settler import Settler, unix_seconds
 from worker.commands.bench_latency import measure_latency
@@ -121,6 +122,7 @@ def settler_of(client: Client, settings: SettingsTree, encode: Encode = encode) 
         model=_MODEL,
         worker=_WORKER,
         name="bench",
+        fences=fleet_keys(settings).fences,
         encode=encode,
     )
 

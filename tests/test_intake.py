@@ -1,13 +1,14 @@
 """A thread per source: retried when lost, forgotten when ended, left behind when stuck."""
 
 import asyncio
+import random
 import threading
 from collections.abc import Generator, Iterator
 
 import pytest
 
 from tests.doubles import ScriptedSource, make_frame
-from worker.errors import SourceLost
+from worker.errors import DownReason, SourceLost
 from worker.frames import Frame
 from worker.intake import Intake
 from worker.ledger import Ledger
@@ -20,7 +21,16 @@ class Fixture:
         self.mailbox = Mailbox(room, on_replaced=lambda frame: None)
         self.ledger = Ledger()
         self.status = Status(stall_after=60)
-        self.intake = Intake(self.mailbox, self.ledger, self.status)
+        self.heard: list[tuple[str, str, DownReason | None]] = []
+        self.ended: list[str] = []
+        self.intake = Intake(
+            self.mailbox,
+            self.ledger,
+            self.status,
+            on_state=lambda name, state, reason, message: self.heard.append((name, state, reason)),
+            on_ended=self.ended.append,
+            rng=random.Random(1),
+        )
 
     def ids(self) -> list[str]:
         return [letter.frame.frame_id for letter in self.mailbox.take(100)]
@@ -133,3 +143,60 @@ async def test_a_source_is_let_go_in_the_thread_that_read_it() -> None:
     await asyncio.wait_for(fixture.intake.finished(), 5)
 
     assert threads == ["intake-cam"]
+
+
+async def test_a_change_of_state_is_said_once_however_often_the_source_is_tried() -> None:
+    fixture = Fixture()
+    source = ScriptedSource("cam", [], then=lose)
+
+    fixture.intake.add(source)
+    while source.opened < 4:
+        await asyncio.sleep(0.001)
+    await fixture.intake.halt(within=5)
+
+    assert fixture.heard == [("cam", "connecting", None), ("cam", "down", DownReason.UNREACHABLE)]
+
+
+async def test_a_removed_source_stops_and_its_name_can_be_read_again_at_once() -> None:
+    fixture = Fixture()
+    fixture.intake.add(ScriptedSource("cam", [make_frame("1")], live=True, then=assert_waited))
+    assert await asyncio.wait_for(fixture.mailbox.filled(1), 5)
+    fixture.ids()
+
+    fixture.intake.remove("cam")
+    fixture.intake.add(ScriptedSource("cam", [make_frame("2")], live=True, then=assert_waited))
+
+    assert await asyncio.wait_for(fixture.mailbox.filled(1), 5)
+    assert fixture.ids() == ["2"]
+    assert fixture.intake.names == ["cam"]
+    assert await fixture.intake.halt(within=5) == []
+    assert fixture.ended == []
+
+
+async def test_everything_is_finished_only_when_no_more_sources_will_come() -> None:
+    fixture = Fixture()
+    more = True
+    fixture.intake.add(ScriptedSource("clip", [make_frame()]))
+
+    waiting = asyncio.create_task(fixture.intake.finished(more=lambda: more))
+    done, _ = await asyncio.wait([waiting], timeout=0.2)
+    assert not done
+    more = False
+    fixture.intake.look()
+
+    await asyncio.wait_for(waiting, 5)
+    assert fixture.ended == ["clip"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "longest"),
+    [(DownReason.CHANGED, 0.0), (DownReason.UNREACHABLE, 0.5), (DownReason.TIMEOUT, 0.5), (DownReason.AUTH, 5.0)],
+)
+async def test_how_soon_a_camera_is_tried_again_depends_on_why_it_was_lost(reason: DownReason, longest: float) -> None:
+    fixture = Fixture()
+    source = ScriptedSource("cam", [], live=True)
+
+    delays = [fixture.intake._delay(source, SourceLost("", reason=reason), 0) for _ in range(200)]
+
+    assert max(delays) <= longest
+    assert longest == 0 or max(delays) > 0.9 * longest

@@ -40,7 +40,7 @@ class _Reader:
 
 
 class Intake:
-    """`add`, `remove`, `look` and `halt` are called on the loop; the readers' threads talk to mailbox, ledger and status.
+    """All methods are called on the loop; the readers' threads talk to mailbox, ledger and status only.
 
     `on_state` hears of every change of a source's state, `on_ended` of a source that has come to its own end; both are
     called in the reader's thread.

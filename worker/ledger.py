@@ -45,7 +45,7 @@ class Account:
 class Ledger:
     """Counts frames by source. Called from any thread.
 
-    `named` sources (cameras) always keep their own account; of the names that strangers choose, the first 200 do and
+    `named` sources (cameras) and those of `name` always keep their own account; of the names that strangers choose, the first 200 do and
     the rest share `other`.
     """
 
@@ -53,6 +53,11 @@ class Ledger:
         self._lock = threading.Lock()
         self._accounts = {name: Account() for name in named}
         self._strangers = 0
+
+    def name(self, source: str) -> None:
+        """A camera: from now on it has its own account."""
+        with self._lock:
+            self._accounts.setdefault(source, Account())
 
     def received(self, source: str) -> None:
         with self._lock:

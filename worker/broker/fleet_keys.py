@@ -5,7 +5,7 @@ On a cluster all of them must lie in one slot, that of the labels' stream. So wh
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 

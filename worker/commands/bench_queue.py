@@ -16,8 +16,8 @@ from worker.broker.connection import Client, connect
 from worker.broker.documents import Encode, encode
 from worker.broker.embedded import embedded_server
 from worker.broker.failures import calls
-from worker.broker.preflight import check_server
 from worker.broker.fleet_keys import fleet_keys
+from worker.broker.preflight import check_server
 from worker.broker.queues import Queue, queues_of
 from worker.broker.settler import Settler, unix_seconds
 from worker.commands.bench_latency import measure_latency

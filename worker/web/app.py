@@ -1,4 +1,7 @@
-"""The ASGI app: metrics and probes."""
+"""The ASGI app: metrics, probes, and what is known of the cameras."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -10,8 +13,13 @@ from starlette.routing import Route
 from worker.status import Status
 
 
-def make_app(registry: CollectorRegistry, status: Status) -> Starlette:
-    """`/metrics` as Prometheus or OpenMetrics, as asked; `/healthz` and `/readyz` answer 200, or 503 and why."""
+Cameras = Callable[[], Sequence[Mapping[str, Any]]]
+
+
+def make_app(registry: CollectorRegistry, status: Status, *, cameras: Cameras = lambda: ()) -> Starlette:
+    """`/metrics` as Prometheus or OpenMetrics, as asked; `/healthz` and `/readyz` answer 200, or 503 and why;
+    `/api/cameras` is a JSON list of the cameras that this worker reads.
+    """
 
     async def metrics(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
@@ -23,8 +31,16 @@ def make_app(registry: CollectorRegistry, status: Status) -> Starlette:
     async def readyz(_request: Request) -> Response:
         return _verdict("ready", status.unready_because())
 
+    async def api_cameras(_request: Request) -> Response:
+        return JSONResponse(list(cameras()))
+
     return Starlette(
-        routes=[Route("/metrics", metrics), Route("/healthz", healthz), Route("/readyz", readyz)],
+        routes=[
+            Route("/metrics", metrics),
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/api/cameras", api_cameras),
+        ],
     )
 
 

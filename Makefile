@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 DEV := $(VENV)/.ready-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test check bench faults deploy-check clean
+.PHONY: help setup demo test check bench faults camera-faults deploy-check clean
 
 help:
 	@echo "make demo          a real clip and real photos through an embedded server (SECONDS=20 ends it)"
@@ -15,6 +15,7 @@ help:
 	@echo "make check         format, lint, types"
 	@echo "make bench         benchmarks of this machine"
 	@echo "make faults        the promises under faults, at full size"
+	@echo "make camera-faults the promises on cameras, at full size"
 	@echo "make deploy-check  the manifests, the image and the compose file"
 	@echo "make setup         only the virtual environment; make clean removes it"
 
@@ -51,6 +52,9 @@ faults: $(DEV)
 	$(BIN)/python -m tests.faults $(FAULTS_ARGS)
 	$(BIN)/python bench/acceptance.py --weights noop
 	$(BIN)/python bench/acceptance.py --weights random
+
+camera-faults: $(DEV)
+	$(BIN)/python -m tests.camera_faults $(CAMERA_FAULTS_ARGS)
 
 deploy-check: $(DEV)
 	$(BIN)/python deploy/check/check_manifests.py

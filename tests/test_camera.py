@@ -2,9 +2,10 @@
 
 import os
 import socket
+import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import islice, pairwise
 from pathlib import Path
@@ -12,15 +13,18 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+import trustme
 
 import worker
 from config.settings import CameraSettings
+from tests.cameras.hearing import Hearing
+from tests.cameras.hls import HlsCamera, play_stream, send_stream
 from tests.cameras.http import HttpCamera
 from tests.cameras.listener import Listener
-from tests.cameras.rtsp import CLIP, FPS, LENGTH, RtspCamera, number_of
-from worker.errors import BadFrame, DeadReason, SourceLost
+from tests.cameras.rtsp import CLIP, FPS, LENGTH, RtspCamera, RtspProcess, number_of
+from worker.errors import BadFrame, DeadReason, DownReason, SourceLost
 from worker.frames import Frame, Pixels
-from worker.opencv import cv2
+from worker.opencv import CAPTURE_OPTIONS, NETWORK_OPTIONS, cv2
 from worker.sources import Source
 from worker.sources.camera import Camera
 
@@ -377,7 +381,6 @@ def test_what_is_no_plain_file_is_a_loss_and_never_waited_for(tmp_path: Path) ->
     os.mkfifo(tmp_path / "pipe")
 
     assert "not a plain file" in why_lost(camera(tmp_path / "pipe"))
-    assert "not a plain file" in why_lost(camera(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["list.mp4", "list.ffconcat", "list.m3u8"])
@@ -393,3 +396,370 @@ def test_a_file_that_is_cut_short_gives_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "cut.h264").write_bytes(CLIP.read_bytes()[: CLIP.stat().st_size // 2])
 
     assert 100 < len(read(camera(tmp_path / "cut.h264"))) < 150
+
+
+# Why it is lost: FFmpeg's own words, heard by a process of the camera's own
+
+
+@pytest.fixture(scope="module")
+def hearing() -> Iterator[Hearing]:
+    with Hearing() as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def tls(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "words"),
+    [
+        ("401 Unauthorized", DownReason.AUTH, "user or password are wrong or missing (401)"),
+        ("403 Forbidden", DownReason.AUTH, "this user may not see it (403)"),
+        ("404 Not Found", DownReason.REFUSED, "there is no such path on it (404)"),
+        ("453 Not Enough Bandwidth", DownReason.REFUSED, "it has no room for another viewer (453)"),
+        ("503 Service Unavailable", DownReason.REFUSED, "it is busy"),
+        ("500 Internal Server Error", DownReason.REFUSED, "it refuses with status 500"),
+    ],
+)
+def test_what_a_camera_answers_is_the_reason(hearing: Hearing, status: str, reason: DownReason, words: str) -> None:
+    with RtspCamera() as server:
+        server.faults.status = status
+        heard = hearing.read(server.url())
+
+    assert heard.reason == reason
+    assert f"cannot be opened: {words}" in (heard.words or "")
+
+
+@pytest.mark.parametrize("status", ["401 Unauthorized", "302 Found", "404 Not Found"])
+def test_what_a_web_camera_answers_is_the_reason(hearing: Hearing, red_jpeg: bytes, status: str) -> None:
+    with HttpCamera(red_jpeg) as server:
+        server.status = status
+        heard = hearing.read(server.url())
+
+    expected = {"401": DownReason.AUTH, "302": DownReason.REFUSED, "404": DownReason.REFUSED}
+    assert heard.reason == expected[status[:3]]
+    assert status[:3] in (heard.words or "")
+
+
+@pytest.mark.parametrize("scheme", ["basic", "digest"])
+def test_a_wrong_password_is_the_reason_and_is_never_printed(scheme: Literal["basic", "digest"]) -> None:
+    with RtspCamera(user="jo", password="right", scheme=scheme) as server, Hearing() as process:
+        heard = process.read(server.url(credentials="jo:hunter2"))
+        rest = process.rest()
+
+    assert heard.reason == DownReason.AUTH
+    assert "hunter2" not in repr(heard)
+    assert rest == ""
+
+
+def test_a_camera_without_video_says_so(hearing: Hearing) -> None:
+    with RtspCamera() as server:
+        heard = hearing.read(server.url("?audio=1"))
+
+    assert (heard.reason, heard.words) == (DownReason.NO_VIDEO, "camera 'door' cannot be opened: it offers no video")
+
+
+def test_a_web_page_is_no_video(hearing: Hearing) -> None:
+    def serve(connection: socket.socket, _: threading.Event) -> None:
+        connection.recv(4096)
+        connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Type: text/html\r\n\r\n<html>camera</html>")
+
+    with Listener(serve) as server:
+        heard = hearing.read(f"http://127.0.0.1:{server.port}/")
+
+    assert heard.reason == DownReason.NO_VIDEO
+    assert "is no video that can be read" in (heard.words or "")
+
+
+def test_a_camera_that_is_silent_is_timed_out(hearing: Hearing) -> None:
+    with RtspCamera(silent=True) as server:
+        heard = hearing.read(server.url(), open_timeout=0.5)
+
+    assert (heard.reason, heard.words) == (
+        DownReason.TIMEOUT,
+        "camera 'door' cannot be opened: no answer within 0.5 s",
+    )
+
+
+def test_a_camera_that_shows_nothing_is_timed_out(hearing: Hearing) -> None:
+    with RtspCamera() as server:
+        server.faults.frozen = True
+        before = time.monotonic()
+        heard = hearing.read(server.url(), open_timeout=1)
+
+    assert heard.reason == DownReason.TIMEOUT
+    assert time.monotonic() - before < 4
+
+
+def test_a_name_that_nobody_knows_is_unreachable(hearing: Hearing) -> None:
+    heard = hearing.read("rtsp://jo:hunter2@camera.invalid/main")
+
+    assert heard.reason == DownReason.UNREACHABLE
+    assert "cannot be reached (" in (heard.words or "")
+    assert heard.steps == ["resolving"]
+
+
+def test_a_camera_where_nothing_listens_is_unreachable(hearing: Hearing) -> None:
+    with Listener(lambda *_: None) as gone:
+        pass
+
+    heard = hearing.read(f"rtsp://127.0.0.1:{gone.port}/cam")
+
+    assert (heard.reason, heard.words) == (
+        DownReason.UNREACHABLE,
+        "camera 'door' cannot be opened: it cannot be reached (connection refused)",
+    )
+
+
+def test_hardware_that_is_not_there_is_no_silent_software(hearing: Hearing) -> None:
+    with RtspCamera() as server:
+        refused = hearing.read(server.url(), acceleration="d3d11")
+        any_way = hearing.read(server.url(), acceleration="any")
+
+    assert refused.reason == DownReason.CODEC
+    assert "cannot be decoded by d3d11 here" in (refused.words or "")
+    assert any_way.sizes == [[320, 240]]
+
+
+def test_each_step_is_told(hearing: Hearing) -> None:
+    with RtspCamera() as server:
+        heard = hearing.read(server.url())
+
+    assert heard.steps == ["resolving", "opening", "waiting", "reading"]
+
+
+# What changes while it runs
+
+
+def test_pictures_of_another_size_end_the_session_and_the_next_one_has_it(hearing: Hearing) -> None:
+    with RtspCamera() as server:
+        threading.Timer(1.5, lambda: setattr(server.faults, "small", True)).start()
+        heard = hearing.read(server.url(), 250)
+        again = hearing.read(server.url(), 3)
+
+    assert (heard.reason, heard.words) == (DownReason.CHANGED, "camera 'door' sends pictures of another size now")
+    assert {tuple(size) for size in heard.sizes} == {(320, 240)}
+    assert {tuple(size) for size in again.sizes} == {(160, 128)}
+
+
+def test_jpeg_pictures_of_another_size_end_the_session(hearing: Hearing, red_jpeg: bytes) -> None:
+    large = cv2.imencode(".jpg", np.zeros((240, 320, 3), np.uint8))[1].tobytes()
+    with HttpCamera(red_jpeg) as server:
+        threading.Timer(1.0, lambda: setattr(server, "jpeg", large)).start()
+        heard = hearing.read(server.url(), 250)
+        again = hearing.read(server.url(), 1)
+
+    assert heard.reason == DownReason.CHANGED
+    assert {tuple(size) for size in heard.sizes} == {(160, 120)}
+    assert again.sizes == [[320, 240]]
+
+
+def test_damage_is_counted_with_the_picture_and_a_sound_stream_has_none(hearing: Hearing) -> None:
+    with RtspCamera() as server:
+        sound = hearing.read(server.url(), 25)
+        server.faults.corrupt = 0.3
+        damaged = hearing.read(server.url(), 25)
+
+    assert sound.damage == 0
+    assert damaged.damage >= 3
+    assert len(damaged.sizes) == 25
+
+
+def test_a_frozen_process_is_a_stall_and_is_read_again_when_it_goes_on() -> None:
+    with RtspProcess() as server:
+        frames = camera(server.url(), read_timeout=1).frames(threading.Event())
+        next(frames)
+        server.freeze()
+        before = time.monotonic()
+        with pytest.raises(SourceLost) as caught:
+            list(frames)
+        took = time.monotonic() - before
+        server.thaw()
+
+        assert read(camera(server.url()), 1)
+
+    assert caught.value.reason is DownReason.TIMEOUT
+    assert took < 2.5
+
+
+def test_a_killed_camera_is_back_on_its_port_under_the_same_url() -> None:
+    with RtspProcess() as server:
+        frames = camera(server.url()).frames(threading.Event())
+        next(frames)
+        server.kill()
+        with pytest.raises(SourceLost) as caught:
+            list(frames)
+        server.start()
+
+        assert read(camera(server.url()), 1)
+
+    assert caught.value.reason is DownReason.ENDED
+
+
+def test_a_password_file_is_read_at_each_opening(tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    with RtspCamera(user="jo", password="old") as server:
+        source = camera(server.url(), username="jo", password_file=str(secret))
+        missing = why_lost(source)
+        secret.write_text("old\n")
+        assert read(source, 1)
+
+        server.password = NASTY
+        secret.write_text(NASTY)
+        assert read(source, 1)
+
+    assert missing == f"camera 'door' cannot be opened: password_file {secret}: no such file or directory"
+
+
+# Kinds and options
+
+
+def test_rtsp_is_opened_without_learning_its_rate() -> None:
+    with RtspCamera() as server:
+        before = time.monotonic()
+        read(camera(server.url("?nosdp=1")), 1)
+
+    assert time.monotonic() - before < 1.9  # with up to a second until the next key frame
+
+
+def test_rtsp_over_udp_is_read_when_asked_for() -> None:
+    with RtspCamera() as server:
+        numbers = [number_of(frame.pixels) for frame in read(camera(server.url(), transport="udp"), 10)]
+
+    assert [(b - a) % LENGTH for a, b in pairwise(numbers)] == [1] * 9
+
+
+def test_key_frames_only_are_one_a_second_here_and_waited_for_long_enough() -> None:
+    with RtspCamera() as server:
+        source = camera(server.url(), keyframes_only=True, read_timeout=0.5)
+        numbers = [number_of(frame.pixels) for frame in read(source, 2)]
+
+    assert [number % FPS for number in numbers] == [0, 0]
+    assert source.read_timeout == 12
+
+
+def test_hls_comes_in_bursts_and_is_sampled_evenly_without_a_gap() -> None:
+    arrivals, numbers = [], []
+    with HlsCamera() as server, closing(camera(server.url(), fps=5).frames(threading.Event())) as frames:
+        for frame in islice(frames, 15):
+            arrivals.append(time.monotonic())
+            numbers.append(number_of(frame.pixels))
+
+    assert [b - a for a, b in pairwise(numbers)] == [5] * 14
+    gaps = sorted(b - a for a, b in pairwise(arrivals))
+    assert gaps[len(gaps) // 10] > 0.1
+    assert gaps[len(gaps) * 3 // 4] < 0.3
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "http"])
+def test_an_mpeg_ts_stream_is_read(scheme: str) -> None:
+    with Listener(play_stream) as server:
+        frames = read(camera(f"{scheme}://127.0.0.1:{server.port}"), 30)
+
+    numbers = [number_of(frame.pixels) for frame in frames]
+    assert [b - a for a, b in pairwise(numbers)] == [1] * 29
+
+
+def test_an_mpeg_ts_stream_is_read_over_udp() -> None:
+    closing = threading.Event()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+
+        def send(packet: bytes) -> None:
+            sender.sendto(packet, ("127.0.0.1", port))
+
+        thread = threading.Thread(target=send_stream, args=(send, closing))
+        thread.start()
+        try:
+            assert len(read(camera(f"udp://@127.0.0.1:{port}"), 10)) == 10
+        finally:
+            closing.set()
+            thread.join()
+
+
+def test_nothing_over_udp_is_a_timeout() -> None:
+    assert "no answer within 0.5 s" in why_lost(camera("udp://@127.0.0.1:9", open_timeout=0.5))
+
+
+@pytest.mark.parametrize("kind", ["https", "rtsps", "hls"])
+def test_a_certificate_that_nobody_vouches_for_is_refused_unless_its_authority_is_named(
+    hearing: Hearing,
+    tls: ssl.SSLContext,
+    authority: trustme.CA,
+    red_jpeg: bytes,
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    makes: dict[str, Callable[[], HttpCamera | RtspCamera | HlsCamera]] = {
+        "https": lambda: HttpCamera(red_jpeg, tls=tls),
+        "rtsps": lambda: RtspCamera(tls=tls),
+        "hls": lambda: HlsCamera(tls=tls),
+    }
+    with makes[kind]() as server:
+        refused = hearing.read(server.url())
+        vouched_for = hearing.read(server.url(), tls_ca=tmp_path / "ca.pem")
+        unverified = hearing.read(server.url(), tls_verify=False)
+
+    assert refused.reason == DownReason.REFUSED
+    assert "its certificate is not trusted; set tls_ca or tls_verify: false" in (refused.words or "")
+    assert len(vouched_for.sizes) == len(unverified.sizes) == 1
+
+
+def test_an_authority_that_is_not_there_is_a_loss() -> None:
+    assert "tls_ca: there is no file /none.pem" in why_lost(camera("https://127.0.0.1:1/", tls_ca="/none.pem"))
+
+
+def test_the_options_of_one_camera_are_gone_with_its_opening() -> None:
+    before = os.environ[CAPTURE_OPTIONS]
+    with RtspCamera() as server:
+        read(camera(server.url(), keyframes_only=True), 1)
+
+    assert os.environ[CAPTURE_OPTIONS] == before == NETWORK_OPTIONS
+
+
+# Folders
+
+
+def test_a_folder_gives_each_new_picture_with_the_time_at_which_it_was_written(tmp_path: Path) -> None:
+    (tmp_path / "old.jpg").write_bytes(cv2.imencode(".jpg", np.zeros((9, 9, 3), np.uint8))[1].tobytes())
+    bad: list[BadFrame] = []
+    settings = CameraSettings(name="door", url=str(tmp_path))
+    source = Camera(settings, prepare=whole, on_bad=bad.append)
+    stop, found = threading.Event(), []
+    thread = threading.Thread(target=lambda: found.extend(islice(source.frames(stop), 2)))
+    thread.start()
+    time.sleep(0.3)  # the first look is over: what is there then is old
+
+    (tmp_path / "a.png").write_bytes(cv2.imencode(".png", red_picture())[1].tobytes())
+    os.utime(tmp_path / "a.png", (1_700_000_000, 1_700_000_000))
+    (tmp_path / "b.jpg").write_bytes(b"no picture")
+    (tmp_path / "c.jpg").write_bytes(cv2.imencode(".jpg", red_picture())[1].tobytes())
+    thread.join(timeout=10)
+
+    assert not source.live
+    assert [(frame.width, frame.height) for frame in found] == [(160, 120)] * 2
+    assert found[0].captured_at == 1_700_000_000
+    assert all(is_red(frame.pixels) and frame.vitals is not None for frame in found)
+    assert [fault.reason for fault in bad] == [DeadReason.UNDECODABLE]
+    assert source.lost == 1
+
+
+def test_a_folder_that_is_gone_is_a_loss(tmp_path: Path) -> None:
+    source = camera(f"{tmp_path}/none/")
+
+    with pytest.raises(SourceLost, match=r"cannot read its folder: no such file or directory") as caught:
+        read(source)
+
+    assert caught.value.reason is DownReason.UNREACHABLE

@@ -63,7 +63,7 @@ async def test_a_camera_is_a_few_lines_of_settings(client: Client, redis_url: st
     camera = {"name": "bird", "url": str(CLIP), "fps": 2}
 
     async with working(settings(redis_url, cameras=[camera]), FixedEngine()) as (service, _):
-        await until(lambda: service.status.sources()["bird"].state == "ended")
+        await until(lambda: "bird" in service.status.sources() and service.status.sources()["bird"].state == "ended")
 
     assert client.xlen("labels") == 28  # 14 s of clip at 2 frames a second, none lost
     assert client.hexists("labels:latest", "bird")

@@ -45,7 +45,9 @@ app = typer.Typer(
 )
 dead_app = typer.Typer(help="Dead letters: frames that could not be labelled.", no_args_is_help=True)
 bench_app = typer.Typer(help="Benchmarks of this machine, one JSON line each.", no_args_is_help=True)
+cameras_app = typer.Typer(help="Cameras that all workers share, changed while they run.", no_args_is_help=True)
 app.add_typer(dead_app, name="dead")
+app.add_typer(cameras_app, name="cameras")
 app.add_typer(bench_app, name="bench")
 
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file with settings.", show_default=False)]
@@ -364,6 +366,107 @@ def dead_drop(
     return drop_dead(settings, entries or [], every=every, stream=stream)
 
 
+CameraName = Annotated[str, typer.Argument(metavar="NAME", help="The camera's name.")]
+
+
+@cameras_app.command("list")
+def cameras_list(json: Json = False, config: Config = None, set_: Set = None, redis: RedisUrl = None) -> int:
+    """Show all cameras: where each comes from, how it is, who reads it. Exit 1 if an entry in Redis is of no use."""
+    settings = _settings(config, set_, redis__url=redis)
+    from worker.commands.cameras import list_cameras
+
+    return list_cameras(settings, as_json=json)
+
+
+@cameras_app.command("add")
+def cameras_add(
+    name: CameraName,
+    url: Annotated[str, typer.Argument(metavar="URL", help="rtsp(s)://, http(s)://, udp://, tcp://")],
+    fps: Annotated[
+        float | None, typer.Option(help="Frames sampled a second; 0 = every one.", show_default=False)
+    ] = None,
+    priority: Annotated[
+        float | None, typer.Option(help="Its share of the engine when not all frames can be had.", show_default=False)
+    ] = None,
+    username: Annotated[str | None, typer.Option(help="Where it is not in the URL.", show_default=False)] = None,
+    password_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Read the password from this file, now.", show_default=False)
+    ] = None,
+    password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read the password from stdin.")] = False,
+    transport: Annotated[
+        Literal["tcp", "udp"] | None, typer.Option(help="How RTSP sends its pictures.", show_default=False)
+    ] = None,
+    keyframes_only: Annotated[
+        bool, typer.Option("--keyframes-only", help="Decode only pictures that stand alone.")
+    ] = False,
+    realtime: Annotated[
+        bool | None,
+        typer.Option("--realtime/--lossless", help="Only the newest frame waits, or none is lost.", show_default=False),
+    ] = None,
+    max_age: Annotated[
+        float | None, typer.Option(help="Seconds after which a frame is dropped as stale.", show_default=False)
+    ] = None,
+    open_timeout: Annotated[
+        float | None, typer.Option(help="Longest wait for the first picture, in seconds.", show_default=False)
+    ] = None,
+    read_timeout: Annotated[
+        float | None, typer.Option(help="Longest wait for a picture, in seconds.", show_default=False)
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Change the camera of this name.")] = False,
+    config: Config = None,
+    set_: Set = None,
+    redis: RedisUrl = None,
+) -> int:
+    """Let the workers read another camera from now on; what is not given is as by default."""
+    settings = _settings(config, set_, redis__url=redis)
+    from worker.commands.cameras import add_camera
+
+    return add_camera(
+        settings,
+        name,
+        url,
+        replace=replace,
+        password_file=password_file,
+        password_stdin=password_stdin,
+        fps=fps,
+        priority=priority,
+        username=username,
+        transport=transport,
+        keyframes_only=keyframes_only or None,
+        realtime=realtime,
+        max_age=max_age,
+        open_timeout=open_timeout,
+        read_timeout=read_timeout,
+    )
+
+
+@cameras_app.command("remove")
+def cameras_remove(name: CameraName, config: Config = None, set_: Set = None, redis: RedisUrl = None) -> int:
+    """Forget a camera that was added."""
+    settings = _settings(config, set_, redis__url=redis)
+    from worker.commands.cameras import remove_camera
+
+    return remove_camera(settings, name)
+
+
+@cameras_app.command("pause")
+def cameras_pause(name: CameraName, config: Config = None, set_: Set = None, redis: RedisUrl = None) -> int:
+    """Let nobody read a camera for now, one of the settings file too."""
+    settings = _settings(config, set_, redis__url=redis)
+    from worker.commands.cameras import pause_camera
+
+    return pause_camera(settings, name)
+
+
+@cameras_app.command("resume")
+def cameras_resume(name: CameraName, config: Config = None, set_: Set = None, redis: RedisUrl = None) -> int:
+    """Let a paused camera be read again."""
+    settings = _settings(config, set_, redis__url=redis)
+    from worker.commands.cameras import resume_camera
+
+    return resume_camera(settings, name)
+
+
 BenchSeconds = Annotated[float, typer.Option(help="Seconds for each figure.", min=0.2)]
 
 
@@ -398,6 +501,23 @@ def bench_queue(
     from worker.commands.bench_queue import run_bench_queue
 
     return run_bench_queue(_settings(config, set_), seconds=seconds, server=server)
+
+
+@bench_app.command("cameras")
+def bench_cameras(
+    seconds: BenchSeconds = 3.0,
+    json: Json = False,
+    config: Config = None,
+    set_: Set = None,
+    model: Model = None,
+    engine: Engine = None,
+    device: Device = None,
+) -> int:
+    """How many cameras fit on this machine, by size and rate, and what limits them."""
+    settings = _settings(config, set_, model__name=model, model__engine=engine, model__device=device)
+    from worker.commands.bench_cameras import run_bench_cameras
+
+    return run_bench_cameras(settings, seconds=seconds, as_json=json)
 
 
 def _version(value: bool) -> None:

@@ -191,7 +191,7 @@ class Intake:
                     self._log.info("source up", source=source.name)
                 if frame.receipt is None:  # a queue's frame is received when a batch takes it: till then it can go back
                     self._ledger.received(frame.source)
-                if not self._mailbox.put(frame, lane=source.name, live=source.live):
+                if not self._mailbox.put(frame, lane=source.name, live=source.live, weight=reader.weight):
                     return
         finally:
             frames.close()  # in this thread: only who reads a capture may release it

@@ -1,7 +1,9 @@
 """The one buffer of the program, and the one place where source threads meet the event loop.
 
 A live source keeps only its newest frame here: a newer one replaces it. Any other source waits for room: that is the
-back-pressure. Frames leave one per source in turn, so that no source waits behind another's backlog.
+back-pressure. Frames leave one per source in turn, so that no source waits behind another's backlog; where sources
+differ in weight and frames are being lost, by weight (`worker.fairness`). What is left out stays, and stays fresh: the
+next frame of its source replaces it.
 """
 
 import asyncio
@@ -11,6 +13,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from worker.fairness import Turns
 from worker.frames import Frame
 
 
@@ -44,30 +47,36 @@ class Mailbox:
         self._lock = threading.Condition()  # guards all below; notified when room appears or the box closes
         self._letters: OrderedDict[tuple[str, str], deque[Letter]] = OrderedDict()  # in turn order, no empty ones
         self._waiting: Counter[str] = Counter()  # letters per lane
+        self._turns: Turns[tuple[str, str]] = Turns()
         self._closed = False
 
-    def put(self, frame: Frame, *, lane: str, live: bool) -> bool:
-        """Leave a frame; wait for room unless `live`. False: the box is closed and the frame was not taken."""
+    def put(self, frame: Frame, *, lane: str, live: bool, weight: float = 1.0) -> bool:
+        """Leave a frame; wait for room unless `live`. False: the box is closed and the frame was not taken.
+
+        `weight` is the source's share of what is taken when not everything can be.
+        """
         letter = Letter(frame, lane, self._clock())
         with self._lock:
             if not live:
                 self._lock.wait_for(lambda: self._closed or self._waiting[lane] < self._room)
             if self._closed:
                 return False
-            replaced = self._add(letter, live=live)
+            replaced = self._add(letter, live=live, weight=weight)
         for old in replaced:
             self._on_replaced(old.frame)
         if not self._changed.is_set():  # else the loop is awake already, and it looks again after each clear
             self._loop.call_soon_threadsafe(self._changed.set)
         return True
 
-    def _add(self, letter: Letter, *, live: bool) -> list[Letter]:
-        queue = self._letters.setdefault((letter.lane, letter.frame.source), deque())
+    def _add(self, letter: Letter, *, live: bool, weight: float) -> list[Letter]:
+        key = letter.lane, letter.frame.source
+        queue = self._letters.setdefault(key, deque())
         replaced = list(queue) if live else []
         if live:
             queue.clear()
         queue.append(letter)
         self._waiting[letter.lane] += 1 - len(replaced)
+        self._turns.arrived(key, weight=weight, live=live, now=letter.put_at, replaced=bool(replaced))
         return replaced
 
     @property
@@ -87,28 +96,42 @@ class Mailbox:
             return min((queue[0].put_at for queue in self._letters.values()), default=self._clock())
 
     async def filled(self, count: int) -> bool:
-        """Wait until `count` frames are here. False: the box was closed before that."""
-        while self.waiting < count:
+        """Wait until `count` frames are here. False: the box was closed before that.
+
+        Where frames are being lost and weights differ, one is enough: what `take` leaves out must not be waited for.
+        """
+        while not self._has(count):
             if self.closed:
                 return False
             self._changed.clear()
-            if self.waiting < count and not self.closed:  # a put between the look and the clear has set it for nothing
+            if not self._has(count) and not self.closed:  # a put between look and clear has set it for nothing
                 await self._changed.wait()
         return True
 
-    def take(self, count: int) -> list[Letter]:
-        """Up to `count` frames, one per source in turn, oldest first within a source."""
-        taken: list[Letter] = []
+    def _has(self, count: int) -> bool:
         with self._lock:
-            while self._letters and len(taken) < count:
-                key, queue = self._letters.popitem(last=False)
-                letter = queue.popleft()
-                taken.append(letter)
-                self._waiting[letter.lane] -= 1
-                if queue:
-                    self._letters[key] = queue  # back to the end of the turn order
+            waiting = self._waiting.total()
+            return waiting >= count or (waiting > 0 and not self._turns.alike and self._turns.short)
+
+    def take(self, count: int) -> list[Letter]:
+        """Up to `count` frames, one at least if any is here: one per source in turn, oldest first within a source.
+
+        By weight where weights differ; then a batch may end before it is full (`worker.fairness`).
+        """
+        with self._lock:
+            waiting, now = {key: len(queue) for key, queue in self._letters.items()}, self._clock()
+            self._turns.forget(waiting, now)
+            taken = [self._pop(key) for key in self._turns.choose(waiting, count, now=now)]
             self._lock.notify_all()
         return taken
+
+    def _pop(self, key: tuple[str, str]) -> Letter:
+        queue = self._letters.pop(key)
+        letter = queue.popleft()
+        self._waiting[letter.lane] -= 1
+        if queue:
+            self._letters[key] = queue  # back to the end of the turn order
+        return letter
 
     def close(self) -> None:
         """Take no more frames and wake everybody who waits. What is here can still be taken."""

@@ -45,3 +45,41 @@ class Pacer:
         if self._origin is None or not -self._behind <= delay <= self._ahead:
             self._origin, delay = now - media, 0.0
         return max(0.0, delay)
+
+
+class BurstPacer:
+    """Spreads out what comes in bursts, as the segments of HLS do: how long to wait until a picture is to be shown.
+
+    Each picture follows the one before it as its media time says, so that samples are evenly spaced. One that comes
+    late moves all after it. Playing is 2 % faster than the media time, which gives back the delay so gained and keeps
+    up with a camera whose clock is fast. Only a picture that is more than `most` seconds late is not waited for, nor
+    those after it, until they are in time again.
+
+    A stream's own clock may jump: a step of the media time that is not in 0 to `gap` seconds counts as the last one.
+    """
+
+    def __init__(self, *, most: float = 15.0, gap: float = 10.0, speed: float = 1.02) -> None:
+        self.media = 0.0  # seconds shown so far: the media time without its jumps
+        self._most = most
+        self._gap = gap
+        self._speed = speed
+        self._step = 0.04  # seconds: a guess until two pictures have come
+        self._last: float | None = None  # media time
+        self._due = 0.0  # when the last picture was to be shown
+        self._racing = False
+
+    def delay(self, media: float, now: float) -> float:
+        """Seconds to wait, 0 or more. `media` is the picture's time in the stream, `now` a monotonic clock's."""
+        if self._last is None:
+            self._due = now
+        else:
+            step = media - self._last
+            self._step = step if 0 < step <= self._gap else self._step
+            self.media += self._step
+            self._due += self._step / self._speed
+        self._last = media
+        wait = self._due - now
+        self._racing = -wait > self._most or (self._racing and wait < 0)
+        if wait < 0 and not self._racing:
+            self._due = now
+        return max(0.0, wait)

@@ -7,18 +7,20 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
+from typing import Any
 
 import structlog
 from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry
 
-from config.settings import BatchSettings, CameraSettings, HttpSettings, ModelSettings, RedisSettings, SettingsTree
-from worker import __version__
+from config.settings import BatchSettings, HttpSettings, ModelSettings, RedisSettings, SettingsTree
+from worker import __version__, fleet
+from worker.broker.announcer import Announcer
 from worker.broker.connection import Client, address, channel, connect
 from worker.broker.fleet_keys import fleet_keys
 from worker.broker.group import ConsumerGroup
@@ -27,18 +29,21 @@ from worker.broker.preflight import check_queues, check_server
 from worker.broker.publisher import RETRY, Publisher
 from worker.broker.queues import Queue, by_slot, queues_of
 from worker.broker.settler import Settler
+from worker.camera_metrics import CameraCollector, EventCollector, FleetCollector
+from worker.cameras import TAGGED, Cameras
 from worker.engine import Engine, ModelInfo, load_engine
 from worker.errors import (
     REDIS_TROUBLE,
     SLOW_RETRY,
-    BadFrame,
     CoatstreamError,
     DeadReason,
+    DownReason,
     EngineBroken,
     RedisRefuses,
     RedisUnavailable,
 )
-from worker.frames import Frame
+from worker.fleet import Fleet
+from worker.frames import Frame, InputSpec, Prediction
 from worker.identity import FIRST, Lineage, worker_name
 from worker.image import prepare
 from worker.inference import Inference, Lane
@@ -49,15 +54,16 @@ from worker.metrics import Metrics
 from worker.monitor import Monitor
 from worker.pipeline import Pipeline
 from worker.sources import Source
-from worker.sources.camera import Camera
 from worker.sources.heartbeat import BEATS_A_LEASE, Heartbeat
 from worker.sources.holdings import Holdings
+from worker.sources.nursery import Nursery
 from worker.sources.queue import QueueSource
 from worker.sources.reader import EntryReader
-from worker.status import Status
+from worker.status import State, Status
 from worker.web.app import make_app
 from worker.web.server import serve
 
+TICK = 1.0  # seconds
 HALT_SHARE = 0.5  # of the drain's time for sources to stop; the pump publishes meanwhile and has the rest
 
 
@@ -100,6 +106,9 @@ class Service:
         self.reading = False  # True from the first source on: before that there is nothing to drain
         self.drained = False  # True once everything that was read has its outcome
         self._holdings = Holdings()
+        self._lanes: dict[str, Lane] = {}  # cameras come and go
+        self._cameras: Cameras | None = None  # these two from the first moment of reading on
+        self._fleet: Fleet | None = None
         self._stuck: list[str] = []
         self._drain_ends = 0.0  # monotonic seconds, from `_begin_drain`
         self._log = structlog.get_logger("service")
@@ -109,26 +118,39 @@ class Service:
         settings = self._settings
         self._expose()
         async with AsyncExitStack() as stack:
-            port = await stack.enter_async_context(serve(make_app(self.metrics.registry, self.status), self._place()))
+            app = make_app(self.metrics.registry, self.status, cameras=self._camera_documents)
+            port = await stack.enter_async_context(serve(app, self._place()))
             self._log.info("listening", http=f"http://{settings.http.host}:{port}", worker=self.worker)
             await self._reach_redis()
-            engine = await asyncio.to_thread(self._load, settings.model, settings.batch)
+            engine = await asyncio.to_thread(self._load, self._model(), settings.batch)
+            nursery = stack.enter_context(self._nursing(engine.spec))
             engines = stack.enter_context(self._threads(engine.streams, "engine"))
             await self._warm_up(engine, engines)
             stack.enter_context(self._monitored())
             stack.enter_context(self._leasing())
+            announcer = stack.enter_context(self._announcing())  # what the last labels bring about is said too
             # Room for all that the queues read ahead, so that what waits there is in turn among all their sources.
             mailbox = Mailbox(max(settings.batch.max_size, self._prefetch()), on_replaced=self._replaced)
             pump = await stack.enter_async_context(self._pumping(mailbox, engine, engines))
             self._on_warm(port)
             intake = await stack.enter_async_context(self._taking_in(mailbox, engine))
+            queues = intake.names
+            self._cameras = self._camera_desk(engine, nursery, intake, announcer)
+            shared = await stack.enter_async_context(self._sharing(self._cameras, intake))
             self.status.warm()
-            self._log.info("ready", sources=intake.names)
+            self._log.info("ready", queues=len(queues), cameras=len(settings.cameras))
             self._on_ready(Ready(port, engine, self.ledger))
             try:
-                await _first(stop.wait(), intake.finished(), asyncio.shield(pump))
+                await _first(
+                    stop.wait(),
+                    intake.finished(more=lambda: not shared.finished),
+                    asyncio.shield(pump),
+                    self._ticking(),
+                )
             finally:
                 self._begin_drain()
+                for name in queues:  # cameras go on until others have them
+                    intake.remove(name)
         self._log.info("stopped", drained=self.drained, in_flight=self.ledger.total().in_flight)
 
     def _place(self) -> HttpSettings:
@@ -274,6 +296,7 @@ class Service:
                 holdings=self._holdings,
                 ledger=self.ledger,
                 metrics=self.metrics,
+                on_published=self._on_published,
             )
             pump = asyncio.create_task(pipeline.pump(), name="pump")
             pump.add_done_callback(lambda _: mailbox.close())  # whoever waits for room would wait for ever
@@ -285,7 +308,7 @@ class Service:
 
     async def _empty(self, pump: asyncio.Task[None], publisher: Publisher) -> None:
         """Let the pump publish what is in the mailbox, for as long as the drain may take."""
-        done, _ = await asyncio.wait([pump], timeout=max(0.0, self._drain_ends - time.monotonic()))
+        done, _ = await asyncio.wait([pump], timeout=self._time_left())
         if not done:
             publisher.give_up()
             pump.cancel()
@@ -301,12 +324,10 @@ class Service:
     @asynccontextmanager
     async def _taking_in(self, mailbox: Mailbox, engine: Engine) -> AsyncIterator[Intake]:
         settings = self._settings
-        intake = Intake(mailbox, self.ledger, self.status)
+        intake = Intake(mailbox, self.ledger, self.status, on_state=self._on_state, on_ended=self._on_ended)
         self.reading = True
         with ExitStack() as connections:
             undertakers = self._take_in_queues(intake, engine, connections) if settings.queue.enabled else []
-            for camera in settings.cameras:
-                intake.add(self._camera(camera, engine))
             try:
                 yield intake
             finally:
@@ -368,24 +389,120 @@ class Service:
         self.ledger.received(source)
         self.ledger.dead(source, DeadReason.DELIVERY_LIMIT)
 
-    def _camera(self, camera: CameraSettings, engine: Engine) -> Source:
-        # A camera prepares in BGR and turns the small result, and crop mode `border` pads with the mean.
-        mean = engine.spec.mean[::-1]
-        return Camera(
-            camera,
-            prepare=partial(prepare, spec=replace(engine.spec, mean=mean)),
-            observe=self.metrics.observe,
-            on_bad=partial(self._bad_picture, camera.name),
-        )
+    def _model(self) -> ModelSettings:
+        """Tags look at more labels than are published."""
+        model, settings = self._settings.model, self._settings
+        tagging = settings.tags.enabled or any(camera.tags and camera.tags.enabled for camera in settings.cameras)
+        return model.model_copy(update={"top_k": max(model.top_k, TAGGED)}) if tagging else model
 
-    def _bad_picture(self, camera: str, bad: BadFrame) -> None:
-        self.ledger.received(camera)
-        self.ledger.dead(camera, bad.reason)
+    @contextmanager
+    def _nursing(self, spec: InputSpec) -> Iterator[Nursery]:
+        """Started before the model is warmed, so that both are ready at about the same time."""
+        with Nursery(replace(spec, mean=spec.mean[::-1])) as nursery:
+            yield nursery
+
+    @contextmanager
+    def _announcing(self) -> Iterator[Announcer]:
+        settings = self._settings
+        with connect(settings.redis) as client:
+            announcer = Announcer(
+                client,
+                self._fleet_keys,
+                settings.events,
+                worker=self.worker,
+                on_trouble=partial(self._redis_down, "events"),
+                on_success=partial(self._redis_up, "events"),
+            )
+            self.metrics.registry.register(EventCollector(announcer.figures))
+            with _in_thread(announcer.run, "events"):
+                try:
+                    yield announcer
+                finally:
+                    if not announcer.flush(within=self._time_left()):
+                        self._log.warning("events were not written", count=announcer.figures().buffered)
+
+    def _camera_desk(self, engine: Engine, nursery: Nursery, intake: Intake, announcer: Announcer) -> Cameras:
+        cameras = Cameras(
+            self._settings,
+            spec=engine.spec,
+            labels=engine.labels,
+            nursery=nursery,
+            intake=intake,
+            announcer=announcer,
+            ledger=self.ledger,
+            status=self.status,
+            metrics=self.metrics,
+            lanes=self._lanes,
+        )
+        self.metrics.registry.register(CameraCollector(cameras.views))
+        return cameras
+
+    @asynccontextmanager
+    async def _sharing(self, cameras: Cameras, intake: Intake) -> AsyncIterator[Fleet]:
+        """Cameras are read from here on. At the end they are kept until other workers have opened them."""
+        settings, loop = self._settings, asyncio.get_running_loop()
+
+        def on_finished() -> None:
+            loop.call_soon_threadsafe(intake.look)
+
+        with connect(fleet.brisk(settings.redis, settings.fleet.lease)) as client:
+            connected = await asyncio.to_thread(fleet.reachable, client, self._fleet_keys, settings, worker=self.worker)
+            shared = self._fleet = Fleet(
+                client,
+                self._fleet_keys,
+                settings,
+                worker=self.worker,
+                start=cameras.start,
+                stop=cameras.stop,
+                predecessors=self._lineage.predecessors,
+                on_trouble=partial(self._redis_down, "fleet"),
+                on_success=partial(self._redis_up, "fleet"),
+                on_finished=on_finished,
+                connected=connected,
+            )
+            self.metrics.registry.register(FleetCollector(shared.figures))
+            with _in_thread(shared.run, "fleet"):
+                try:
+                    yield shared
+                finally:
+                    await asyncio.to_thread(self._retire, shared)
+
+    def _retire(self, shared: Fleet) -> None:
+        if not shared.retire():
+            self._log.warning("some cameras were not taken over in time: others open them now")
+        if not shared.leave():
+            self._log.warning("the fleet could not be left: others take the cameras over when the lease has ended")
+
+    def _on_published(self, prediction: Prediction) -> None:
+        if self._cameras is not None:
+            self._cameras.published(prediction)
+
+    def _on_state(self, name: str, state: State, reason: DownReason | None, message: str) -> None:
+        if self._cameras is not None:
+            self._cameras.on_state(name, state, reason, message)
+
+    def _on_ended(self, name: str) -> None:
+        if self._fleet is not None:
+            self._fleet.ended(name)
+
+    def _camera_documents(self) -> Sequence[Mapping[str, Any]]:
+        return () if self._cameras is None else self._cameras.documents()
+
+    async def _ticking(self) -> None:
+        """What happens to cameras by time alone."""
+        while self._cameras is not None:
+            self._cameras.tick()
+            await asyncio.sleep(TICK)
+
+    def _time_left(self) -> float:
+        """Seconds of the drain."""
+        return max(0.0, self._drain_ends - time.monotonic())
 
     def _inference(self, engine: Engine) -> Inference:
         return Inference(
             engine,
-            lanes={camera.name: Lane(camera.max_age) for camera in self._settings.cameras},
+            lanes=self._lanes,
+            shown=self._settings.model.top_k,
             metrics=self.metrics,
             status=self.status,
         )

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from itertools import count
+from ssl import SSLContext
 from typing import Self
 from urllib.parse import parse_qs, urlsplit
 
@@ -18,13 +19,21 @@ from tests.cameras.listener import Listener
 
 
 class HttpCamera:
-    """Serves one JPEG again and again on http://127.0.0.1:<port>/video.mjpg while its `with` block runs."""
+    """Serves one JPEG again and again on http://127.0.0.1:<port>/video.mjpg while its `with` block runs.
 
-    def __init__(self, jpeg: bytes, *, fps: float = 25, credentials: str | None = None) -> None:
-        self._jpeg = jpeg
+    jpeg    may be changed at any time
+    status  every request is answered with this, if any
+    """
+
+    def __init__(
+        self, jpeg: bytes, *, fps: float = 25, credentials: str | None = None, tls: SSLContext | None = None
+    ) -> None:
+        self.jpeg = jpeg
+        self.status = ""
         self._fps = fps
         self._credentials = credentials
-        self._listener = Listener(self._serve)
+        self._tls = tls
+        self._listener = Listener(self._serve, tls=tls)
 
     def __enter__(self) -> Self:
         self._listener.__enter__()
@@ -34,7 +43,7 @@ class HttpCamera:
         self._listener.close()
 
     def url(self, query: str = "") -> str:
-        return f"http://127.0.0.1:{self._listener.port}/video.mjpg{query}"
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self._listener.port}/video.mjpg{query}"
 
     def _serve(self, connection: socket.socket, closing: threading.Event) -> None:
         with connection.makefile("rb") as stream:
@@ -42,6 +51,9 @@ class HttpCamera:
             headers = list(iter(lambda: stream.readline().decode().strip(), ""))
         if not self._admits(headers):
             connection.sendall(b'HTTP/1.0 401 Unauthorized\r\nWWW-Authenticate: Basic realm="test"\r\n\r\n')
+            return
+        if self.status:
+            connection.sendall(f"HTTP/1.0 {self.status}\r\nLocation: /elsewhere\r\n\r\n".encode())
             return
         connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=next\r\n\r\n")
         faults = {name: float(values[0]) for name, values in parse_qs(urlsplit(target).query).items()}
@@ -53,7 +65,6 @@ class HttpCamera:
         return f"Authorization: Basic {base64.b64encode(self._credentials.encode()).decode()}" in headers
 
     def _play(self, connection: socket.socket, faults: dict[str, float], closing: threading.Event) -> None:
-        part = b"--next\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%s\r\n" % (len(self._jpeg), self._jpeg)
         began = time.monotonic()
         for number in count():
             if closing.wait(max(0.0, began + number / self._fps - time.monotonic())):
@@ -63,4 +74,6 @@ class HttpCamera:
                 return
             if played > faults.get("hang", played):
                 closing.wait()
-            connection.sendall(part)
+            jpeg = self.jpeg
+            head = b"--next\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(jpeg)
+            connection.sendall(head + jpeg + b"\r\n")

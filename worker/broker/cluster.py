@@ -25,6 +25,7 @@ _FIRST: Final = frozenset(
     {
         *("XADD", "XACK", "XDEL", "XLEN", "XRANGE", "XREVRANGE", "XTRIM", "XCLAIM", "XAUTOCLAIM", "XPENDING"),
         *("HGET", "HMGET", "HGETALL", "HSET", "HSETNX", "HINCRBY", "HDEL", "HLEN", "GET", "SET", "TYPE", "PEXPIRE"),
+        *("HKEYS", "HEXISTS", "INCR", "SADD", "SREM", "SMEMBERS", "SISMEMBER"),
     }
 )
 _SECOND: Final = frozenset({"XGROUP", "XINFO"})

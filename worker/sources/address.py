@@ -1,4 +1,4 @@
-"""What a camera's URL means: a network stream, a device or a file. Opens nothing.
+"""What a camera's URL means: a network stream, a device, a file or a folder. Opens nothing.
 
 Nothing is left to FFmpeg's own reading of a URL, which knows 36 protocols, local files and playlists among them.
 """
@@ -6,6 +6,7 @@ Nothing is left to FFmpeg's own reading of a URL, which knows 36 protocols, loca
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from config.settings import CameraSettings
@@ -21,24 +22,51 @@ class Kind(StrEnum):
     NETWORK = "network"
     DEVICE = "device"
     FILE = "file"
+    FOLDER = "folder"
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
     """Where a camera is.
 
-    location      a URL with its credentials, a device's path or a file's path
-    host, port    of a network stream, else None
+    location            a URL with its credentials, or the path of a device, a file or a folder
+    scheme, host, port  of a network stream, else None
     """
 
     kind: Kind
     location: str = field(repr=False)
     host: str | None = None
     port: int | None = None
+    scheme: str | None = None
+
+    @property
+    def is_rtsp(self) -> bool:
+        return self.scheme in ("rtsp", "rtsps")
+
+    @property
+    def is_http(self) -> bool:
+        return self.scheme in ("http", "https")
+
+    @property
+    def is_hls(self) -> bool:
+        """A playlist of short files over HTTP: its pictures come in bursts."""
+        return self.is_http and urlsplit(self.location).path.lower().endswith(".m3u8")
+
+    @property
+    def is_secure(self) -> bool:
+        return self.scheme in ("rtsps", "https")
+
+    @property
+    def is_packets(self) -> bool:
+        """Nobody is connected to: packets come, or do not."""
+        return self.scheme == "udp"
 
 
-def parse(settings: CameraSettings) -> Address:
-    """The address of a camera. Raises ConfigError, which never holds the URL: it may hold a password."""
+def parse(settings: CameraSettings, *, password: str | None = None) -> Address:
+    """The address of a camera, with `password` instead of that of the settings if one is given.
+
+    Raises ConfigError, which never holds the URL: it may hold a password.
+    """
     url = settings.url.get_secret_value().strip()
     if url.isdecimal():
         return Address(Kind.DEVICE, f"/dev/video{url}")
@@ -47,19 +75,24 @@ def parse(settings: CameraSettings) -> Address:
     match = _SCHEME.match(url)
     scheme = match["scheme"].lower() if match else "file"
     if scheme in _PORTS:
-        return _network(settings, url, scheme)
+        return _network(settings, url, scheme, password)
     if scheme == "file" and url:
-        return Address(Kind.FILE, _path(settings, url) if match else url)
+        return _local(_path(settings, url) if match else url)
     # A word before ':' may be the user of `user:password@host`, so only one before '://' is repeated.
     shown = f"begins with {scheme}://" if match and match["slashes"] else "is none that is known"
     raise _wrong(
         settings,
         f"{shown}; give {', '.join(f'{s}://' for s in _PORTS)}, a device index such as 0, or a file's path "
-        "(./ before a path with a colon)",
+        "or a folder's (./ before a path with a colon)",
     )
 
 
-def _network(settings: CameraSettings, url: str, scheme: str) -> Address:
+def _local(path: str) -> Address:
+    """A folder is one that is there, or is written like one: it may come later."""
+    return Address(Kind.FOLDER if path.endswith("/") or Path(path).is_dir() else Kind.FILE, path)
+
+
+def _network(settings: CameraSettings, url: str, scheme: str, password: str | None) -> Address:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port or _PORTS[scheme]
@@ -67,11 +100,21 @@ def _network(settings: CameraSettings, url: str, scheme: str) -> Address:
         raise _wrong(settings, "cannot be read; write special characters in username and password instead") from None
     if not port or not (host or scheme == "udp"):
         raise _wrong(settings, f"names no {'port' if host else 'host'}")
-    if settings.username is not None:
-        password = settings.password.get_secret_value() if settings.password else ""
-        credentials = f"{quote(settings.username, safe='')}:{quote(password, safe='')}"
+    if credentials := _credentials(settings, parts.username, password):
         parts = parts._replace(netloc=f"{credentials}@{parts.netloc.rpartition('@')[2]}")
-    return Address(Kind.NETWORK, parts.geturl(), host, port)
+    return Address(Kind.NETWORK, parts.geturl(), host, port, scheme)
+
+
+def _credentials(settings: CameraSettings, user_in_url: str | None, password: str | None) -> str | None:
+    """`user:password`, encoded, where they are not the URL's own."""
+    user = settings.username
+    if user is None and password is not None and user_in_url:
+        user = unquote(user_in_url)
+    if user is None:
+        return None
+    if password is None:
+        password = settings.password.get_secret_value() if settings.password else ""
+    return f"{quote(user, safe='')}:{quote(password, safe='')}"
 
 
 def _path(settings: CameraSettings, url: str) -> str:

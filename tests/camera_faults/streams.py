@@ -1,0 +1,146 @@
+"""What the workers publish: the streams of labels and of events, read from their beginning. Judges nothing."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from redis.exceptions import RedisError
+
+from worker.broker.connection import Client
+
+LABELS: Final = "labels"
+EVENTS: Final = "events"
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One label. Its place in a list of them is its place in the stream.
+
+    added          by the server's clock, Unix seconds
+    fence          None: the camera is not shared
+    """
+
+    camera: str
+    worker: str
+    fence: int | None
+    captured_at: float
+    added: float
+    size: tuple[int, int] = (0, 0)
+
+    @property
+    def pid(self) -> int:
+        """Of the process that published it: workers are named host-pid-random."""
+        return int(self.worker.rsplit("-", 2)[1])
+
+
+@dataclass(frozen=True, slots=True)
+class TagEvent:
+    """A tag that started or ended."""
+
+    camera: str
+    tag: str
+    started: bool
+    at: float
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Tail:
+    """The labels so far. Survives a server that is away: what it has read stays read."""
+
+    labels: list[Label] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def run(self, client: Client) -> None:
+        last = "0"
+        while not self._stop.is_set():
+            try:
+                found = client.xread({LABELS: last}, count=5000, block=100)
+            except (RedisError, OSError):
+                self._stop.wait(0.05)
+                continue
+            for entry, fields in found[0][1] if found else ():
+                last = entry.decode()
+                self.labels.append(label_of(last, fields))
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def since(self, moment: float) -> list[Label]:
+        """What was added from then on."""
+        return list(self.backwards(moment))[::-1]
+
+    def backwards(self, moment: float) -> Iterator[Label]:
+        """The newest first, back to that moment."""
+        for place in range(len(self.labels) - 1, -1, -1):
+            if self.labels[place].added < moment:
+                return
+            yield self.labels[place]
+
+    def cameras(self, within: float) -> set[str]:
+        """Whose labels came in the last so many seconds."""
+        return {label.camera for label in self.backwards(time.time() - within)}
+
+
+@contextmanager
+def tailing(client: Client) -> Iterator[Tail]:
+    """The labels as they come."""
+    tail = Tail()
+    thread = threading.Thread(target=tail.run, args=(client,), name="tail", daemon=True)
+    thread.start()
+    try:
+        yield tail
+    finally:
+        tail.stop()
+        thread.join(10)
+
+
+def label_of(entry: str, fields: dict[bytes, bytes]) -> Label:
+    document = json.loads(fields[b"json"])
+    return Label(
+        document["source"],
+        document["worker"],
+        document.get("fence"),
+        document["captured_at"],
+        int(entry.partition("-")[0]) / 1000,
+        (document["width"], document["height"]),
+    )
+
+
+def tag_events(client: Client) -> list[TagEvent]:
+    """All tags that started or ended, in the order of the stream."""
+    found = []
+    for _, fields in client.xrange(EVENTS):
+        document = {name.decode(): value.decode(errors="replace") for name, value in fields.items()}
+        if "json" in document:
+            document |= json.loads(document.pop("json"))
+        kind = str(document.get("event", ""))
+        if kind in ("tag.started", "tag.ended"):
+            found.append(
+                TagEvent(
+                    str(document["camera"]),
+                    str(document["tag"]),
+                    kind == "tag.started",
+                    float(document["at"]),
+                    document,
+                )
+            )
+    return found
+
+
+def present_tags(client: Client, cameras: Sequence[str]) -> set[tuple[str, str]]:
+    """(camera, tag) as the hashes say."""
+    return {(camera, tag.decode()) for camera in cameras for tag in client.hkeys(f"tags:{camera}")}
+
+
+def poll(holds: Callable[[], bool], *, until: float, every: float = 0.02) -> bool:
+    """Look again and again until it holds, or until that monotonic second. Whether it came to hold."""
+    while not holds():
+        if time.monotonic() > until:
+            return False
+        time.sleep(every)
+    return True

@@ -1,0 +1,184 @@
+"""Processes that can be killed: born, asked to end, killed, reaped; and none of them outlives the worker."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.workers import eventually
+from worker.frames import InputSpec
+from worker.sources.nursery import Child, NoChild, Nursery
+
+if sys.platform != "linux":
+    pytest.skip("Linux only", allow_module_level=True)
+
+SPEC = InputSpec(32, 32, 1.0, "squash", "area", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    with Nursery(SPEC) as made:
+        yield made
+
+
+def born(nursery: Nursery) -> Child:
+    child = nursery.bear(threading.Event())
+    assert child is not None
+    return child
+
+
+def gone(pid: int) -> bool:
+    """Dead; that its parent may not have taken note yet is not our business."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def descriptors() -> set[str]:
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
+
+
+def test_a_child_is_another_process_that_lives(nursery: Nursery) -> None:
+    with born(nursery) as child:
+        assert child.pid not in (os.getpid(), nursery.pid)
+        assert not child.ended()
+        assert not gone(child.pid)
+
+
+def test_a_child_ends_by_itself_when_the_worker_hangs_up(nursery: Nursery) -> None:
+    with born(nursery) as child:
+        child.work.shutdown(socket.SHUT_WR)
+
+        assert child.ended(within=5)
+        assert child.how_it_ended() == "exit status 0"
+    assert not child.killed
+
+
+def test_a_child_that_does_not_end_is_killed(nursery: Nursery) -> None:
+    with born(nursery) as child:
+        os.kill(child.pid, signal.SIGSTOP)
+        before = time.monotonic()
+
+    assert child.killed
+    assert time.monotonic() - before < 1.3
+    eventually(lambda: gone(child.pid), "the child is dead")
+
+
+@pytest.mark.parametrize(
+    ("sent", "words"),
+    [(signal.SIGKILL, "signal 9 (Killed)"), (signal.SIGSEGV, "signal 11 (Segmentation fault)")],
+)
+def test_how_a_child_died_is_known(nursery: Nursery, sent: signal.Signals, words: str) -> None:
+    with born(nursery) as child:
+        os.kill(child.pid, sent)
+
+        assert child.ended(within=5)
+        assert child.how_it_ended() == words
+
+
+def test_ctrl_c_and_a_stop_signal_to_the_whole_group_end_neither_nursery_nor_child(nursery: Nursery) -> None:
+    before = nursery.pid
+    assert before is not None
+    with born(nursery) as child:
+        for pid in (before, child.pid):
+            os.kill(pid, signal.SIGINT)
+            os.kill(pid, signal.SIGTERM)
+
+        with born(nursery):
+            assert not child.ended(within=0.2)
+    assert nursery.pid == before
+
+
+def test_whoever_stops_waits_for_no_child() -> None:
+    stop = threading.Event()
+    stop.set()
+
+    assert Nursery(SPEC).bear(stop) is None
+
+
+def test_without_a_nursery_there_is_an_error_and_no_endless_wait() -> None:
+    with pytest.raises(NoChild, match="is not there"):
+        Nursery(SPEC).bear(threading.Event(), within=0.1)
+
+
+def test_a_nursery_that_is_stopped_holds_nobody_up() -> None:
+    with Nursery(SPEC, born_within=0.3) as nursery:
+        with born(nursery):
+            pass
+        assert nursery.pid is not None
+        os.kill(nursery.pid, signal.SIGSTOP)
+
+        with pytest.raises(NoChild, match=r"no process within 0\.3 s"):
+            nursery.bear(threading.Event())
+
+
+def test_a_nursery_that_dies_takes_its_children_along_and_is_followed_by_the_next() -> None:
+    with Nursery(SPEC) as nursery, born(nursery) as child:
+        first = nursery.pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+
+        assert child.ended(within=5)
+        assert "together with the process that had started it" in child.how_it_ended()
+        eventually(lambda: nursery.pid not in (first, None), "another nursery")
+        with born(nursery) as other:
+            assert not other.ended()
+
+
+def test_nothing_remains_of_a_nursery_and_its_children() -> None:
+    threads, open_files = threading.active_count(), descriptors()
+    with Nursery(SPEC) as nursery:
+        parent = nursery.pid
+        children = [born(nursery) for _ in range(3)]
+        pids = [child.pid for child in children]
+        for child in children:
+            child.__exit__()
+
+    assert (threading.active_count(), descriptors()) == (threads, open_files)
+    for pid in filter(None, [parent, *pids]):
+        eventually(lambda pid=pid: gone(pid), "everybody is gone")  # type: ignore[misc]
+
+
+def test_the_environment_of_its_processes_holds_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COATSTREAM_REDIS__URL", "redis://:hunter2@localhost")
+    with Nursery(SPEC) as nursery, born(nursery) as child:
+        for pid in (nursery.pid, child.pid):
+            assert b"hunter2" not in Path(f"/proc/{pid}/environ").read_bytes()
+
+
+_WORKER = """
+import sys, threading, time
+from tests.test_nursery import SPEC
+from worker.sources.nursery import Nursery
+with Nursery(SPEC) as nursery:
+    children = [nursery.bear(threading.Event()) for _ in range(3)]
+    print(nursery.pid, *(child.pid for child in children), flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_worker_that_is_killed_leaves_no_process_not_even_a_stopped_one() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _WORKER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    ) as worker:
+        assert worker.stdout is not None
+        pids = [int(word) for word in worker.stdout.readline().split()]
+        assert len(pids) == 4
+        os.kill(pids[-1], signal.SIGSTOP)
+
+        worker.kill()
+        worker.wait(timeout=10)
+
+        eventually(lambda: all(map(gone, pids)), "its processes are dead")

@@ -1,0 +1,127 @@
+-- Says what happened to cameras, each thing once, and keeps what late comers read: the present tags and states.
+--
+-- KEYS  1 events out  2 newest fence per camera  3 state per camera  4.. present tags of one camera each
+-- ARGV  1 events kept  2 channel prefix  3 id of the caller's newest entry, or ''  4 id after which an earlier try of this
+--       call has added entries, if it has
+--       then one block per event:
+--         kind camera fence id json  <number of flat values> field value ...  and by kind
+--         s  a tag started  key tag value  (key: place in KEYS; value: the JSON for late comers)
+--         e  a tag ended    key tag started_at
+--         t  a state        value
+--         o  other
+--       A large letter (S, T) restores what late comers read, of an event that was said long ago. id: the event's entry,
+--       where the caller knows it: the event is said again only if the stream has forgotten that.
+-- Reply { id for the next call's ARGV 4; then per event: an entry's id: it is in the stream, now or since an earlier try |
+--         'same' and JSON: the tag was there already, so | 'absent': it was not there to end | 'fenced': another worker
+--         speaks for the camera }, or {'lost'}: the stream has forgotten the caller's newest entry; nothing was done.
+--
+-- Why it may be sent twice. A document is unlike any other (camera, moment, worker), so one that is in the stream already
+-- is not added again; only entries after ARGV 4 need to be looked at. A tag that is there does not start, one that is not
+-- there does not end, and an end does not touch a tag that started later.
+-- Why 'lost'. A server that was killed, or a replica that took over, may have forgotten its last second. Then the caller
+-- says again what was in it, before anything else.
+
+local events, fences, states = KEYS[1], KEYS[2], KEYS[3]
+local kept, prefix, newest, floor = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local FIRST_BLOCK = 5
+local MOST_LOOKED_AT = 5000
+
+local wanted = {[events] = 'stream', [fences] = 'hash', [states] = 'hash'}
+for place = 4, #KEYS do wanted[KEYS[place]] = 'hash' end
+local wrong = misfit(wanted) or (#ARGV >= FIRST_BLOCK and bars_adding(events))
+if wrong then return wrong end
+
+local function is_before(id, other)
+  local ms, number = string.match(id, '(%d+)-(%d+)')
+  local other_ms, other_number = string.match(other, '(%d+)-(%d+)')
+  if ms ~= other_ms then return tonumber(ms) < tonumber(other_ms) end
+  return tonumber(number) < tonumber(other_number)
+end
+
+-- Whether the stream has never heard of an entry that it once gave this id. What was trimmed lies before the oldest entry
+-- that is left; what was deleted by hand is remembered.
+local function has_forgotten(id)
+  if redis.call('XRANGE', events, id, id)[1] then return false end
+  if redis.call('EXISTS', events) == 0 then return true end
+  local reply, info = redis.pcall('XINFO', 'STREAM', events), {}
+  if reply.err then return false end -- no right to ask
+  for i = 1, #reply, 2 do info[reply[i]] = reply[i + 1] end
+  if is_before(info['last-generated-id'], id) or info['entries-added'] == info['length'] then return true end
+  local oldest = redis.call('XRANGE', events, '-', '+', 'COUNT', 1)[1]
+  return oldest and is_before(oldest[1], id) and is_before(info['max-deleted-entry-id'], id)
+end
+
+if newest ~= '' and has_forgotten(newest) then return {'lost'} end
+
+local said = {} -- JSON -> id, of what is there since the last call
+if #ARGV >= FIRST_BLOCK then
+  for _, entry in ipairs(redis.call('XREVRANGE', events, '+', '(' .. floor, 'COUNT', MOST_LOOKED_AT)) do
+    for i = 1, #entry[2], 2 do
+      if entry[2][i] == 'json' then said[entry[2][i + 1]] = entry[1] end
+    end
+  end
+end
+
+local function is_fenced(camera, fence)
+  local granted = fence ~= '0' and tonumber(redis.call('HGET', fences, camera) or '')
+  return granted and granted > tonumber(fence)
+end
+
+local function started_at(json)
+  return tonumber(string.match(json, '"started_at":([%d.eE+-]+)') or '')
+end
+
+-- What each kind does to what late comers read; returns why there is nothing to say, if so.
+local effect = {}
+
+function effect.s(camera, key, tag, value)
+  if redis.call('HSETNX', KEYS[tonumber(key)], tag, value) == 1 then return nil end
+  return 'same' .. redis.call('HGET', KEYS[tonumber(key)], tag)
+end
+
+function effect.e(camera, key, tag, start)
+  local present = redis.call('HGET', KEYS[tonumber(key)], tag)
+  if not present or (started_at(present) or 0) > tonumber(start) then return 'absent' end
+  redis.call('HDEL', KEYS[tonumber(key)], tag)
+end
+
+function effect.t(camera, value) redis.call('HSET', states, camera, value) end
+
+function effect.o() end
+
+-- pcall: a user without the right to a channel still gets the stream.
+local function say(camera, json, fields)
+  fields[#fields + 1], fields[#fields + 2] = 'json', json
+  local id = redis.call('XADD', events, 'MAXLEN', '~', kept, '*', unpack(fields))
+  redis.pcall('PUBLISH', prefix .. camera, json)
+  return id
+end
+
+local at = FIRST_BLOCK
+local function take(count)
+  at = at + count
+  return unpack(ARGV, at - count, at - 1)
+end
+
+-- The answer to one event.
+local function announce(letter, camera, fence, id, json, fields, own)
+  if said[json] then return said[json] end
+  local kind, restores = string.lower(letter), letter ~= string.lower(letter)
+  if is_fenced(camera, fence) then return 'fenced' end
+  if id ~= '' and not has_forgotten(id) then
+    if restores then effect[kind](camera, unpack(own)) end
+    return id
+  end
+  return effect[kind](camera, unpack(own)) or say(camera, json, fields)
+end
+
+local VALUES = {s = 3, e = 3, t = 1, o = 0}
+local reply = {floor}
+while at <= #ARGV do
+  local letter, camera, fence, id, json, count = take(6)
+  local fields = {take(tonumber(count))}
+  reply[#reply + 1] = announce(letter, camera, fence, id, json, fields, {take(VALUES[string.lower(letter)])})
+end
+local last = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
+reply[1] = last and last[1] or '0-0'
+return reply

@@ -1,0 +1,35 @@
+-- Put in front of the scripts about cameras: what their keys must hold, the server's time, records that may be damaged.
+
+-- The error for the first key that holds what it must not, or nil. Scripts do not roll back: this comes first.
+local function misfit(wanted)
+  for key, kind in pairs(wanted) do
+    local found = redis.call('TYPE', key)['ok']
+    if found ~= kind and found ~= 'none' then
+      return redis.error_reply('WRONGTYPE ' .. key .. ' holds a ' .. found .. ', not a ' .. kind)
+    end
+  end
+end
+
+-- Everybody looks again. pcall: what a stranger wrote there is no number, and any other text will do as well.
+local function bump(version)
+  local risen = redis.pcall('INCR', version)
+  if type(risen) == 'number' then return end
+  local now = redis.call('TIME')
+  redis.call('SET', version, now[1])
+end
+
+-- A hash as a table of records; whatever is none of ours counts as not there.
+local function records(flat)
+  local found = {}
+  for i = 1, #flat, 2 do
+    local well, record = pcall(cjson.decode, flat[i + 1])
+    if well and type(record) == 'table' then found[flat[i]] = record end
+  end
+  return found
+end
+
+local function set_of(names)
+  local found = {}
+  for _, name in ipairs(names) do found[name] = true end
+  return found
+end

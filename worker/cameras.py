@@ -1,0 +1,280 @@
+"""The cameras that this worker reads now: each with its process, its picture's health, its gate and its tags.
+
+Starts and stops them as the fleet says; decides nothing about who reads what. `start` and `stop` are called by the
+fleet's thread, `published` and `tick` on the loop, the rest of a camera's life is in its intake thread.
+"""
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import structlog
+
+from config.settings import CameraSettings, SettingsTree
+from worker.broker.announcer import Announcer
+from worker.errors import REDIS_TROUBLE, BadFrame, ConfigError, DownReason
+from worker.events import Event, EventKind
+from worker.frames import Frame, InputSpec, Label, Prediction
+from worker.inference import Lane
+from worker.intake import Intake
+from worker.ledger import DropReason, Ledger
+from worker.metrics import Metrics
+from worker.picture_health import PictureHealth
+from worker.redaction import redact
+from worker.reuse import Gate
+from worker.sources import Source
+from worker.sources.camera_process import CameraProcess
+from worker.sources.nursery import Nursery
+from worker.status import SourceStatus, State, Status
+from worker.tag_classes import TagClasses, tag_classes
+from worker.tags import Tagger
+from worker.tenure import Tenure
+
+TAGGED = 50  # labels that tags look at: a group of classes sums more of them than are published
+_ASK_AGAIN = 1.0  # seconds until present tags are asked for again that could not be read
+
+
+@dataclass(slots=True)
+class Ward:
+    """One camera and everything that is known of it here."""
+
+    settings: CameraSettings
+    tenure: Tenure
+    source: CameraProcess
+    health: PictureHealth
+    gate: Gate | None
+    tagger: Tagger | None
+    fence: int | None = None  # under which its tags were taken over; its intake thread's
+    asked_at: float = 0.0  # monotonic seconds
+    ended: bool = False  # by itself: a file was read
+
+
+class Watched:
+    """A camera as a Source that takes its tags over from whoever had them, before its first frame."""
+
+    def __init__(self, ward: Ward, take_over: Callable[[Ward, int], None]) -> None:
+        self.name = ward.settings.name
+        self.live = ward.source.live
+        self._ward = ward
+        self._take_over = take_over
+
+    def frames(self, stop: threading.Event) -> Generator[Frame, None, None]:
+        frames = self._ward.source.frames(stop)
+        try:
+            for frame in frames:
+                if frame.fence != self._ward.fence:
+                    self._take_over(self._ward, frame.fence)
+                yield frame
+        finally:
+            frames.close()
+
+
+@dataclass(frozen=True, slots=True)
+class CameraView:
+    """One camera for metrics and the API."""
+
+    ward: Ward
+    status: SourceStatus | None
+    tags: tuple[str, ...] = field(default=())
+
+
+class Cameras:
+    """All of them, by name. `lanes` tells the inference how to treat their frames."""
+
+    def __init__(
+        self,
+        settings: SettingsTree,
+        *,
+        spec: InputSpec,
+        labels: Sequence[Label],
+        nursery: Nursery,
+        intake: Intake,
+        announcer: Announcer,
+        ledger: Ledger,
+        status: Status,
+        metrics: Metrics,
+        lanes: dict[str, Lane],
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Raises ConfigError for tags that this model cannot have."""
+        self._settings = settings
+        # A camera prepares in BGR and turns the small result, and crop mode `border` pads with the mean.
+        self._spec = replace(spec, mean=spec.mean[::-1])
+        self._labels = labels
+        self._nursery = nursery
+        self._intake = intake
+        self._announcer = announcer
+        self._ledger = ledger
+        self._status = status
+        self._metrics = metrics
+        self._lanes = lanes
+        self._clock = clock
+        self._monotonic = monotonic
+        self._loop = asyncio.get_running_loop()
+        self._wards: dict[str, Ward] = {}  # changed on the loop only
+        self._log = structlog.get_logger("cameras")
+        self._classes = tag_classes(settings.tags, labels)
+        for camera in settings.cameras:
+            self._classes_of(camera)
+
+    def start(self, camera: CameraSettings, tenure: Tenure) -> None:
+        """Read a camera from now on; it speaks as its tenure says. Raises ConfigError for what cannot be a camera."""
+        ward = self._ward(camera, tenure)
+        self._loop.call_soon_threadsafe(self._enter, ward)
+
+    def stop(self, name: str, *, removed: bool = False) -> None:
+        """Read it no longer. `removed`: nobody else will either, so its tags end."""
+        self._loop.call_soon_threadsafe(self._leave, name, removed)
+
+    def published(self, prediction: Prediction) -> None:
+        """A label has gone out."""
+        ward = self._wards.get(prediction.source)
+        if ward is not None and ward.tagger is not None and prediction.fence == (ward.tenure.fence or 0):
+            self._announce_all(ward.tagger.seen(prediction))
+
+    def tick(self) -> None:
+        """Once a second: what time alone changes."""
+        for ward in self._wards.values():
+            if ward.tagger is not None and ward.tenure.fence is not None:
+                self._announce_all(ward.tagger.tick())
+
+    def on_state(self, name: str, state: State, reason: DownReason | None, message: str) -> None:
+        """A source's state has changed; called in its intake thread."""
+        ward = self._wards.get(name)
+        if ward is None:
+            return
+        ward.ended = state == "ended"
+        if (fence := ward.tenure.fence) is None:
+            return
+        detail = {"state": state, "reason": reason.value if reason else None, "message": redact(message)}
+        self._announcer.announce(Event(EventKind.CAMERA_STATE, name, self._clock(), detail, fence))
+
+    def views(self) -> list[CameraView]:
+        """A snapshot, for any thread."""
+        status = self._status.sources()
+        return [
+            CameraView(ward, status.get(name), tuple(ward.tagger.present) if ward.tagger else ())
+            for name, ward in list(self._wards.items())
+        ]
+
+    def documents(self) -> list[Mapping[str, Any]]:
+        """What /api/cameras says."""
+        return [_document(view) for view in self.views()]
+
+    def _ward(self, camera: CameraSettings, tenure: Tenure) -> Ward:
+        settings, name = self._settings, camera.name
+        reuse, tags = camera.reuse or settings.reuse, camera.tags or settings.tags
+        health = PictureHealth(camera.health or settings.health, name, announce=partial(self._announce_own, tenure))
+        source = CameraProcess(
+            camera,
+            self._spec,
+            nursery=self._nursery,
+            tenure=tenure,
+            examine=health.look,
+            observe=self._metrics.observe,
+            on_bad=partial(self._bad_picture, name),
+            on_replaced=partial(self._replaced, name),
+            on_flow=partial(self._flows, name),
+        )
+        return Ward(
+            camera,
+            tenure,
+            source,
+            health,
+            Gate(reuse, rng=random.Random(), monotonic=self._monotonic) if reuse.enabled else None,
+            Tagger(name, tags, self._classes_of(camera), fps=camera.fps) if tags.enabled else None,
+        )
+
+    def _classes_of(self, camera: CameraSettings) -> TagClasses:
+        if camera.tags is None:
+            return self._classes
+        return tag_classes(camera.tags, self._labels, where=f"tags of camera {camera.name}")
+
+    def _enter(self, ward: Ward) -> None:
+        name = ward.settings.name
+        if name in self._wards:  # a bug of the fleet would else end the worker
+            self._leave(name, removed=False)
+        self._wards[name] = ward
+        self._ledger.name(name)
+        self._lanes[name] = Lane(ward.settings.max_age, ward.gate)
+        source: Source = Watched(ward, self._take_over)
+        self._intake.add(source, weight=ward.settings.priority)
+
+    def _leave(self, name: str, removed: bool) -> None:
+        ward = self._wards.pop(name, None)
+        if ward is None:
+            return
+        self._intake.remove(name)
+        self._lanes.pop(name, None)
+        if not ward.ended:
+            self._status.forget(name)
+        if removed:
+            self._announce_all(ward.tagger.end("removed") if ward.tagger is not None else ())
+        self._announcer.release(name)
+
+    def _take_over(self, ward: Ward, fence: int) -> None:
+        """Go on with the tags that were present when the camera came to us. In its intake thread, which may wait."""
+        now = self._monotonic()
+        if ward.tagger is None or now < ward.asked_at + _ASK_AGAIN:
+            return
+        ward.asked_at = now
+        try:
+            present = self._announcer.take_over(ward.settings.name, fence=fence)
+        except REDIS_TROUBLE as trouble:
+            self._log.warning("present tags cannot be read", source=ward.settings.name, trouble=str(trouble))
+            return
+        ward.fence = fence
+        self._loop.call_soon_threadsafe(partial(ward.tagger.resume, present, fence=fence))
+
+    def _bad_picture(self, camera: str, bad: BadFrame) -> None:
+        self._ledger.received(camera)
+        self._ledger.dead(camera, bad.reason)
+
+    def _replaced(self, camera: str, count: int) -> None:
+        for _ in range(count):
+            self._ledger.received(camera)
+            self._ledger.dropped(camera, DropReason.REPLACED)
+
+    def _flows(self, camera: str, flows: bool) -> None:
+        state: State = "live" if flows else "stalled"
+        if self._status.source(camera, state, None if flows else DownReason.TIMEOUT):
+            self._log.info("source up" if flows else "source stalled", source=camera)
+            self.on_state(camera, state, None if flows else DownReason.TIMEOUT, "")
+
+    def _announce_own(self, tenure: Tenure, event: Event) -> None:
+        """What was seen on a picture, if we may speak for its camera."""
+        fence = tenure.fence
+        if fence is not None:
+            self._announcer.announce(replace(event, fence=fence))
+
+    def _announce_all(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self._announcer.announce(event)
+
+
+def _document(view: CameraView) -> Mapping[str, Any]:
+    camera, figures, status = view.ward.settings, view.ward.source.figures(), view.status
+    return {
+        "name": camera.name,
+        "url": redact(camera.url.get_secret_value()),
+        "state": status.state if status else None,
+        "reason": status.reason.value if status and status.reason else None,
+        "message": redact(status.message) if status else None,
+        "since": status.since if status else None,
+        "fence": view.ward.tenure.fence,
+        "fps": camera.fps,
+        "priority": camera.priority,
+        "pictures": figures.grabbed,
+        "last_picture": figures.last_picture or None,
+        "picture": sorted(fault.value for fault in view.ward.health.figures().sick),
+        "tags": sorted(view.tags),
+    }
+
+
+__all__ = ["TAGGED", "CameraView", "Cameras", "ConfigError", "Ward", "Watched"]

@@ -1,5 +1,7 @@
 """What a camera's URL means, before anything is opened."""
 
+from pathlib import Path
+
 import pytest
 from pydantic import SecretStr
 
@@ -26,6 +28,9 @@ def address(url: str, user: str | None = None, password: str | None = None) -> A
         ("clips/a b.mp4", Kind.FILE, "clips/a b.mp4"),
         ("./10:30.mp4", Kind.FILE, "./10:30.mp4"),
         ("file:///clips/a%20b.mp4", Kind.FILE, "/clips/a b.mp4"),
+        ("file:///pictures/", Kind.FOLDER, "/pictures/"),
+        ("pictures/", Kind.FOLDER, "pictures/"),
+        ("/", Kind.FOLDER, "/"),
     ],
 )
 def test_a_url_says_what_is_behind_it(url: str, kind: Kind, location: str) -> None:
@@ -86,3 +91,36 @@ def test_a_broken_url_is_refused_with_what_is_wrong_and_no_credentials(url: str,
         address(url)
 
     assert "cret" not in str(caught.value)
+
+
+def test_a_folder_that_is_there_needs_no_slash(tmp_path: Path) -> None:
+    assert address(str(tmp_path)).kind is Kind.FOLDER
+    assert address(tmp_path.as_uri()).kind is Kind.FOLDER
+
+
+def test_a_password_of_a_file_replaces_that_of_the_url_and_keeps_its_user() -> None:
+    settings = CameraSettings(name="door", url=SecretStr("rtsp://jo%40home:old@cam/main"))
+
+    assert parse(settings, password="new/").location == "rtsp://jo%40home:new%2F@cam/main"
+
+
+def test_a_password_of_a_file_without_any_user_changes_nothing() -> None:
+    settings = CameraSettings(name="door", url=SecretStr("rtsp://cam/main"))
+
+    assert parse(settings, password="new").location == "rtsp://cam/main"
+
+
+@pytest.mark.parametrize(
+    ("url", "rtsp", "hls", "secure"),
+    [
+        ("rtsps://cam/main", True, False, True),
+        ("https://cam/live.M3U8?token=1", False, True, True),
+        ("http://cam/a.mjpg?next=b.m3u8", False, False, False),
+        ("udp://@:1234", False, False, False),
+        ("clip.m3u8", False, False, False),
+    ],
+)
+def test_a_stream_knows_its_protocol(url: str, rtsp: bool, hls: bool, secure: bool) -> None:
+    found = address(url)
+
+    assert (found.is_rtsp, found.is_hls, found.is_secure) == (rtsp, hls, secure)

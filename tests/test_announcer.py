@@ -86,14 +86,14 @@ def say(announcer: Announcer, *events: Event) -> None:
     assert announcer.flush(20)
 
 
-def documents(client: redis.Redis, stream: str = "events") -> list[dict[str, Any]]:
+def documents(client: Any, stream: str = "events") -> list[dict[str, Any]]:
     return [json.loads(fields[b"json"]) for _, fields in client.xrange(stream)]
 
 
-def story(client: redis.Redis, stream: str = "events") -> list[tuple[str, ...]]:
+def story(client: Any, stream: str = "events") -> list[tuple[str, ...]]:
     """What the stream says, in few words."""
     return [
-        (one["event"], one["source"], one.get("tag") or one.get("state") or one.get("fault"))
+        (one["event"], one["source"], str(one.get("tag") or one.get("state") or one.get("fault")))
         for one in documents(client, stream)
     ]
 
@@ -491,7 +491,7 @@ def test_a_new_primary_that_somebody_else_wrote_to_first_is_told_too() -> None:
             server.admin.xadd("events", {"event": "camera.state", "json": json.dumps({"event": "x", "source": "y"})})
             say(announcer, started("bird"))
 
-            assert sorted(tag for _, _, tag in story(server.admin) if tag) == ["bird", "cat", "dog"]
+            assert sorted(tag for _, _, tag in story(server.admin) if tag != "None") == ["bird", "cat", "dog"]
             assert set(announcer.present_tags("door")) == {"bird", "cat", "dog"}
 
 

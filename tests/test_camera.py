@@ -463,7 +463,7 @@ def test_a_wrong_password_is_the_reason_and_is_never_printed(scheme: Literal["ba
 
 def test_a_camera_without_video_says_so(hearing: Hearing) -> None:
     with RtspCamera() as server:
-        heard = hearing.read(server.url("?audio=1"))
+        heard = hearing.read(server.url("?audio=1"), open_timeout=1)
 
     assert (heard.reason, heard.words) == (DownReason.NO_VIDEO, "camera 'door' cannot be opened: it offers no video")
 
@@ -535,6 +535,30 @@ def test_each_step_is_told(hearing: Hearing) -> None:
         heard = hearing.read(server.url())
 
     assert heard.steps == ["resolving", "opening", "waiting", "reading"]
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [("401 Unauthorized", DownReason.AUTH), ("301 Moved", DownReason.REFUSED), ("404 Not Found", DownReason.REFUSED)],
+)
+def test_a_web_camera_is_asked_why_where_ffmpeg_is_not_heard(red_jpeg: bytes, status: str, reason: DownReason) -> None:
+    with HttpCamera(red_jpeg) as server:
+        server.status = status
+        with pytest.raises(SourceLost, match=status[:3]) as caught:
+            read(camera(server.url("?key=hunter2"), username="jo", password="hunter2"))
+
+    assert caught.value.reason is reason
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_jump_of_the_clock_neither_stops_nor_bursts_the_sampling() -> None:
+    jumps = iter([0.0, 3600.0, -3600.0, 86_400.0] * 100)
+    with RtspCamera() as server:
+        settings = CameraSettings(name="door", url=server.url(), fps=5)
+        source = Camera(settings, prepare=whole, clock=lambda: time.time() + next(jumps))
+        numbers = [number_of(frame.pixels) for frame in read(source, 6)]
+
+    assert (numbers[-1] - numbers[0]) % LENGTH == pytest.approx(25, abs=3)
 
 
 # What changes while it runs
@@ -732,21 +756,15 @@ def test_the_options_of_one_camera_are_gone_with_its_opening() -> None:
 # Folders
 
 
-def test_a_folder_gives_each_new_picture_with_the_time_at_which_it_was_written(tmp_path: Path) -> None:
-    (tmp_path / "old.jpg").write_bytes(cv2.imencode(".jpg", np.zeros((9, 9, 3), np.uint8))[1].tobytes())
-    bad: list[BadFrame] = []
-    settings = CameraSettings(name="door", url=str(tmp_path))
-    source = Camera(settings, prepare=whole, on_bad=bad.append)
-    stop, found = threading.Event(), []
-    thread = threading.Thread(target=lambda: found.extend(islice(source.frames(stop), 2)))
-    thread.start()
-    time.sleep(0.3)  # the first look is over: what is there then is old
-
+def test_a_folder_gives_each_picture_with_the_time_at_which_it_was_written(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(cv2.imencode(".png", red_picture())[1].tobytes())
     os.utime(tmp_path / "a.png", (1_700_000_000, 1_700_000_000))
     (tmp_path / "b.jpg").write_bytes(b"no picture")
     (tmp_path / "c.jpg").write_bytes(cv2.imencode(".jpg", red_picture())[1].tobytes())
-    thread.join(timeout=10)
+    bad: list[BadFrame] = []
+    source = Camera(CameraSettings(name="door", url=str(tmp_path), backlog=True), prepare=whole, on_bad=bad.append)
+
+    found = read(source, 2)
 
     assert not source.live
     assert [(frame.width, frame.height) for frame in found] == [(160, 120)] * 2
@@ -754,6 +772,15 @@ def test_a_folder_gives_each_new_picture_with_the_time_at_which_it_was_written(t
     assert all(is_red(frame.pixels) and frame.vitals is not None for frame in found)
     assert [fault.reason for fault in bad] == [DeadReason.UNDECODABLE]
     assert source.lost == 1
+
+
+def test_a_folder_that_is_quiet_stops_at_once(tmp_path: Path) -> None:
+    stop = threading.Event()
+    threading.Timer(0.3, stop.set).start()
+    before = time.monotonic()
+
+    assert list(camera(tmp_path).frames(stop)) == []
+    assert time.monotonic() - before < 2
 
 
 def test_a_folder_that_is_gone_is_a_loss(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -234,3 +235,18 @@ def test_a_bug_is_a_loss_and_says_what_it_was(monkeypatch: pytest.MonkeyPatch) -
     assert loss is not None
     assert loss.reason is DownReason.CRASHED
     assert loss.message == "camera 'clip': a bug: ZeroDivisionError: division by zero"
+
+
+def test_a_figure_that_cannot_be_told_is_a_loss_and_no_silence() -> None:
+    ours, theirs = socket.socketpair()
+    stop = Stop()
+    with ours, theirs:
+        outbox = Outbox(partial(send, theirs))
+        with delivering(outbox, stop):
+            outbox.put(replace(frame(0), captured_at=float("nan")), live=True)
+        message = Inbox(ours, source="door", spec=SPEC).receive(5)
+
+    assert stop.is_set()
+    assert message is not None
+    assert message.loss is not None
+    assert message.loss.message.startswith("what is told of a camera: a bug: ValidationError: 1 validation error")

@@ -19,10 +19,12 @@ import worker
 from config.settings import CameraSettings
 from tests.cameras.http import HttpCamera
 from tests.cameras.rtsp import FPS, LENGTH, RtspCamera, number_of
+from tests.pictures import clip_frames
 from tests.test_nursery import descriptors, gone
 from tests.workers import eventually
 from worker.errors import BadFrame, ConfigError, DownReason, SourceLost
 from worker.frames import Frame, InputSpec, PictureFault, Vitals
+from worker.image import prepare
 from worker.opencv import cv2
 from worker.sources import Source
 from worker.sources.camera import Step
@@ -58,6 +60,11 @@ def camera(
 
 def opened(source: CameraProcess) -> Generator[Frame, None, None]:
     return source.frames(threading.Event())
+
+
+def first_of(source: CameraProcess) -> Frame:
+    with closing(opened(source)) as frames:
+        return next(frames)
 
 
 def pid_of(source: CameraProcess) -> int:
@@ -128,7 +135,10 @@ def test_a_file_loses_nothing_however_slowly_it_is_taken(nursery: Nursery) -> No
     with closing(opened(source)) as frames:
         first = next(frames)
         eventually(lambda: _idle(pid_of(source)), "its process waits for room")
-        time.sleep(1.5)  # longer than a silence may be: that it waits for room must not be taken for a hang
+        until = time.monotonic() + 1.5  # longer than a silence may be
+        while time.monotonic() < until:
+            assert not gone(pid_of(source))
+            time.sleep(0.05)
         rest = list(frames)
 
     captured = [frame.captured_at for frame in (first, *rest)]
@@ -137,13 +147,27 @@ def test_a_file_loses_nothing_however_slowly_it_is_taken(nursery: Nursery) -> No
     assert source.figures().replaced == 0
 
 
+def test_a_folder_in_which_nothing_happens_is_no_hang(nursery: Nursery, jpeg: bytes, tmp_path: Path) -> None:
+    source = camera(nursery, tmp_path, read_timeout=0.2)
+    with Reading(source) as reading:
+        eventually(lambda: source.figures().step is Step.READING, "the folder is watched")
+        until = time.monotonic() + 1.5  # longer than a silence may be
+        while time.monotonic() < until:
+            assert reading.lost is None
+            time.sleep(0.05)
+        (tmp_path / "one.jpg").write_bytes(jpeg)
+        eventually(lambda: len(reading.frames) == 1, "its picture is read")
+
+    assert source.figures().started == 1
+
+
 def _idle(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
 def test_a_frame_says_where_and_when_and_has_vitals(nursery: Nursery) -> None:
     before = time.time()
-    (frame,) = islice(opened(camera(nursery, COCKATOO)), 1)
+    frame = first_of(camera(nursery, COCKATOO))
 
     assert (frame.source, frame.width, frame.height, frame.fence) == ("door", 640, 360, 0)
     assert frame.vitals is not None
@@ -170,6 +194,19 @@ def test_costs_and_counts_are_told(nursery: Nursery) -> None:
 def test_an_address_of_no_known_kind_is_refused_before_any_process(nursery: Nursery) -> None:
     with pytest.raises(ConfigError):
         camera(nursery, "gopher://cam")
+
+
+def test_pictures_are_prepared_as_the_model_wants_them_with_torch_too() -> None:
+    spec = InputSpec(224, 224, 0.9, "border", "bicubic", (0.1, 0.5, 0.9), (0.5, 0.5, 0.5))
+    settings = CameraSettings.model_validate({"name": "clip", "url": str(COCKATOO), "fps": 1})
+    with Nursery(spec) as nursery:
+        source = CameraProcess(settings, spec, nursery=nursery, tenure=Tenure.unshared())
+        theirs = first_of(source)
+        tasks = list(Path(f"/proc/{nursery.pid}/task").iterdir())
+
+    (picture,) = clip_frames(1)
+    assert np.array_equal(theirs.pixels, prepare(picture[:, :, ::-1], spec))  # the clip's frames are BGR
+    assert len(tasks) == 1  # or its forks would not be safe
 
 
 # Tenure, faults
@@ -201,7 +238,7 @@ def test_a_frame_bears_the_faults_that_were_found(nursery: Nursery) -> None:
         seen.append((vitals, at))
         return (PictureFault.BLACK,)
 
-    (frame,) = islice(opened(camera(nursery, COCKATOO, callbacks={"examine": examine})), 1)
+    frame = first_of(camera(nursery, COCKATOO, callbacks={"examine": examine}))
 
     assert frame.faults == (PictureFault.BLACK,)
     assert [at for _, at in seen] == [frame.captured_at]
@@ -256,7 +293,7 @@ def test_a_process_that_freezes_while_it_reads_is_noticed_then_killed(nursery: N
             before = time.monotonic()
             eventually(lambda: flow == [False], "it is stalled")
             assert not tenure.warm
-            assert 0.9 < time.monotonic() - before < 1.8
+            assert 0.9 < time.monotonic() - before < 2.5
             lost = reading.lose()
 
     assert lost.reason is DownReason.TIMEOUT
@@ -290,12 +327,11 @@ def test_a_process_that_dies_is_a_lost_camera_at_once(nursery: Nursery, sent: si
             before = time.monotonic()
             lost = reading.lose()
 
-            assert reading.lost_at - before < 0.5
+            assert reading.lost_at - before < 1
             assert lost.reason is DownReason.CRASHED
             assert str(lost) == f"camera 'door' was lost: the process that read it died (signal {sent:d} ({words}))"
             assert source.figures().crashed == 1
-        with closing(opened(source)) as frames:  # and the next one works
-            assert next(frames)
+        first_of(source)  # and the next one works
 
 
 def test_why_it_was_lost_comes_through_without_a_password(nursery: Nursery) -> None:
@@ -329,7 +365,7 @@ def test_a_worker_that_was_away_finds_the_newest_picture(nursery: Nursery) -> No
             newest = number_of(next(frames).pixels)
             lag = (server.now_showing - newest) % LENGTH
 
-    assert lag < 4
+    assert lag < 8
     assert sum(replaced) >= 40
     assert source.figures().replaced == sum(replaced)
 
@@ -362,7 +398,7 @@ def test_a_camera_stops_soon_whatever_it_does(nursery: Nursery) -> None:
                 reading.thread.join(5)
                 stops.append(time.monotonic() - before)
 
-    assert max(stops) < 0.6
+    assert max(stops) < 0.8
     for pid in pids:
         assert gone(pid)
 
@@ -385,22 +421,17 @@ def test_a_frozen_process_delays_no_stop(nursery: Nursery) -> None:
 def test_files_and_threads_end_where_they_began(nursery: Nursery, jpeg: bytes) -> None:
     with HttpCamera(jpeg) as server:
         source = camera(nursery, server.url())
-        _cycle(source)
+        first_of(source)
         threads, open_files = _threads(), len(descriptors())
         theirs = _open_files_of(nursery)
         for _ in range(20):
-            _cycle(source)
+            first_of(source)
 
         assert _threads() == threads
         eventually(lambda: _open_files_of(nursery) <= theirs, "the nursery has let go")
     # The server's own connections come and go in the same process.
     eventually(lambda: len(descriptors()) <= open_files, "no file is left open")
     assert source.figures().started == 21
-
-
-def _cycle(source: CameraProcess) -> None:
-    with closing(opened(source)) as frames:
-        assert next(frames)
 
 
 def _threads() -> set[str]:
@@ -433,7 +464,7 @@ import sys, threading
 from tests.test_camera_process import SPEC, camera, pid_of
 from worker.sources.nursery import Nursery
 with Nursery(SPEC) as nursery:
-    source = camera(nursery, sys.argv[1])
+    source = camera(nursery, sys.argv[1], read_timeout=1)
     for number, frame in enumerate(source.frames(threading.Event())):
         if number == 3:
             print(nursery.pid, pid_of(source), flush=True)
@@ -467,7 +498,7 @@ def test_a_worker_that_was_stopped_goes_on_with_the_same_process() -> None:
         pids = [int(word) for word in process.stdout.readline().split()]
         os.kill(process.pid, signal.SIGSTOP)
         began = server.now_showing
-        eventually(lambda: (server.now_showing - began) % LENGTH > 4 * FPS, "time passes")  # beyond all time-outs
+        eventually(lambda: (server.now_showing - began) % LENGTH > 2.5 * FPS, "time passes")  # beyond all time-outs
         os.kill(process.pid, signal.SIGCONT)
 
         before = time.monotonic()

@@ -117,7 +117,7 @@ tallies = st.builds(
     Tally,
     grabbed=counts,
     replaced=counts,
-    cpu=seconds,
+    cpu=st.floats(0, 1e12),
     costs=st.lists(st.tuples(st.sampled_from(STAGES), seconds), max_size=5).map(tuple),
     bad=st.lists(
         st.builds(

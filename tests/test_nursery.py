@@ -53,6 +53,13 @@ def test_a_child_is_another_process_that_lives(nursery: Nursery) -> None:
         assert not gone(child.pid)
 
 
+def test_the_process_that_forks_has_one_thread(nursery: Nursery) -> None:
+    with born(nursery):  # so it is ready
+        tasks = list(Path(f"/proc/{nursery.pid}/task").iterdir())
+
+    assert len(tasks) == 1
+
+
 def test_a_child_ends_by_itself_when_the_worker_hangs_up(nursery: Nursery) -> None:
     with born(nursery) as child:
         child.work.shutdown(socket.SHUT_WR)

@@ -2,12 +2,13 @@
 
 import random
 from collections.abc import Iterable
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.sampling import Pacer, Sampler
+from worker.sampling import BurstPacer, Pacer, Sampler
 
 
 def taken(fps: float, times: Iterable[float]) -> list[float]:
@@ -95,3 +96,58 @@ def test_a_jump_in_a_files_timestamps_is_not_waited_for(jump: float) -> None:
 
     assert pacer.delay(100.0 + jump, now=0.0) == 0.0
     assert pacer.delay(100.5 + jump, now=0.0) == pytest.approx(0.5)
+
+
+def shown_at(arrivals: list[tuple[float, float]], pacer: BurstPacer | None = None) -> list[float]:
+    """When pictures of (media time, time of arrival) are shown by a reader that takes one after the other."""
+    pacer = pacer or BurstPacer()
+    now, shown = 0.0, []
+    for media, arrived in arrivals:
+        now = max(now, arrived)
+        now += pacer.delay(media, now)
+        shown.append(now)
+    return shown
+
+
+def segments(count: int, *, length: float = 2.0, outage: tuple[int, float] = (0, 0.0)) -> list[tuple[float, float]]:
+    """25 pictures a second that arrive with the end of their segment; from one segment on, the outage later."""
+    pictures = []
+    for number in range(count):
+        late = outage[1] if number == outage[0] and outage[1] else 0.0
+        arrived = (number + 1) * length + late + 0.4 * (number % 3 == 1)
+        pictures += [(number * length + n / 25, arrived) for n in range(int(25 * length))]
+    return pictures
+
+
+def test_bursts_are_spread_evenly_and_none_is_skipped() -> None:
+    shown = shown_at(segments(60))
+    steps = [b - a for a, b in pairwise(shown)]
+
+    assert sum(0.038 < step < 0.042 for step in steps) / len(steps) > 0.99
+    assert max(steps) < 0.5
+    assert shown[-1] < segments(60)[-1][1] + 2.5
+
+
+def test_who_was_held_up_for_long_races_until_it_is_in_time_again() -> None:
+    arrivals = segments(60, outage=(20, 30.0))
+    shown = shown_at(arrivals)
+
+    assert max(b - a for a, b in pairwise(shown)) > 25
+    assert shown[-1] - arrivals[-1][1] < 3.0
+
+
+@pytest.mark.parametrize("jump", [-1000.0, 50_000.0, float("1e12")])
+def test_a_jump_of_the_streams_clock_neither_stops_nor_races_the_show(jump: float) -> None:
+    arrivals = [(n / 25 + (jump if n >= 100 else 0.0), n / 25) for n in range(250)]
+    shown = shown_at(arrivals)
+
+    assert max(b - a for a, b in pairwise(shown)) == pytest.approx(0.04, abs=0.005)
+    assert shown[-1] == pytest.approx(249 / 25, abs=0.3)
+
+
+def test_a_stream_whose_clock_stands_still_goes_on() -> None:
+    pacer = BurstPacer()
+    shown = shown_at([(7.0, 0.0)] * 100, pacer)
+
+    assert shown[-1] == pytest.approx(99 * 0.04, rel=0.03)
+    assert pacer.media == pytest.approx(99 * 0.04)

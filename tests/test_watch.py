@@ -15,13 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from config.settings import RedisSettings
+from config.settings import EventsSettings, RedisSettings
 from tests.absence import missing
 from tests.settled import NOW, publish
 from worker import cli
+from worker.broker.announcements import Announcements, Saying
 from worker.broker.connection import Client, connect
 from worker.broker.embedded import embedded_server
+from worker.broker.fleet_keys import FleetKeys
 from worker.errors import ConfigError
+from worker.events import Event, EventKind
 
 PATIENCE = 20.0  # seconds
 
@@ -135,6 +138,56 @@ def test_only_the_source_asked_for_is_shown_and_counted(
     watch(redis_url, client, both, "--source", "b", "--count", "2", "--json")
 
     assert [json.loads(line)["frame_id"] for line in capsys.readouterr().out.splitlines()] == ["b0", "b1"]
+
+
+def announce(client: Client, *events: Event) -> list[str]:
+    """Events as a worker says them; their documents."""
+    server = Announcements(client, FleetKeys(), EventsSettings(), worker="me")
+    server.say([Saying(event, event.fence) for event in events], newest="")
+    return [fields[b"json"].decode() for _, fields in client.xrange("events")]
+
+
+TAG_EVENTS = (
+    Event(EventKind.TAG_STARTED, "door", NOW, {"tag": "cat", "score": 0.913, "started_at": NOW - 2, "frame_id": "f1"}),
+    Event(
+        EventKind.TAG_ENDED,
+        "door",
+        NOW + 9,
+        {"tag": "cat", "started_at": NOW - 2, "ended_at": NOW + 7, "duration": 9.0, "peak": 0.97, "why": "gone"},
+    ),
+    Event(EventKind.CAMERA_STATE, "yard", NOW, {"state": "down", "reason": "auth", "message": "wrong password"}),
+    Event(EventKind.PICTURE_SICK, "yard", NOW, {"fault": "black"}),
+    Event(EventKind.PICTURE_WELL, "yard", NOW, {}),
+)
+
+
+def test_events_are_lines_of_time_source_what_and_more(
+    redis_url: str, client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = watch(redis_url, client, lambda: announce(client, *TAG_EVENTS), "--events", "--count", "5")
+
+    assert code == 0
+    assert [line[1:] for line in lines(capsys.readouterr().out)] == [
+        ["door", "tag.started", "cat", "score 0.91"],
+        ["door", "tag.ended", "cat", "after 9.0 s, peak 0.97, gone"],
+        ["yard", "camera.state", "down", "wrong password"],
+        ["yard", "picture.sick", "black"],
+        ["yard", "picture.well"],
+    ]
+
+
+def test_events_of_one_source_are_shown_as_the_documents_that_were_published(
+    redis_url: str, client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents: list[str] = []
+
+    def all_of_them() -> None:
+        client.xadd("events", {"event": "of somebody else", "json": "[]"})
+        documents.extend(announce(client, *TAG_EVENTS))
+
+    watch(redis_url, client, all_of_them, "--events", "--json", "--source", "yard", "--count", "3")
+
+    assert capsys.readouterr().out.splitlines() == documents[3:]
 
 
 def test_ctrl_c_is_a_quiet_end(redis_url: str, client: Client, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,8 @@ import structlog
 
 from config.settings import CameraSettings, SettingsTree
 from worker.broker.announcer import Announcer
-from worker.errors import REDIS_TROUBLE, BadFrame, ConfigError, DownReason
+from worker.capacity import demand_of
+from worker.errors import REDIS_TROUBLE, BadFrame, DownReason
 from worker.events import Event, EventKind
 from worker.frames import Frame, InputSpec, Label, Prediction
 from worker.inference import Lane
@@ -28,6 +29,7 @@ from worker.picture_health import PictureHealth
 from worker.redaction import redact
 from worker.reuse import Gate
 from worker.sources import Source
+from worker.sources.address import Kind, parse
 from worker.sources.camera_process import CameraProcess
 from worker.sources.nursery import Nursery
 from worker.status import SourceStatus, State, Status
@@ -37,6 +39,13 @@ from worker.tenure import Tenure
 
 TAGGED = 50  # labels that tags look at: a group of classes sums more of them than are published
 _ASK_AGAIN = 1.0  # seconds until present tags are asked for again that could not be read
+
+
+def demand(camera: CameraSettings) -> float:
+    """Frames a second that a camera asks of the model; 0 for a file that waits for it. Raises ConfigError."""
+    kind = parse(camera).kind
+    waits = kind in (Kind.FILE, Kind.FOLDER) if camera.realtime is None else not camera.realtime
+    return 0.0 if waits else demand_of(camera)
 
 
 @dataclass(slots=True)
@@ -275,6 +284,3 @@ def _document(view: CameraView) -> Mapping[str, Any]:
         "picture": sorted(fault.value for fault in view.ward.health.figures().sick),
         "tags": sorted(view.tags),
     }
-
-
-__all__ = ["TAGGED", "CameraView", "Cameras", "ConfigError", "Ward", "Watched"]

@@ -22,7 +22,7 @@ from worker.frames import Pixels
 LOAD: Final = 0.7  # of a machine that one plans with: the rest is for bursts, noisy nights and everything else
 EVERY: Final = 25.0  # frames/s that a camera with fps 0 (every picture) is taken to ask for
 KEY_INTERVAL: Final = 2.0  # seconds between two key frames, unless it is known
-_ADMIT: Final = 0.9  # of the measured rate that cameras may ask for: it was measured with nothing else to do
+ADMIT: Final = 0.9  # of the measured rate that cameras may ask for: it was measured with nothing else to do
 
 
 # ---- how many fit
@@ -101,7 +101,7 @@ def demand_of(camera: CameraSettings) -> float:
 
 
 def admit(
-    cameras: Iterable[CameraSettings], engine_rate: float, *, load: float = _ADMIT
+    cameras: Iterable[CameraSettings], engine_rate: float, *, load: float = ADMIT
 ) -> tuple[list[CameraSettings], list[CameraSettings]]:
     """(accepted, refused): by priority, in their order where that is equal, while the model can do all they ask for.
 

@@ -274,17 +274,20 @@ def enqueue(
 @app.command()
 def watch(
     source: Annotated[str | None, typer.Option(help="Only this source.", show_default=False)] = None,
+    events: Annotated[
+        bool, typer.Option("--events", help="Tags, camera states and sick pictures, instead of labels.")
+    ] = False,
     json: Json = False,
-    count: Annotated[int, typer.Option(help="End after so many labels; 0 = run until Ctrl-C.", min=0)] = 0,
+    count: Annotated[int, typer.Option(help="End after so many lines; 0 = run until Ctrl-C.", min=0)] = 0,
     config: Config = None,
     set_: Set = None,
     redis: RedisUrl = None,
 ) -> int:
-    """Print labels as they are published."""
+    """Print labels, or events, as they are published."""
     settings = _settings(config, set_, redis__url=redis)
     from worker.commands.watch import run_watch
 
-    return run_watch(settings, source=source, count=count, as_json=json)
+    return run_watch(settings, source=source, count=count, as_json=json, events=events)
 
 
 DeadStream = Annotated[

@@ -74,6 +74,10 @@ class Turns(Generic[Key]):
         self._opened = 0
         self._look_at = 0.0  # when to look for silent sources next
 
+    def __len__(self) -> int:
+        """Sources that are known."""
+        return len(self._accounts)
+
     @property
     def alike(self) -> bool:
         """Whether all sources weigh the same: then taking what waits in turn is fair already."""

@@ -45,8 +45,8 @@ class Account:
 class Ledger:
     """Counts frames by source. Called from any thread.
 
-    `named` sources (cameras) and those of `name` always keep their own account; of the names that strangers choose, the first 200 do and
-    the rest share `other`.
+    `named` sources (cameras) and those of `name` always keep their own account; of the names that strangers choose, the
+    first 200 do and the rest share `other`.
     """
 
     def __init__(self, named: Iterable[str] = ()) -> None:

@@ -98,6 +98,11 @@ class Metrics:
         self.restarts = Gauge(
             "coatstream_process_restarts", "Times that this worker was started again after a crash.", registry=registry
         )
+        self.engine_rate = Gauge(
+            "coatstream_engine_rate_frames_per_second",
+            "What the engine did when it was measured at the start; 0: it was not, for want of cameras.",
+            registry=registry,
+        )
         self._model = Info("coatstream_model", "The model that classifies.", registry=registry)
         self._build = Info("coatstream_build", "This program.", registry=registry)
 

@@ -60,7 +60,7 @@ class Gate:
 
     How fast: a step is left at the first disagreement within 75 checks, or at once that many more are more than the
     budget (1 %). Until 50 checks have been clean, one in ten like frames is checked rather than one in fifty. A gate
-    that is wrong in 10 % of its frames is found out after some 100 like frames, one that is wrong in 2 % after some 500.
+    that is wrong in 10 % of its frames is found out after some 100 like frames, at 2 % after some 500.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ def difference(one: _Thumbnail, other: _Thumbnail) -> float:
 
 
 class _Tightness:
-    """The present step of `_SCALES`: tightened by disagreeing checks, widened by clean comparisons at the wider step."""
+    """The present step of `_SCALES`: tightened by disagreeing checks, widened by clean trials of the wider step."""
 
     def __init__(self, settings: ReuseSettings) -> None:
         self._settings = settings
@@ -263,9 +263,13 @@ class _Trial:
 
     def compare(self, new: _Reference | None, limit: float) -> None:
         kept = self._reference
-        if new is None or kept is None or new.place != kept.place or new.at - kept.at >= self._heartbeat:
-            self._reference = new
-        elif difference(new.thumbnail, kept.thumbnail) > limit:
+        if (
+            new is None
+            or kept is None
+            or new.place != kept.place
+            or new.at - kept.at >= self._heartbeat
+            or difference(new.thumbnail, kept.thumbnail) > limit
+        ):
             self._reference = new
         else:
             self.evidence.add(agrees=_agree(kept.prediction, new.prediction))

@@ -25,12 +25,13 @@ from worker.broker.connection import Client, address, channel, connect
 from worker.broker.fleet_keys import fleet_keys
 from worker.broker.group import ConsumerGroup
 from worker.broker.location import location
-from worker.broker.preflight import check_queues, check_server
+from worker.broker.preflight import check_keys, check_queues, check_server
 from worker.broker.publisher import RETRY, Publisher
 from worker.broker.queues import Queue, by_slot, queues_of
 from worker.broker.settler import Settler
 from worker.camera_metrics import CameraCollector, EventCollector, FleetCollector
-from worker.cameras import TAGGED, Cameras
+from worker.cameras import TAGGED, Cameras, demand
+from worker.capacity import ADMIT, measure_rate, overload_warning
 from worker.engine import Engine, ModelInfo, load_engine
 from worker.errors import (
     REDIS_TROUBLE,
@@ -126,6 +127,7 @@ class Service:
             nursery = stack.enter_context(self._nursing(engine.spec))
             engines = stack.enter_context(self._threads(engine.streams, "engine"))
             await self._warm_up(engine, engines)
+            room = await asyncio.to_thread(self._room, engine)
             stack.enter_context(self._monitored())
             stack.enter_context(self._leasing())
             announcer = stack.enter_context(self._announcing())  # what the last labels bring about is said too
@@ -136,7 +138,7 @@ class Service:
             intake = await stack.enter_async_context(self._taking_in(mailbox, engine))
             queues = intake.names
             self._cameras = self._camera_desk(engine, nursery, intake, announcer)
-            shared = await stack.enter_async_context(self._sharing(self._cameras, intake))
+            shared = await stack.enter_async_context(self._sharing(self._cameras, intake, room))
             self.status.warm()
             self._log.info("ready", queues=len(queues), cameras=len(settings.cameras))
             self._on_ready(Ready(port, engine, self.ledger))
@@ -186,6 +188,8 @@ class Service:
         with connect(settings.redis) as client:
             server = check_server(client, settings.redis)
             silent = check_queues(client, self._queues, channels=(channel(settings.results, "source"),))
+            if settings.cameras:
+                check_keys(client, self._fleet_keys.keys, rights=self._fleet_keys.rights, types=self._fleet_keys.types)
             if settings.queue.enabled:
                 self._succeed(self._groups(client, self._queues))
         if silent:
@@ -219,6 +223,19 @@ class Service:
         )
         if info.weights == "random":
             self._log.warning("the weights are random: the labels mean nothing, this is for load tests only")
+
+    def _room(self, engine: Engine) -> float | None:
+        """Frames a second that cameras may ask of this worker, None: any number. Says what will not fit."""
+        settings = self._settings
+        refuse = settings.fleet.overload == "refuse"
+        live = [camera for camera in settings.cameras if demand(camera)]
+        if not live and not refuse:  # measuring takes about a second
+            return None
+        rate = measure_rate(engine, engine.prepared)
+        self.metrics.engine_rate.set(rate)
+        if (warning := overload_warning(live, rate)) is not None:
+            self._log.warning("too many cameras for one worker", overload=settings.fleet.overload, what=warning)
+        return ADMIT * rate if refuse else None
 
     @contextmanager
     def _monitored(self) -> Iterator[None]:
@@ -438,7 +455,7 @@ class Service:
         return cameras
 
     @asynccontextmanager
-    async def _sharing(self, cameras: Cameras, intake: Intake) -> AsyncIterator[Fleet]:
+    async def _sharing(self, cameras: Cameras, intake: Intake, room: float | None) -> AsyncIterator[Fleet]:
         """Cameras are read from here on. At the end they are kept until other workers have opened them."""
         settings, loop = self._settings, asyncio.get_running_loop()
 
@@ -455,6 +472,8 @@ class Service:
                 start=cameras.start,
                 stop=cameras.stop,
                 predecessors=self._lineage.predecessors,
+                room=lambda: room,
+                rate=demand,
                 on_trouble=partial(self._redis_down, "fleet"),
                 on_success=partial(self._redis_up, "fleet"),
                 on_finished=on_finished,

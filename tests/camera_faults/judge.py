@@ -36,12 +36,14 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """How tags started and ended. `twice`: started or ended again without the other between; `open`: not ended."""
+    """How tags started and ended. `twice`: started or ended again without the other between; `strange`: ends that tell
+    of another start than the one before; `open`: not ended.
+    """
 
     started: int
     ended: int
     twice: tuple[str, ...]
-    shortest: float | None
+    strange: int
     open: frozenset[tuple[str, str]]
 
 
@@ -114,7 +116,7 @@ def owners(labels: Iterable[Label]) -> dict[str, int]:
 def spread(owned: Mapping[str, int], pids: Iterable[int]) -> int:
     """By how many cameras the largest share is above the smallest, among these workers."""
     counts = Counter(owned.values())
-    shares = [counts[pid] for pid in pids] + [count for pid, count in counts.items() if pid not in set(pids)]
+    shares = [counts[pid] for pid in pids]
     return max(shares) - min(shares)
 
 
@@ -138,16 +140,16 @@ def slowest(times: Iterable[float | None]) -> float | None:
 
 def tag_story(events: Sequence[TagEvent]) -> Story:
     """Whether starts and ends alternate for each tag."""
-    began: dict[tuple[str, str], float] = {}
+    began: dict[tuple[str, str], object] = {}  # -> started_at
     twice: list[str] = []
-    lengths: list[float] = []
+    strange = 0
     for event in events:
         place = (event.camera, event.tag)
         if event.started == (place in began):
             twice.append(f"{event.tag} on {event.camera} {'started' if event.started else 'ended'} twice")
         if event.started:
-            began[place] = event.at
+            began[place] = event.detail.get("started_at")
         elif place in began:
-            lengths.append(event.at - began.pop(place))
+            strange += began.pop(place) != event.detail.get("started_at")
     count = Counter(event.started for event in events)
-    return Story(count[True], count[False], tuple(twice), min(lengths, default=None), frozenset(began))
+    return Story(count[True], count[False], tuple(twice), strange, frozenset(began))

@@ -55,9 +55,11 @@ class Shared:
         return sorted(name for name, pid in self.owned().items() if pid == replica.pid)
 
     def fair(self) -> bool:
+        """Every camera has one owner, who is to stay, and all of those have as many, or one more or less."""
         owned, pids = self.owned(), [replica.pid for replica in self.stage.replicas]
         alone = len({(label.camera, label.pid) for label in self.tail.since(time.time() - NOW)}) == len(owned)
-        return alone and owned.keys() == self.lab.cameras.keys() and judge.spread(owned, pids) <= 1
+        staying = set(owned.values()) <= set(pids) and owned.keys() == self.lab.cameras.keys()
+        return alone and staying and judge.spread(owned, pids) <= 1
 
     def share_out(self, what: str) -> None:
         """Wait until every worker has its share."""

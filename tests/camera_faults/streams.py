@@ -113,23 +113,12 @@ def label_of(entry: str, fields: dict[bytes, bytes]) -> Label:
 
 def tag_events(client: Client) -> list[TagEvent]:
     """All tags that started or ended, in the order of the stream."""
-    found = []
-    for _, fields in client.xrange(EVENTS):
-        document = {name.decode(): value.decode(errors="replace") for name, value in fields.items()}
-        if "json" in document:
-            document |= json.loads(document.pop("json"))
-        kind = str(document.get("event", ""))
-        if kind in ("tag.started", "tag.ended"):
-            found.append(
-                TagEvent(
-                    str(document["camera"]),
-                    str(document["tag"]),
-                    kind == "tag.started",
-                    float(document["at"]),
-                    document,
-                )
-            )
-    return found
+    documents = [json.loads(fields[b"json"]) for _, fields in client.xrange(EVENTS)]
+    return [
+        TagEvent(document["source"], document["tag"], document["event"] == "tag.started", document["at"], document)
+        for document in documents
+        if document["event"] in ("tag.started", "tag.ended")
+    ]
 
 
 def present_tags(client: Client, cameras: Sequence[str]) -> set[tuple[str, str]]:

@@ -103,6 +103,7 @@ def _judge_still(stage: Stage, server: Server, lab: Lab, scenes: int) -> None:
     story = judge.tag_story(events)
     bars.note("tags ended", story.ended)
     bars.exactly("starts and ends that do not alternate", list(story.twice)[:5], [])
+    bars.exactly("ends of another tag than the one that started", story.strange, 0)
     bars.exactly("tags in the hashes that the events do not leave open", sorted(present - story.open), [])
     bars.exactly("tags that the events leave open and no hash has", sorted(story.open - present), [])
     durations = [float(event.detail.get("duration", 0)) for event in events if not event.started]

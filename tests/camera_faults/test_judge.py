@@ -120,18 +120,25 @@ def test_shares_count_workers_without_any_camera() -> None:
     assert judge.spread(owned, [1, 2, 3]) == 2
 
 
-def event(tag: str, at: float, *, started: bool) -> TagEvent:
-    return TagEvent("door", tag, started, at)
+def event(tag: str, at: float, *, started: bool, started_at: float | None = None) -> TagEvent:
+    return TagEvent("door", tag, started, at, {"started_at": at if started_at is None else started_at})
 
 
 def test_tags_that_alternate_are_well_and_the_last_one_is_open() -> None:
-    events = [event("cat", 1, started=True), event("cat", 3, started=False), event("cat", 4, started=True)]
+    ended = event("cat", 3, started=False, started_at=1)
+    events = [event("cat", 1, started=True), ended, event("cat", 4, started=True)]
 
     story = judge.tag_story(events)
 
     assert not story.twice
     assert story.open == frozenset({("door", "cat")})
-    assert story.shortest == 2
+    assert story.strange == 0
+
+
+def test_an_end_that_tells_of_another_start_is_seen() -> None:
+    story = judge.tag_story([event("cat", 1, started=True), event("cat", 9, started=False, started_at=7)])
+
+    assert story.strange == 1
 
 
 def test_a_doubled_start_and_a_lost_one_are_seen() -> None:

@@ -5,13 +5,14 @@ On a cluster all of them must lie in one slot, that of the labels' stream. So wh
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from config.settings import SettingsTree
 from worker.broker.queues import queues_of
 
+_ON_RECORDS: Final = ("HGETALL", "HGET", "HSET", "HDEL", "TYPE")
 _TAG: Final = re.compile(r"\{[^{}]+\}")
 
 
@@ -66,6 +67,21 @@ class FleetKeys:
     def keys(self) -> tuple[str, ...]:
         """One of each kind: on a cluster they must share a slot."""
         return (*self.types, self.tags("camera"))
+
+    @property
+    def rights(self) -> Mapping[str, Sequence[str]]:
+        """Commands that a worker runs, by key."""
+        return {
+            self.registry: ("HKEYS", "HSTRLEN", "HGET", "TYPE"),
+            self.paused: ("SMEMBERS", "TYPE"),
+            self.version: ("GET", "SET", "INCR", "TYPE"),
+            self.members: _ON_RECORDS,
+            self.leases: _ON_RECORDS,
+            self.fences: ("HGET", "HSET", "TYPE"),
+            self.states: ("HGET", "HMGET", "HSET", "TYPE"),
+            self.events: ("XADD", "XLEN", "XRANGE", "XREVRANGE", "XINFO|STREAM", "EXISTS", "TYPE"),
+            self.tags("camera"): ("HGET", "HGETALL", "HSETNX", "HDEL", "TYPE"),
+        }
 
     @property
     def types(self) -> Mapping[str, str]:

@@ -132,7 +132,7 @@ class Leases:
         report = {"warm": list(warm), "ended": list(ended), "predecessors": list(predecessors)}
         arguments: list[str | int | float] = [
             *(self._worker, int(self._lease * 1000), mode, "" if room is None else repr(float(room)), catalogue.digest),
-            *("", json.dumps(report, ensure_ascii=False), "" if server_time is None else int(server_time * 1000)),
+            *("", json.dumps(report, ensure_ascii=False), "" if server_time is None else round(server_time * 1000)),
         ]
         reply = self._run(arguments)
         if reply[0] == b"catalogue":

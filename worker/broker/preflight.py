@@ -49,6 +49,8 @@ _HARMLESS: Final[Mapping[str, tuple[str, ...]]] = {
     "HKEYS": ("{}",),
     "HEXISTS": ("{}", "f"),
     "HLEN": ("{}",),
+    "HSTRLEN": ("{}", "f"),
+    "SMEMBERS": ("{}",),
     "HSET": ("{}", "f", "v", "odd"),
     "HINCRBY": ("{}", "f", "x"),
     "HDEL": ("{}", _GROUP),
@@ -69,6 +71,7 @@ _IN_MULTI_ONLY: Final[Mapping[str, tuple[str, ...]]] = {
     "DEL": ("{}",),
     "UNLINK": ("{}",),
     "HSETNX": ("{}", "f", "v"),
+    "INCR": ("{}",),
     "SCRIPT|LOAD": ("return 0",),
     "COPY": ("{}", "{}:copy"),
 }
@@ -127,6 +130,15 @@ def check_queues(client: Client, queues: Sequence[Queue], *, channels: Sequence[
     for queue in queues:
         check_types(client, queue.types)
     return silent
+
+
+def check_keys(
+    client: Client, keys: Sequence[str], *, rights: Mapping[str, Sequence[str]], types: Mapping[str, str]
+) -> None:
+    """The same of keys that belong together and to no queue. Raises ConfigError."""
+    check_slots(client, keys)
+    check_rights(client, rights, keyless=())
+    check_types(client, types)
 
 
 def check_slots(client: Client, keys: Sequence[str]) -> None:

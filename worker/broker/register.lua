@@ -34,8 +34,10 @@ if what == 'add' or what == 'replace' then
   done = add()
 elseif what == 'remove' then
   done = remove()
+elseif what == 'pause' then
+  done = redis.call('SADD', paused, camera)
 else
-  done = redis.call(what == 'pause' and 'SADD' or 'SREM', paused, camera)
+  done = redis.call('SREM', paused, camera)
 end
 if done == 1 then bump(version) end
 return done

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from worker.errors import BadFrame, CoatstreamError, DeadReason, DownReason, SourceLost
@@ -22,6 +23,7 @@ from worker.opencv import overheard
 from worker.sources.camera import Camera, Step
 from worker.sources.camera_wire import (
     MAX_COSTS,
+    STAGES,
     Bad,
     Loss,
     Message,
@@ -33,6 +35,7 @@ from worker.sources.camera_wire import (
 )
 
 BEAT: Final = 0.2  # seconds at most between two signs of life while pictures arrive
+_OOM_SCORE = Path("/proc/self/oom_score_adj")
 _PR_SET_NAME = 15  # linux/prctl.h
 
 
@@ -42,6 +45,7 @@ def live(work: socket.socket) -> None:
     if order is None:
         return
     ctypes.CDLL(None).prctl(_PR_SET_NAME, order.settings.name.encode()[:15])  # what `top` shows
+    _go_first()
     single_threaded()
     stop = Stop()
     outbox = Outbox(partial(send, work))
@@ -51,6 +55,13 @@ def live(work: socket.socket) -> None:
     with overheard() as words:
         read(camera_of(order, outbox, overheard=words), outbox, stop)
     sender.join()
+
+
+def _go_first() -> None:
+    """Where memory runs out, the kernel shall rather end one camera's process than the worker."""
+    with suppress(OSError, ValueError):
+        score = int(_OOM_SCORE.read_text())
+        _OOM_SCORE.write_text(str(min(1000, score + 300)))
 
 
 def camera_of(order: Order, outbox: "Outbox", *, overheard: Callable[[], bytes] = lambda: b"") -> Camera:
@@ -81,8 +92,13 @@ def read(camera: Camera, outbox: "Outbox", stop: "Stop") -> None:
     except CoatstreamError as error:  # a password file that cannot be read, say
         lost = SourceLost(f"camera {camera.name!r}: {error}", slow=True)
     except Exception as bug:  # the edge of the process: the worker says it, and tries again
-        lost = SourceLost(f"camera {camera.name!r}: a bug: {type(bug).__name__}: {bug}", reason=DownReason.CRASHED)
+        lost = bug_in(f"camera {camera.name!r}", bug)
     outbox.end(lost)
+
+
+def bug_in(what: str, bug: Exception) -> SourceLost:
+    """One line about it, for the worker's log."""
+    return SourceLost(f"{what}: a bug: {type(bug).__name__}: {bug}", reason=DownReason.CRASHED)
 
 
 def _listen(work: socket.socket, stop: "Stop", outbox: "Outbox") -> None:
@@ -141,6 +157,8 @@ class Outbox:
 
     def observe(self, stage: str, seconds: float) -> None:
         """CPU time that was spent."""
+        if stage not in STAGES:
+            raise ValueError(f"no such stage: {stage}")
         with self._changed:
             self._cpu += seconds
             self._costs.append((stage, seconds))
@@ -166,7 +184,8 @@ class Outbox:
     def end(self, lost: SourceLost | None) -> None:
         """Nothing more comes after what is here: it came to its own end, or was lost."""
         with self._changed:
-            self._ending, self._lost = True, lost
+            if not self._ending:
+                self._ending, self._lost = True, lost
             self._changed.notify_all()
 
     # ---- the other threads
@@ -185,6 +204,9 @@ class Outbox:
             except OSError:
                 stop.set()
                 self.close()
+            except Exception as bug:  # a figure that has no place in a message, say
+                self.end(bug_in("what is told of a camera", bug))
+                stop.set()
             if message.ended or message.loss is not None:
                 return
 

@@ -3,6 +3,16 @@
 Nothing that FFmpeg, a name server or a driver does can hang or crash the worker then: a process that misses its
 deadline is killed, one that dies is a lost source, and no other camera notices. Judges by its own clock and by what
 arrives; backing off and opening again is the intake's business.
+
+What it costs (bench/camera_process.py, two slow cores, 8 cameras of 320 x 240):
+
+                                        noop engine     a model (torch 2.14 with CUDA)
+    memory of its own, each camera      9 MB            11 MB
+    share of all memory, each (PSS)     13 MB           45 MB
+    the process that forks, once        33 MB           507 MB, 290 of them not shared with a worker that has torch
+    ready to fork, once                 0.4 s           1.5 to 2.3 s
+    birth of a process                  3 ms            10 to 14 ms
+    a frame of 224 x 224, to the worker 0.07 to 0.11 ms, of which 0.035 ms of CPU on either side
 """
 
 import threading

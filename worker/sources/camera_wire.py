@@ -84,7 +84,7 @@ class Tally(_Checked):
 
     grabbed: Count = 0
     replaced: Count = 0
-    cpu: Seconds = 0.0
+    cpu: Annotated[float, Field(ge=0, le=1e12)] = 0.0
     costs: Annotated[tuple[tuple[Stage, Seconds], ...], Field(max_length=MAX_COSTS)] = ()
     bad: Annotated[tuple[Bad, ...], Field(max_length=len(DeadReason))] = ()
 

@@ -68,8 +68,8 @@ def options(settings: CameraSettings, address: Address) -> str:
     """FFmpeg's options for a network stream. Raises Failure."""
     chosen = [NETWORK_OPTIONS, "fpsprobesize;0"]
     if address.is_rtsp:
-        # RTSP over TLS is TCP, and FFmpeg refuses to be told so.
-        chosen += [] if address.is_secure else [f"rtsp_transport;{settings.transport}"]
+        # RTSP over TLS is TCP in any case.
+        chosen.append(f"rtsp_transport;{'tcp' if address.is_secure else settings.transport}")
     if address.is_hls:
         chosen.append("live_start_index;-1")
     if settings.keyframes_only:

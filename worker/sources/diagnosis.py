@@ -33,7 +33,11 @@ def why_not_opened(settings: CameraSettings, address: Address, log: DecoderLog, 
         case Kind.DEVICE:
             return Cause(DownReason.UNREACHABLE, "there is no such device, or another program holds it")
         case Kind.NETWORK:
-            return log.cause or _timed_out(settings, took) or _asked(settings, address, log)
+            cause, late = log.cause, _timed_out(settings, took)
+            # Of a stream in which nothing came FFmpeg says that it does not know its codec.
+            if cause is None or cause.reason is DownReason.CODEC:
+                cause = late or cause
+            return cause or _asked(settings, address, log)
         case _:
             return Cause(DownReason.CODEC, "it is not a video that can be read")
 

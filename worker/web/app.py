@@ -12,7 +12,6 @@ from starlette.routing import Route
 
 from worker.status import Status
 
-
 Cameras = Callable[[], Sequence[Mapping[str, Any]]]
 
 

@@ -1,0 +1,226 @@
+"""What tags make of labels that flicker: real weights, real pictures, known times. Prints one block per clip.
+
+    python bench/tags.py [--fps 10] [--set min_duration=1 ...]
+
+Two clips go through EfficientNet-Lite0: the package's own of a cockatoo that comes close and turns, and one that is
+made here from photos and a part of it, with noise and a moving crop, so that the times at which each thing is there are known.
+For each: how often the best label of a single frame changes, what the tags make of it, and the tags with their times.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from config.settings import BatchSettings, ModelSettings, TagSettings
+from worker.commands.demo import FALLBACK_MODEL, FALLBACK_WEIGHTS
+from worker.engine import Engine, load_engine
+from worker.events import Event, EventKind
+from worker.frames import Frame, Pixels, Prediction
+from worker.image import prepare
+from worker.inference import prediction_of
+from worker.opencv import cv2
+from worker.tag_classes import tag_classes
+from worker.tags import Tagger
+
+ASSETS = Path(__file__).parents[1] / "worker" / "assets"
+COCKATOO = ASSETS / "cockatoo_360p.mp4"
+TOP_K = 50  # as a worker asks the engine for tags
+SIZE = (640, 360)
+CLIP_FPS = 20
+# What the scripted clip shows: (picture, seconds, the tag that is right, or None). The cockatoo's part is one in which
+# the model sees it in each frame.
+SCRIPT: tuple[tuple[str, float, str | None], ...] = (
+    ("black", 1.0, None),
+    ("chelsea.png", 5.0, "cat"),
+    ("black", 0.4, "cat"),  # a pause shorter than min_gap
+    ("chelsea.png", 3.0, "cat"),
+    ("coffee.png", 5.0, "cup"),
+    ("chelsea.png", 0.5, None),  # shorter than min_duration
+    ("coffee.png", 4.0, "cup"),
+    ("cockatoo", 6.0, "cockatoo"),
+    ("black", 4.0, None),
+)
+GROUPS = {
+    "cat": ["281-285"],
+    "cup": ["cup", "espresso", "coffee mug", "eggnog"],
+    "cockatoo": ["sulphur-crested cockatoo"],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """One tag from its start to its end; `ended_at` None: it was there at the end. Seconds from the clip's start."""
+
+    name: str
+    started_at: float
+    ended_at: float | None
+    peak: float
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """What became of one clip."""
+
+    frames: int
+    changes: int  # of the best label, from one frame to the next
+    events: int
+    tags: tuple[Tag, ...] = field(default=())
+
+    @property
+    def shortest(self) -> float:
+        return min((tag.ended_at - tag.started_at for tag in self.tags if tag.ended_at is not None), default=0.0)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--fps", type=float, default=10.0)
+    options.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the section `tags`")
+    chosen = options.parse_args(arguments)
+    own = {name: json.loads(value) for name, _, value in (text.partition("=") for text in chosen.set)}
+    engine = lite0()
+    with tempfile.TemporaryDirectory() as folder:
+        scripted = write_scripted(Path(folder) / "scripted.avi")
+        clips = {"cockatoo": (COCKATOO, {}), "scripted": (scripted, {"groups": GROUPS})}
+        for name, (clip, settings) in clips.items():
+            print_story(name, tell(clip, engine, TagSettings.model_validate({**settings, **own}), fps=chosen.fps))
+    print("scripted, truth        " + ", ".join(f"{tag} {a:.1f}-{b:.1f}" for tag, a, b in truth()))
+    return 0
+
+
+def lite0() -> Engine:
+    """Real weights, from a pip package. Raises EngineError where that is not installed."""
+    model = ModelSettings(name=FALLBACK_MODEL, weights=FALLBACK_WEIGHTS, top_k=TOP_K)
+    engine = load_engine(model, BatchSettings())
+    engine.warm_up()
+    return engine
+
+
+def tell(clip: Path, engine: Engine, settings: TagSettings, *, fps: float) -> Story:
+    """One clip through the engine and the tagger, frame by frame."""
+    predictions = list(_predictions(clip, engine, fps))
+    best = [prediction.labels[0].label.index for prediction in predictions]
+    moment = [0.0]
+    clock = lambda: moment[0]  # noqa: E731
+    tagger = Tagger("clip", settings, tag_classes(settings, engine.labels), clock=clock, monotonic=clock)
+    events: list[Event] = []
+    for prediction in predictions:
+        moment[0] = prediction.captured_at
+        events += tagger.seen(prediction)
+    changes = sum(one != other for one, other in itertools.pairwise(best))
+    return Story(len(predictions), changes, len(events), _tags(events))
+
+
+def _predictions(clip: Path, engine: Engine, fps: float) -> Iterator[Prediction]:
+    frames = list(_frames(clip, engine, fps))
+    for first in range(0, len(frames), 8):
+        some = frames[first : first + 8]
+        scores = engine.classify(np.stack([frame.pixels for frame in some]))
+        for row, frame in enumerate(some):
+            yield prediction_of(frame, scores, row, engine, shown=5)
+
+
+def _frames(clip: Path, engine: Engine, fps: float) -> Iterator[Frame]:
+    next_at = 0.0
+    for number, (at, picture) in enumerate(pictures_of(clip)):
+        if at + 1e-6 < next_at:
+            continue
+        next_at += 1 / fps
+        yield Frame("clip", str(number), at, prepare(picture, engine.spec), picture.shape[1], picture.shape[0])
+
+
+def pictures_of(clip: Path) -> Iterator[tuple[float, Pixels]]:
+    """Seconds from the start, and RGB."""
+    with clip.open("rb") as file:  # as a file object: worker.opencv leaves FFmpeg no protocol to read files by
+        stream: Any = file
+        capture = cv2.VideoCapture(stream, cv2.CAP_FFMPEG, [])
+        rate = capture.get(cv2.CAP_PROP_FPS)
+        for number in itertools.count():
+            found, picture = capture.read()
+            if not found:
+                break
+            yield number / rate, np.ascontiguousarray(picture[:, :, ::-1], np.uint8)
+        capture.release()
+
+
+def _tags(events: Iterable[Event]) -> tuple[Tag, ...]:
+    tags: dict[tuple[str, float], Tag] = {}
+    for event in events:
+        detail = event.detail
+        ended_at = detail["ended_at"] if event.kind == EventKind.TAG_ENDED else None
+        peak = detail["peak"] if event.kind == EventKind.TAG_ENDED else detail["score"]
+        tags[detail["tag"], detail["started_at"]] = Tag(detail["tag"], detail["started_at"], ended_at, peak)
+    return tuple(tags.values())
+
+
+def print_story(name: str, story: Story) -> None:
+    share = story.events / max(1, story.changes)
+    print(
+        f"{name}: {story.frames} frames, {story.changes} changes of the best label, {story.events} events of tags ({share:.0%})"
+    )
+    print(f"{name}: shortest tag {story.shortest:.2f} s")
+    for tag in story.tags:
+        until = "the end" if tag.ended_at is None else f"{tag.ended_at:5.1f}"
+        print(f"{name:<12}{tag.name:<28}{tag.started_at:5.1f} - {until}  peak {tag.peak:.2f}")
+
+
+def truth() -> list[tuple[str, float, float]]:
+    """What is there in the scripted clip, from when to when."""
+    spans: list[tuple[str, float, float]] = []
+    at = 0.0
+    for _, seconds, tag in SCRIPT:
+        if tag is not None and spans and spans[-1][0] == tag and at - spans[-1][2] < 1.0:
+            spans[-1] = (tag, spans[-1][1], at + seconds)
+        elif tag is not None:
+            spans.append((tag, at, at + seconds))
+        at += seconds
+    return spans
+
+
+def write_scripted(path: Path) -> Path:
+    """The scripted clip, as MJPEG."""
+    rng = np.random.default_rng(4)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), CLIP_FPS, SIZE)
+    for name, seconds, _ in SCRIPT:
+        pictures = itertools.cycle(_source(name))
+        for _ in range(round(seconds * CLIP_FPS)):
+            writer.write(_shaken(next(pictures), rng))
+    writer.release()
+    return path
+
+
+def _source(name: str) -> list[Pixels]:
+    """BGR pictures of the clip's size."""
+    if name == "black":
+        return [np.zeros((SIZE[1], SIZE[0], 3), np.uint8)]
+    if name == "cockatoo":
+        part = [picture for at, picture in pictures_of(COCKATOO) if 8.85 <= at <= 11.15]
+        there = [np.ascontiguousarray(picture[:, :, ::-1]) for picture in part]
+        return there + there[::-1]
+    picture = np.asarray(cv2.imread(str(ASSETS / name)), np.uint8)
+    height = picture.shape[1] * SIZE[1] // SIZE[0]
+    top = max(0, (picture.shape[0] - height) // 2)
+    return [np.asarray(cv2.resize(picture[top : top + height], SIZE, interpolation=cv2.INTER_AREA), np.uint8)]
+
+
+def _shaken(picture: Pixels, rng: np.random.Generator) -> Pixels:
+    """As a cheap camera sees it: noise, and a crop that moves and zooms."""
+    zoom = rng.uniform(1.0, 1.5)
+    width, height = round(SIZE[0] / zoom), round(SIZE[1] / zoom)
+    left, top = rng.integers(0, SIZE[0] - width + 1), rng.integers(0, SIZE[1] - height + 1)
+    cut = np.asarray(cv2.resize(picture[top : top + height, left : left + width], SIZE), np.float32)
+    noisy = cut + rng.normal(0, rng.uniform(5, 40), cut.shape) * (1.0 if picture.any() else 0.1)
+    return np.asarray(np.clip(noisy, 0, 255), np.uint8)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

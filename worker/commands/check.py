@@ -3,7 +3,8 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -15,14 +16,22 @@ from config.errors import SettingsError
 from config.settings import CameraSettings, QueueSettings, SettingsTree
 from worker.broker.audit import Audit, audit
 from worker.broker.connection import address, channel, connect
-from worker.broker.preflight import check_queues, check_server, server_infos
+from worker.broker.fleet_keys import fleet_keys
+from worker.broker.preflight import check_keys, check_queues, check_server, server_infos
 from worker.broker.queues import queues_of
 from worker.commands.books import fullness, losses_of, room_of, sum_of
 from worker.engine import load_engine
 from worker.errors import CoatstreamError, SourceLost
+from worker.frames import InputSpec
 from worker.redaction import redact
-from worker.sources.camera import Camera
+from worker.sources.address import Kind, parse
+from worker.sources.camera_process import CameraProcess
+from worker.sources.nursery import Nursery
+from worker.tenure import Tenure
 
+AT_ONCE = 8  # cameras that are opened side by side
+LOOK_INTO_FOLDER = 3.0  # seconds
+_SMALL = InputSpec(64, 64, 1.0, "squash", "area", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # what a look at a camera needs
 NEARLY_FULL = 0.9  # of the room for dead letters: then the oldest will soon have to go
 
 Verdict = Literal["ok", "warning", "fault"]
@@ -63,8 +72,7 @@ def _findings(load: Callable[[], SettingsTree]) -> Iterator[Finding]:
     if settings.queue.enabled and all(finding.verdict != "fault" for finding in redis):
         yield from _books(settings)
     yield _tried("model", lambda: _model(settings))
-    for camera in settings.cameras:
-        yield _tried(f"camera {camera.name}", lambda camera=camera: _camera(camera))  # type: ignore[misc]
+    yield from _cameras(settings.cameras)
 
 
 def _tried(what: str, look: Callable[[], str]) -> Finding:
@@ -80,6 +88,9 @@ def _redis(settings: SettingsTree) -> Iterator[Finding]:
         with connect(settings.redis) as client:
             server = check_server(client, settings.redis)
             silent = check_queues(client, queues_of(settings), channels=(channel(settings.results, "source"),))
+            if settings.cameras:
+                keys = fleet_keys(settings)
+                check_keys(client, keys.keys, rights=keys.rights, types=keys.types)
             infos = server_infos(client)
     except CoatstreamError as error:
         yield Finding("redis", "fault", redact(str(error)))
@@ -140,17 +151,32 @@ def _model(settings: SettingsTree) -> str:
     )
 
 
-def _camera(settings: CameraSettings) -> str:
+def _cameras(cameras: Sequence[CameraSettings]) -> Iterator[Finding]:
+    """Some at once, each in a process of its own, so that one that hangs costs its time-outs and no more."""
+    if not cameras:
+        return
+    with Nursery(_SMALL) as nursery, ThreadPoolExecutor(AT_ONCE, "check") as pool:
+        looks = [(camera.name, pool.submit(_camera, camera, nursery)) for camera in cameras]
+        for name, look in looks:
+            yield _tried(f"camera {name}", look.result)
+
+
+def _camera(settings: CameraSettings, nursery: Nursery) -> str:
     """Open it and wait for one picture; the camera's own time-outs bound the wait."""
-    camera = Camera(settings, prepare=lambda image: image)
+    settings = settings.model_copy(update={"backlog": True})  # a folder's new pictures may be a day away
+    camera = CameraProcess(settings, _SMALL, nursery=nursery, tenure=Tenure.unshared())
     stop = threading.Event()
     started = time.monotonic()
     frames = camera.frames(stop)
+    if parse(settings).kind is Kind.FOLDER:
+        threading.Timer(LOOK_INTO_FOLDER, stop.set).start()
     try:
         frame = next(frames, None)
     finally:
         stop.set()
         frames.close()
+    if frame is None and parse(settings).kind is Kind.FOLDER:
+        return "a folder without a picture so far"
     if frame is None:
         raise SourceLost("it ended before its first picture")
     return f"{frame.width} x {frame.height}, first picture after {time.monotonic() - started:.1f} s"

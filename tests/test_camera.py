@@ -29,6 +29,7 @@ from worker.sources import Source
 from worker.sources.camera import Camera
 
 COCKATOO = Path(worker.__file__).parent / "assets" / "cockatoo_360p.mp4"  # 280 frames of 640 x 360, 20 a second
+AV1 = Path(__file__).parent / "cameras" / "av1.webm"  # 64 x 64, 2 seconds; OpenCV's wheel has no decoder for it
 NASTY = "p@ss:/?#%&+ wörd"
 
 
@@ -218,7 +219,7 @@ def test_a_camera_that_dies_is_a_loss_at_once() -> None:
 def test_a_camera_that_falls_silent_is_a_loss_after_the_read_timeout_and_gives_no_stale_frame() -> None:
     arrivals: list[float] = []
     with RtspCamera() as server:
-        frames = camera(server.url("?hang=2"), read_timeout=1).frames(threading.Event())
+        frames = camera(server.url("?hang=1"), read_timeout=1).frames(threading.Event())
         with pytest.raises(SourceLost, match=r"camera 'door' stalled: no picture for 1\.\d s"):
             arrivals.extend(time.monotonic() for _ in frames)
         silence = time.monotonic() - arrivals[-1]
@@ -252,7 +253,7 @@ def test_a_device_that_is_not_there_is_a_loss() -> None:
 
 def test_a_reader_that_waits_for_a_silent_camera_stops_within_the_read_timeout() -> None:
     with RtspCamera() as server:
-        stop, source = threading.Event(), camera(server.url("?hang=2"), read_timeout=1.5)
+        stop, source = threading.Event(), camera(server.url("?hang=1"), read_timeout=1.5)
         reader = threading.Thread(target=lambda: list(source.frames(stop)))
         reader.start()
         assert server.hung.wait(10)
@@ -480,6 +481,18 @@ def test_a_web_page_is_no_video(hearing: Hearing) -> None:
     assert "is no video that can be read" in (heard.words or "")
 
 
+def test_pictures_that_nobody_here_can_decode_are_a_matter_of_the_codec(hearing: Hearing) -> None:
+    def serve(connection: socket.socket, _: threading.Event) -> None:
+        connection.recv(4096)
+        connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Type: video/webm\r\n\r\n" + AV1.read_bytes())
+
+    with Listener(serve) as server:
+        heard = hearing.read(f"http://127.0.0.1:{server.port}/")
+
+    assert heard.reason == DownReason.CODEC
+    assert "choose H.264 on the camera" in (heard.words or "")
+
+
 def test_a_camera_that_is_silent_is_timed_out(hearing: Hearing) -> None:
     with RtspCamera(silent=True) as server:
         heard = hearing.read(server.url(), open_timeout=0.5)
@@ -566,7 +579,7 @@ def test_a_jump_of_the_clock_neither_stops_nor_bursts_the_sampling() -> None:
 
 def test_pictures_of_another_size_end_the_session_and_the_next_one_has_it(hearing: Hearing) -> None:
     with RtspCamera() as server:
-        threading.Timer(1.5, lambda: setattr(server.faults, "small", True)).start()
+        threading.Timer(0.9, lambda: setattr(server.faults, "small", True)).start()
         heard = hearing.read(server.url(), 250)
         again = hearing.read(server.url(), 3)
 
@@ -751,6 +764,14 @@ def test_the_options_of_one_camera_are_gone_with_its_opening() -> None:
         read(camera(server.url(), keyframes_only=True), 1)
 
     assert os.environ[CAPTURE_OPTIONS] == before == NETWORK_OPTIONS
+
+
+def test_an_operators_own_options_have_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CAPTURE_OPTIONS, "protocol_whitelist;file")
+    with RtspCamera() as server:
+        assert "cannot be opened" in why_lost(camera(server.url()))
+
+    assert os.environ[CAPTURE_OPTIONS] == "protocol_whitelist;file"
 
 
 # Folders

@@ -1,6 +1,7 @@
 """Cameras in Redis: what strangers write there is looked at hard, what is of use is read all the same."""
 
 import json
+from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -92,13 +93,14 @@ def test_pausing_and_resuming_say_whether_they_changed_anything(client: Client) 
 def test_every_change_raises_the_version_and_what_changes_nothing_does_not(client: Client) -> None:
     cameras = registry(client)
     seen = [cameras.read().version]
-    for change in (
+    changes: list[Callable[[], bool]] = [
         lambda: cameras.add(DOOR),
         lambda: cameras.add(DOOR, replace=True),
         lambda: cameras.pause("door"),
         lambda: cameras.resume("door"),
         lambda: cameras.remove("door"),
-    ):
+    ]
+    for change in changes:
         assert change()
         seen.append(cameras.read().version)
 

@@ -113,8 +113,7 @@ class Cameras:
     ) -> None:
         """Raises ConfigError for tags that this model cannot have."""
         self._settings = settings
-        # A camera prepares in BGR and turns the small result, and crop mode `border` pads with the mean.
-        self._spec = replace(spec, mean=spec.mean[::-1])
+        self._spec = spec
         self._labels = labels
         self._nursery = nursery
         self._intake = intake

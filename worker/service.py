@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import Any
@@ -44,7 +44,7 @@ from worker.errors import (
     RedisUnavailable,
 )
 from worker.fleet import Fleet
-from worker.frames import Frame, InputSpec, Prediction
+from worker.frames import Frame, Prediction
 from worker.identity import FIRST, Lineage, worker_name
 from worker.image import prepare
 from worker.inference import Inference, Lane
@@ -124,7 +124,7 @@ class Service:
             self._log.info("listening", http=f"http://{settings.http.host}:{port}", worker=self.worker)
             await self._reach_redis()
             engine = await asyncio.to_thread(self._load, self._model(), settings.batch)
-            nursery = stack.enter_context(self._nursing(engine.spec))
+            nursery = stack.enter_context(Nursery(engine.spec))  # so early that it is ready when the model is warm
             engines = stack.enter_context(self._threads(engine.streams, "engine"))
             await self._warm_up(engine, engines)
             room = await asyncio.to_thread(self._room, engine)
@@ -411,12 +411,6 @@ class Service:
         model, settings = self._settings.model, self._settings
         tagging = settings.tags.enabled or any(camera.tags and camera.tags.enabled for camera in settings.cameras)
         return model.model_copy(update={"top_k": max(model.top_k, TAGGED)}) if tagging else model
-
-    @contextmanager
-    def _nursing(self, spec: InputSpec) -> Iterator[Nursery]:
-        """Started before the model is warmed, so that both are ready at about the same time."""
-        with Nursery(replace(spec, mean=spec.mean[::-1])) as nursery:
-            yield nursery
 
     @contextmanager
     def _announcing(self) -> Iterator[Announcer]:

@@ -182,8 +182,7 @@ def _outlive(child: _Child) -> _End:
     while True:
         received = signal.sigwait(_AWAITED)
         if received == signal.SIGCHLD:
-            pid, status = os.waitpid(child.pid, os.WNOHANG)
-            if pid:
+            if (status := _reap(child.pid)) is not None:
                 return _end(child, status, stopping)
         elif not stopping:
             stopping = True
@@ -192,6 +191,16 @@ def _outlive(child: _Child) -> _End:
             os.kill(child.pid, signal.SIGKILL)
             signal.sigtimedwait({signal.SIGCHLD}, 1.0)  # its port and its memory are free when we are gone
             return _End(code=1, ready=False, port=0, how="second signal", uptime=0.0, stopping=True)
+
+
+def _reap(child: int) -> int | None:
+    """The child's status, if it has ended. As the container's first process we also inherit what a killed worker has
+    left behind, the processes of its cameras: they would stay as zombies.
+    """
+    while True:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid in (0, child):
+            return status if pid else None
 
 
 def _end(child: _Child, status: int, stopping: bool) -> _End:

@@ -63,9 +63,9 @@ CASES: Final = (
         rough.rough,
         quick={
             "cameras": 4,
-            "seconds": 16.0,
-            "every": 1.8,
-            "lengths": (0.5, 2.5),
+            "seconds": 12.0,
+            "every": 1.4,
+            "lengths": (0.5, 2.0),
             "warm_up": 1.0,
             "patience": 15.0,
         },
@@ -98,8 +98,8 @@ CASES: Final = (
         "C5",
         "one worker is cut off from the server for two leases",
         shares.cut_off,
-        quick={"cameras": 4, "replicas": 2, "lease": 2.0},
-        full={"cameras": 12, "replicas": 3, "lease": 3.0},
+        quick={"cameras": 4, "replicas": 2, "lease": 2.0, "troubles": ("link frozen", "process stopped")},
+        full={"cameras": 12, "replicas": 3, "lease": 3.0, "troubles": ("link frozen", "link cut", "process stopped")},
         full_limit=300.0,
     ),
     Case(

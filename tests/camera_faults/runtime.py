@@ -16,7 +16,7 @@ from tests.faults.servers import Server
 
 BEGIN: Final = 2.0  # seconds from the end of the command to the first label
 STOP: Final = 0.5  # seconds after the command in which a last label may come
-WATCHED: Final = 2.0  # seconds of silence that are looked at
+WATCHED: Final = 1.2  # seconds of silence that are looked at
 
 
 def changed(stage: Stage, *, replicas: int, rounds: int) -> None:

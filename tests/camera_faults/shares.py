@@ -155,7 +155,7 @@ def _told_to_stop(shared: Shared) -> None:
     shared.stage.pass_by(max(0.0, told + 3 - time.time()))
     labels = judge.by_camera(shared.tail.since(told - 1))
     gaps = [judge.longest_gap(labels.get(name, []), told - 0.5, told + 3) for name in its]
-    bars.note("longest gap of a camera that was handed over", max(gaps, default=0.0), " s")
+    bars.at_most("longest gap of a camera that was handed over", max(gaps, default=None), HANDED_OVER, " s")
     shared.undisturbed(others, told - 1, told + 3, "around SIGTERM")
 
 
@@ -184,14 +184,14 @@ def scaled(stage: Stage, *, cameras: int, lease: float, most: int, least: int, *
         stage.bars.at_most("longest time without a label of a camera", max(gaps), lease + SPARE, " s")
 
 
-def cut_off(stage: Stage, *, cameras: int, replicas: int, lease: float) -> None:
+def cut_off(stage: Stage, *, cameras: int, replicas: int, lease: float, troubles: Sequence[str]) -> None:
     """C5: one worker cannot reach the server, or is stopped, for two leases; then it is back."""
     shared = _shared(stage, cameras, lease)
     proxy = stage.proxy(shared.server)
     [away] = shared.start(1, url=proxy.url)
     shared.start(replicas - 1)
     stage.until_labelled(shared.tail, shared.lab)
-    troubles: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+    ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         "link frozen": (proxy.freeze, proxy.thaw),
         "link cut": (lambda: _cut(proxy), lambda: _mend(proxy, shared.server)),
         "process stopped": (
@@ -200,9 +200,9 @@ def cut_off(stage: Stage, *, cameras: int, replicas: int, lease: float) -> None:
         ),
     }
     try:
-        for what, (begin, end) in troubles.items():
+        for what in troubles:
             shared.share_out(f"before: {what}")
-            _partition(shared, away, what, begin, end)
+            _partition(shared, away, what, *ways[what])
     finally:
         shared.judge_fences()
 

@@ -95,7 +95,7 @@ class Camera:
         self._overheard = overheard
         self._log = DecoderLog()
         self._began = 0.0  # when the present opening began
-        self._folder = Folder(self._address.location, backlog=settings.backlog, clock=clock, monotonic=monotonic)
+        self._folder: Folder | None = None  # outlives a reopening, and knows what was given out
 
     @property
     def live(self) -> bool:
@@ -224,23 +224,25 @@ class Camera:
 
     def _gather(self, stop: threading.Event, ids: Iterator[str]) -> Iterator[Frame]:
         """Each new picture of a folder; all of them, or when live at most `fps` a second of those that come."""
-        self._on_step(Step.OPENING)
         sampler = Sampler(self._settings.fps if self.live else 0)
+        if self._folder is None:
+            backlog, clock, monotonic = self._settings.backlog, self._clock, self._monotonic
+            self._folder = Folder(self._address.location, backlog=backlog, clock=clock, monotonic=monotonic)
+        self._on_step(Step.READING)
         try:
-            self._on_step(Step.READING)
             for found in self._folder.pictures(stop):
                 self._on_grab()
-                if sampler.is_due(self._monotonic()) and (frame := self._from_file(found, ids)):
+                if sampler.is_due(self._monotonic()) and (frame := self._from_file(self._folder, found, ids)):
                     yield frame
         except OSError as error:
             why = (error.strerror or "it is gone").lower()
             raise self._lost(f"cannot read its folder: {why}", DownReason.UNREACHABLE) from None
 
-    def _from_file(self, found: Found, ids: Iterator[str]) -> Frame | None:
+    def _from_file(self, folder: Folder, found: Found, ids: Iterator[str]) -> Frame | None:
         """A file's picture as a frame, or None, counted, where it is broken; None where it has gone meanwhile."""
         before = time.thread_time()
         try:
-            data = self._folder.read(found, max_bytes=_PICTURES.max_bytes)
+            data = folder.read(found, max_bytes=_PICTURES.max_bytes)
             if data is None:
                 return None
             picture = decode(data, max_bytes=_PICTURES.max_bytes, max_pixels=_PICTURES.max_pixels)

@@ -3,7 +3,6 @@
 import io
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,10 +25,10 @@ def _settings(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def of_the_file(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def of_the_file(monkeypatch: pytest.MonkeyPatch) -> str:
     """A camera of the settings file."""
     monkeypatch.setenv("COATSTREAM_CAMERAS", '[{"name": "roof", "url": "rtsp://me:hunter2@10.0.0.9/1"}]')
-    yield "roof"
+    return "roof"
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

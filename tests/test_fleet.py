@@ -354,7 +354,9 @@ def test_who_retires_alone_does_not_wait_and_who_leaves_frees_everything_at_once
 def test_who_retires_waits_until_others_see_pictures_and_no_longer_than_it_may(client: Client) -> None:
     settings = tree(4, lease=60.0, drain={"timeout": 2.0})
     with working(client, settings) as old:
-        eventually(lambda: b'"cam-03"' in client.hget(KEYS.members, "a"), "the server knows that it sees pictures")
+        eventually(
+            lambda: b'"cam-03"' in (client.hget(KEYS.members, "a") or b""), "the server knows that it sees pictures"
+        )
         with working(client, settings, "b", blind=True) as heir:
             eventually(lambda: len(heir.reading) == 2, "two are to be moved")
             assert not old.fleet.retire()  # a quarter of the drain's time
@@ -556,7 +558,7 @@ def test_the_cameras_of_a_worker_that_retires_are_read_elsewhere_within_a_second
 
     for name in cameras:
         first = crowd.first_said(name, after=began, but=leaver)
-        assert first - began < 1.5
+        assert first - began < 1
         assert first < leaver.said[name][-1][0] + 0.3
     crowd.assert_one_at_a_time()
     leaver.tell("leave")

@@ -1,14 +1,17 @@
 """The verdicts on what was published: rates, gaps, owners, fences, tags. Functions of plain data; reads nothing."""
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final
 
 from tests.camera_faults.streams import Label, TagEvent
 
 LATE: Final = 1.5  # periods after which a label that was due is missing
+PAUSE: Final = 1.0  # seconds without a label after which nobody has seen how a scene went on
+WHOLE: Final = 2.5  # seconds of a scene after which its tag must be there and that of the other scene gone
 BACK_AND_FORTH: Final = 1.0  # seconds: no camera is handed over twice in these
 
 
@@ -45,6 +48,16 @@ class Story:
     twice: tuple[str, ...]
     strange: int
     open: frozenset[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A time in which a camera's labels without a pause were those of one tag, Unix seconds of capture."""
+
+    camera: str
+    tag: str
+    begin: float
+    end: float
 
 
 def by_camera(labels: Iterable[Label]) -> dict[str, list[Label]]:
@@ -153,3 +166,41 @@ def tag_story(events: Sequence[TagEvent]) -> Story:
             strange += began.pop(place) != event.detail.get("started_at")
     count = Counter(event.started for event in events)
     return Story(count[True], count[False], tuple(twice), strange, frozenset(began))
+
+
+def scenes(labels: Iterable[Label], classes: Mapping[str, range]) -> list[Scene]:
+    """What was seen, by the labels themselves. `classes`: those of each tag."""
+    found: list[Scene] = []
+    for camera, some in by_camera(labels).items():
+        last: Scene | None = None
+        for label in some:
+            tag = next((name for name, indices in classes.items() if label.top in indices), "")
+            if last is not None and last.tag == tag and label.captured_at - last.end < PAUSE:
+                last = replace(last, end=label.captured_at)
+                found[-1] = last
+            else:
+                last = Scene(camera, tag, label.captured_at, label.captured_at)
+                found.append(last)
+    return [scene for scene in found if scene.tag]
+
+
+def untold(seen: Iterable[Scene], events: Sequence[TagEvent]) -> tuple[list[Scene], list[Scene]]:
+    """Scenes that were long enough and had no tag, and those in which another scene's tag was still there."""
+    spans: list[tuple[str, str, float, float]] = []
+    for event in events:
+        if event.started:
+            spans.append((event.camera, event.tag, event.detail["started_at"], math.inf))
+        else:
+            place = (event.camera, event.tag, event.detail["started_at"])
+            spans = [(*span[:3], event.detail["ended_at"]) if span[:3] == place else span for span in spans]
+    lost, stuck = [], []
+    for scene in seen:
+        if scene.end - scene.begin >= WHOLE:
+            there = {
+                tag
+                for camera, tag, begin, end in spans
+                if camera == scene.camera and begin < scene.end <= end + WHOLE / 2
+            }
+            lost += [scene] if scene.tag not in there else []
+            stuck += [scene] if there - {scene.tag} else []
+    return lost, stuck

@@ -22,6 +22,7 @@ class Label:
 
     added          by the server's clock, Unix seconds
     fence          None: the camera is not shared
+    top            index of the best class
     """
 
     camera: str
@@ -30,6 +31,7 @@ class Label:
     captured_at: float
     added: float
     size: tuple[int, int] = (0, 0)
+    top: int = 0
 
     @property
     def pid(self) -> int:
@@ -108,6 +110,7 @@ def label_of(entry: str, fields: dict[bytes, bytes]) -> Label:
         document["captured_at"],
         int(entry.partition("-")[0]) / 1000,
         (document["width"], document["height"]),
+        document["labels"][0]["index"],
     )
 
 

@@ -19,9 +19,10 @@ MIN_DURATION: Final = 0.5
 SCENE: Final = 4.0  # seconds: the clip is dark for so long, then light for so long
 LEASE: Final = 1.5
 # The noop engine's class is the picture's brightness: each of the two scenes is some classes wide.
+CLASSES: Final = {"dark": range(100, 301), "light": range(700, 901)}
 TAGS: Final[dict[str, object]] = {
-    "tags__groups": json.dumps({"dark": ["100-300"], "light": ["700-900"]}),
-    "tags__include": json.dumps(["dark", "light"]),
+    "tags__groups": json.dumps({tag: [f"{some.start}-{some.stop - 1}"] for tag, some in CLASSES.items()}),
+    "tags__include": json.dumps(list(CLASSES)),
     "tags__memory": 0.3,
     "tags__start_at": 0.4,
     "tags__end_below": 0.2,
@@ -41,19 +42,15 @@ def tagged(stage: Stage, *, cameras: int, kills: int, restarts: int) -> None:
     worker = stage.replica(server.url, **settings)
     stage.until_ready()
     stage.until_labelled(tail, lab)
-    began, down = time.time(), 0.0
     try:
         stage.until(lambda: len(_events(server)) >= 2 * cameras, "the first tags", within=6 * SCENE)
         for blow in sorted(["kill"] * kills + ["restart"] * restarts, key=lambda _: stage.rng.random()):
             stage.pass_by(stage.rng.uniform(0.3, SCENE))
-            struck = time.time()
             worker = _killed(stage, server, worker, settings) if blow == "kill" else _restarted(stage, server, worker)
             stage.until_labelled(tail, lab)
-            down += time.time() - struck
         stage.pass_by(SCENE)
     finally:
-        whole = int((time.time() - began - down) / SCENE) - kills - restarts - 1
-        _judge(stage, server, lab, tail, whole)
+        _judge(stage, server, lab, tail)
 
 
 def _killed(stage: Stage, server: Server, worker: Replica, settings: dict[str, object]) -> Replica:
@@ -81,18 +78,18 @@ def _events(server: Server) -> list[TagEvent]:
         client.close()
 
 
-def _judge(stage: Stage, server: Server, lab: Lab, tail: Tail, scenes: int) -> None:
+def _judge(stage: Stage, server: Server, lab: Lab, tail: Tail) -> None:
     for replica in stage.replicas:  # nothing moves while both are read
         replica.signal_all(signal.SIGSTOP)
     try:
-        _judge_still(stage, server, lab, scenes)
+        _judge_still(stage, server, lab, tail)
     finally:
         for replica in stage.replicas:
             replica.signal_all(signal.SIGCONT)
     stage.bars.note("labels", len(tail.labels))
 
 
-def _judge_still(stage: Stage, server: Server, lab: Lab, scenes: int) -> None:
+def _judge_still(stage: Stage, server: Server, lab: Lab, tail: Tail) -> None:
     bars, client = stage.bars, server.client()
     try:
         poll(lambda: _quiet(server), until=time.monotonic() + 3, every=0.2)
@@ -101,6 +98,7 @@ def _judge_still(stage: Stage, server: Server, lab: Lab, scenes: int) -> None:
         bars.broken(f"the server does not answer: {trouble}")
         return
     story = judge.tag_story(events)
+    bars.note("tags started", story.started)
     bars.note("tags ended", story.ended)
     bars.exactly("starts and ends that do not alternate", list(story.twice)[:5], [])
     bars.exactly("ends of another tag than the one that started", story.strange, 0)
@@ -108,8 +106,11 @@ def _judge_still(stage: Stage, server: Server, lab: Lab, scenes: int) -> None:
     bars.exactly("tags that the events leave open and no hash has", sorted(story.open - present), [])
     durations = [float(event.detail.get("duration", 0)) for event in events if not event.started]
     bars.at_least("shortest tag", min(durations, default=None), MIN_DURATION, " s")
-    # Every scene that was watched whole is one tag; one at the edge of an outage may be too short for that.
-    bars.at_least("tags started", story.started, len(lab.cameras) * max(1, scenes))
+    seen = judge.scenes(tail.labels, CLASSES)
+    lost, stuck = judge.untold(seen, events)
+    bars.note("scenes seen by labels without a pause", sum(one.end - one.begin >= judge.WHOLE for one in seen))
+    bars.exactly("scenes without their tag", lost[:3], [])
+    bars.exactly("scenes with the tag of another one", stuck[:3], [])
 
 
 def _quiet(server: Server) -> bool:

@@ -148,6 +148,29 @@ def test_a_doubled_start_and_a_lost_one_are_seen() -> None:
     assert lost.twice == ("cat on door ended twice",)
 
 
+def span(tag: str, begin: float, end: float) -> list[TagEvent]:
+    detail = {"started_at": begin, "ended_at": end}
+    return [TagEvent("door", tag, True, begin, detail), TagEvent("door", tag, False, end, detail)]
+
+
+def test_scenes_that_had_no_tag_and_tags_that_outlived_their_scene_are_seen() -> None:
+    labels = [replace(label(n), top=10 if n < 20 else 90) for n in range(40)]  # 4 s each, from 100 on
+    seen = judge.scenes(labels, {"dark": range(50), "light": range(50, 100)})
+    dark, light = seen
+
+    assert [(scene.tag, scene.begin) for scene in seen] == [("dark", 100), ("light", 104)]
+    assert judge.untold(seen, span("dark", 100, 103.8) + span("light", 104, 107.8)) == ([], [])
+    assert judge.untold(seen, span("dark", 100, 103.8)) == ([light], [])
+    assert judge.untold(seen, span("dark", 100, 108) + span("light", 104, 107.8)) == ([], [light])
+    assert judge.untold(seen, span("light", 104, 107.8)) == ([dark], [])
+
+
+def test_a_scene_that_nobody_saw_whole_needs_no_tag() -> None:
+    labels = [label(n) for n in (*range(9), *range(20, 29))]  # 1.6 s, a pause, 1.6 s
+
+    assert judge.untold(judge.scenes(labels, {"dark": range(50)}), []) == ([], [])
+
+
 def test_a_backoff_is_the_last_wait_that_was_logged_before_the_camera_was_back() -> None:
     trouble = Trouble(Kind.KILL, "door", began=100.0, ended=102.0, back=104.5)
     log = [

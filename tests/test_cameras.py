@@ -1,296 +1,146 @@
-"""`coatstream cameras` as a person runs it."""
+"""Cameras inside a whole worker: tags, reuse, sick pictures, metrics and the API, on a real server and a real clip."""
 
-import io
 import json
-import re
-from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
-from tests.servers import ON_ONE_SERVER
-from worker import cli
+from config.settings import CameraSettings
+from tests.doubles import FixedEngine
+from tests.pictures import CLIP
+from tests.test_story import settings, until, working
 from worker.broker.connection import Client
-from worker.broker.fleet_keys import FleetKeys
-from worker.broker.leases import Catalogue, Entry, Leases
-from worker.commands import cameras
-
-pytestmark = ON_ONE_SERVER
-
-KEYS = FleetKeys()
+from worker.cameras import demand
+from worker.errors import ConfigError
 
 
-@pytest.fixture(autouse=True)
-def _settings(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COATSTREAM_REDIS__URL", redis_url)
+def events(client: Client, kind: str) -> list[dict[str, Any]]:
+    documents = [json.loads(fields[b"json"]) for _, fields in client.xrange("events")]
+    return [document for document in documents if document["event"] == kind]
 
 
-@pytest.fixture
-def of_the_file(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A camera of the settings file."""
-    monkeypatch.setenv("COATSTREAM_CAMERAS", '[{"name": "roof", "url": "rtsp://me:hunter2@10.0.0.9/1"}]')
-    return "roof"
+def newest(client: Client, source: str) -> dict[str, Any]:
+    text = client.hget("labels:latest", source)
+    assert text is not None
+    document: dict[str, Any] = json.loads(text)
+    return document
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr."""
-    code = cli._run(["cameras", *arguments])
-    out, err = capsys.readouterr()
-    assert "hunter2" not in out + err
-    assert "Traceback" not in err
-    return code, out, err
+LIVE = {"name": "live", "url": str(CLIP), "fps": 10, "realtime": True, "loop": True}
 
 
-def rows(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
-    code, out, _ = run(capsys, "list", "--json")
-    assert code == 0
-    return [json.loads(line) for line in out.splitlines()]
+async def test_a_camera_has_states_and_its_labels_the_fence_of_its_lease(client: Client, redis_url: str) -> None:
+    async with working(settings(redis_url, cameras=[LIVE]), FixedEngine()):
+        await until(lambda: client.hexists("labels:latest", "live"))
+        await until(lambda: len(events(client, "camera.state")) >= 2)
+
+    assert [event["state"] for event in events(client, "camera.state")][:2] == ["connecting", "live"]
+    fence = newest(client, "live")["fence"]
+    assert fence == events(client, "camera.state")[1]["fence"] > 10**15
+    assert client.hget("cameras:fences", "live") == str(fence).encode()
 
 
-def stored(client: Client, name: str) -> dict[str, object]:
-    found = json.loads(client.hget(KEYS.registry, name))
-    assert isinstance(found, dict)
-    return found
+async def test_a_label_that_holds_becomes_a_tag_that_late_comers_find(client: Client, redis_url: str) -> None:
+    tags = {"min_duration": 0.2, "groups": {"bird": ["0-255"]}}
+
+    async with working(settings(redis_url, cameras=[LIVE], tags=tags), FixedEngine()):
+        await until(lambda: client.hexists("tags:live", "bird"))
+        await until(lambda: bool(events(client, "tag.started")))
+
+    (started,) = events(client, "tag.started")
+    assert (started["tag"], started["source"]) == ("bird", "live")
+    assert started["at"] - started["started_at"] >= 0.2
+    assert client.hexists("tags:live", "bird")  # it has not ended: the worker has
 
 
-def lease(client: Client, *names: str) -> dict[str, int]:
-    """A worker that reads these; their numbers."""
-    catalogue = Catalogue(tuple(Entry(name, "d") for name in names))
-    answer = Leases(client, KEYS, worker="host-1-ab", lease=60).beat(catalogue)
-    return {name: own.fence for name, own in answer.held.items()}
+async def test_the_next_worker_ends_the_tag_that_the_last_one_started(client: Client, redis_url: str) -> None:
+    groups = {"groups": {"bird": ["0-255"]}, "min_duration": 0.2, "min_gap": 0.2, "memory": 0.2}
+    async with working(settings(redis_url, cameras=[LIVE], tags=groups), FixedEngine()):
+        await until(lambda: client.hexists("tags:live", "bird"))
+
+    without = {"groups": {"bird": ["255"]}, "min_gap": 0.2}
+    async with working(settings(redis_url, cameras=[LIVE], tags=without), FixedEngine()):
+        await until(lambda: not client.hexists("tags:live", "bird"))
+
+    (started,) = events(client, "tag.started")
+    (ended,) = [event for event in events(client, "tag.ended") if event["tag"] == "bird"]
+    assert ended["started_at"] == started["started_at"]
+    assert ended["worker"] != started["worker"]
 
 
-# ---- list
+async def test_a_frame_like_the_last_one_reuses_its_labels_and_says_so(client: Client, redis_url: str) -> None:
+    reuse = {"enabled": True, "difference": 255, "check": 0, "heartbeat": 60}
+    engine = FixedEngine()
+
+    async with working(settings(redis_url, cameras=[{**LIVE, "reuse": reuse}]), engine):
+        engine.batches.clear()  # those that measured its rate
+        await until(lambda: client.xlen("labels") >= 10)
+
+    documents = [json.loads(fields[b"json"]) for _, fields in client.xrange("labels")]
+    assert sum(document["reused"] for document in documents) >= len(documents) - 3
+    assert sum(engine.batches) == sum(not document["reused"] for document in documents)
+    assert len({document["frame_id"] for document in documents}) == len(documents)
 
 
-def test_an_empty_list_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(capsys, "list") == (0, "no cameras\n", "")
+async def test_the_labels_of_a_sick_picture_are_marked_and_an_event_says_so(client: Client, redis_url: str) -> None:
+    # A clip that is the same picture for ever, as far as this camera can see: it takes one in each round.
+    health = {"frozen_after": 1.0}
+    still = {"name": "still", "url": str(CLIP), "fps": 0.07, "loop": True, "realtime": False, "health": health}
+
+    async with working(settings(redis_url, cameras=[still]), FixedEngine()):
+        await until(lambda: bool(events(client, "picture.sick")))
+        await until(lambda: newest(client, "still")["picture"] == ["frozen"])
+
+    assert events(client, "picture.sick")[0]["fault"] == "frozen"
+    statuses = [fields[b"status"] for _, fields in client.xrange("labels")]
+    assert (statuses[0], statuses[-1]) == (b"ok", b"frozen")
 
 
-def test_the_list_has_a_line_for_each_camera_wherever_it_comes_from(
-    client: Client, capsys: pytest.CaptureFixture[str], of_the_file: str
-) -> None:
-    run(capsys, "add", "door", "rtsp://me:hunter2@10.0.0.7/1")
-    fence = lease(client, "door", "roof")["door"]
-    client.hset(KEYS.states, "door", '{"state": "down", "reason": "auth", "message": "no", "since": 1, "worker": "x"}')
-    client.hset(KEYS.tags("door"), mapping={"dog": "{}", "cat": "{}"})
+async def test_the_api_and_the_metrics_tell_of_each_camera_and_no_secret(client: Client, redis_url: str) -> None:
+    dead = {"name": "dead", "url": "rtsp://viewer:hunter2@127.0.0.1:9/stream", "open_timeout": 2}
 
-    code, out, err = run(capsys, "list")
+    async with working(settings(redis_url, cameras=[LIVE, dead]), FixedEngine()) as (service, ready):
+        await until(lambda: client.hexists("labels:latest", "live"))
+        await until(lambda: service.status.sources()["dead"].state == "down")
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{ready.port}") as http:
+            cameras = {camera["name"]: camera for camera in (await http.get("/api/cameras")).json()}
+            metrics = (await http.get("/metrics")).text
 
-    header, door, roof = ([cell for cell in re.split(r"\s{2,}", line.strip()) if cell] for line in out.splitlines())
-    assert (code, err, header) == (0, "", list(cameras.COLUMNS))
-    assert door[:5] == ["door", "rtsp://***@10.0.0.7/1", "redis", "down", "auth"]
-    assert door[6:] == ["host-1-ab", str(fence), "cat, dog"]
-    assert roof[:4] == ["roof", "rtsp://***@10.0.0.9/1", "settings", "unknown"]
-
-
-def test_as_json_it_is_one_object_a_line(client: Client, capsys: pytest.CaptureFixture[str], of_the_file: str) -> None:
-    fence = lease(client, "roof")["roof"]
-    client.hset(KEYS.states, "roof", '{"state": "live", "reason": null, "message": "", "since": 5.5, "worker": "x"}')
-
-    assert rows(capsys) == [
-        {
-            "camera": "roof",
-            "url": "rtsp://***@10.0.0.9/1",
-            "from": "settings",
-            "state": "live",
-            "reason": None,
-            "message": None,
-            "since": 5.5,
-            "worker": "host-1-ab",
-            "fence": fence,
-            "tags": [],
-        }
-    ]
+    assert cameras["live"]["state"] == "live"
+    assert (cameras["dead"]["state"], cameras["dead"]["reason"]) == ("down", "unreachable")
+    assert 'coatstream_camera_state{source="live",state="live"} 1.0' in metrics
+    assert 'coatstream_camera_down{reason="unreachable",source="dead"} 1.0' in metrics
+    assert "coatstream_fleet_held_cameras 2.0" in metrics
+    assert "hunter2" not in metrics + json.dumps(cameras)
+    assert service.ledger.snapshot()["live"].in_flight == 0
 
 
-def test_a_camera_that_nobody_reads_is_not_called_live_and_a_paused_one_is_paused(
-    client: Client, capsys: pytest.CaptureFixture[str], of_the_file: str
-) -> None:
-    client.hset(KEYS.states, "roof", '{"state": "live", "since": 5.5, "worker": "dead"}')
-    unread = rows(capsys)[0]
+async def test_two_workers_do_not_read_one_camera(client: Client, redis_url: str) -> None:
+    cameras = [{**LIVE, "name": f"cam-{number}"} for number in range(4)]
+    tree = settings(redis_url, cameras=cameras, fleet={"lease": 2})
 
-    run(capsys, "pause", "roof")
+    async with working(tree, FixedEngine()) as (first, _), working(tree, FixedEngine()) as (second, _):
+        await until(lambda: len(first.status.sources()) == 3 and len(second.status.sources()) == 3)  # and the queue
 
-    assert (unread["state"], unread["message"], unread["worker"]) == ("unread", "no worker reads it", None)
-    assert rows(capsys)[0]["state"] == "paused"
-
-
-@pytest.mark.parametrize("junk", ["", "nonsense", "[]", '{"state": {"a": 1}, "since": "x"}', "\x1b[2J"])
-def test_what_strangers_wrote_as_a_state_breaks_nothing(
-    client: Client, capsys: pytest.CaptureFixture[str], of_the_file: str, junk: str
-) -> None:
-    lease(client, "roof")
-    client.hset(KEYS.states, "roof", junk)
-
-    code, out, _ = run(capsys, "list")
-
-    assert code == 0
-    assert "\x1b" not in out
-
-
-def test_an_entry_that_is_of_no_use_is_told_and_makes_the_exit_code_1(
-    client: Client, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run(capsys, "add", "door", "rtsp://10.0.0.7/1")
-    client.hset(KEYS.registry, "b\x1bad", '{"url": "rtsp://me:hunter2@h", "fps": "x"}')
-
-    code, out, err = run(capsys, "list")
-
-    assert (code, len(out.splitlines())) == (1, 2)
-    assert err == (
-        "coatstream: camera b\\x1bad in Redis is left out: fps: Input should be a valid number, "
-        "unable to parse string as a number\n"
-    )
-
-
-# ---- add
-
-
-def test_a_camera_is_added_with_what_was_said_of_it(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
-    options = (
-        *("--fps", "0.5", "--priority", "2", "--username", "me", "--transport", "udp", "--keyframes-only"),
-        *("--max-age", "3", "--read-timeout", "8", "--open-timeout", "9", "--lossless"),
-    )
-
-    assert run(capsys, "add", "door", "rtsp://10.0.0.7/1", *options) == (0, "added door\n", "")
-    assert stored(client, "door") == {
-        "name": "door",
-        "url": "rtsp://10.0.0.7/1",
-        "fps": 0.5,
-        "priority": 2.0,
-        "username": "me",
-        "transport": "udp",
-        "keyframes_only": True,
-        "max_age": 3.0,
-        "read_timeout": 8.0,
-        "open_timeout": 9.0,
-        "realtime": False,
-    }
-    assert client.get(KEYS.version) == b"1"
-
-
-def test_a_password_comes_from_a_file_or_from_stdin(
-    client: Client, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "secret").write_text("hunter2\n")
-    monkeypatch.setattr("sys.stdin", io.StringIO("hunter2 too\r\n"))
-
-    run(capsys, "add", "one", "rtsp://h/1", "--username", "me", "--password-file", str(tmp_path / "secret"))
-    run(capsys, "add", "two", "rtsp://h/1", "--username", "me", "--password-stdin")
-
-    assert (stored(client, "one")["password"], stored(client, "two")["password"]) == ("hunter2", "hunter2 too")
-    assert "password_file" not in stored(client, "one")
+    fences: dict[str, dict[int, str]] = {}
+    for _, fields in client.xrange("labels"):
+        document = json.loads(fields[b"json"])
+        fences.setdefault(document["source"], {}).setdefault(document["fence"], document["worker"])
+        assert fences[document["source"]][document["fence"]] == document["worker"]
+        assert document["fence"] == max(fences[document["source"]])
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (("--password-file", "nowhere"), "the password cannot be read from nowhere: No such file or directory"),
-        (("--password-stdin",), "the password is empty"),
-        (("--password-stdin", "--password-file", "x"), "give --password-file or --password-stdin, not both"),
-        (("--fps", "-1"), "--fps: Input should be greater than or equal to 0"),
-        (("--max-age", "0"), "--max-age: Input should be greater than 0"),
-        (("--password", "hunter2"), "No such option: --password (Possible options: --password-file, --password-stdin)"),
-    ],
+    ("more", "asked"),
+    [({"fps": 4}, 4.0), ({"fps": 0}, 25.0), ({"url": "clip.mp4"}, 0.0), ({"url": "clip.mp4", "realtime": True}, 5.0)],
 )
-def test_wrong_usage_is_told_in_one_line(
-    client: Client,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: tuple[str, ...],
-    told: str,
-) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+def test_what_a_camera_asks_of_the_model(more: dict[str, Any], asked: float) -> None:
+    camera = CameraSettings.model_validate({"name": "door", "url": "rtsp://10.0.0.7/x", **more})
 
-    assert run(capsys, "add", "door", "rtsp://h/1", *arguments) == (2, "", f"coatstream: {told}\n")
-    assert client.keys() == []
+    assert demand(camera) == asked
 
 
-@pytest.mark.parametrize(
-    ("url", "told"),
-    [
-        ("clip.mp4", "may be a file only where fleet.local is true"),
-        ("0", "may be a device only where fleet.local is true"),
-        ("gopher://me:hunter2@h/1", "its url begins with gopher://"),
-        ("rtsp://", "its url names no host"),
-        ("", "its url is none that is known"),
-    ],
-)
-def test_a_url_that_no_worker_would_open_is_refused(
-    client: Client, capsys: pytest.CaptureFixture[str], url: str, told: str
-) -> None:
-    code, out, err = run(capsys, "add", "door", url)
-
-    assert (code, out, len(err.splitlines())) == (2, "", 1)
-    assert told in err
-    assert client.keys() == []
-
-
-def test_a_local_one_is_taken_where_the_settings_allow_it(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(capsys, "add", "door", "clip.mp4", "--set", "fleet.local=true")[0] == 0
-    assert stored(client, "door")["url"] == "clip.mp4"
-
-
-def test_what_is_there_is_replaced_only_on_request(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
-    run(capsys, "add", "door", "rtsp://h/1")
-
-    told = run(capsys, "add", "door", "rtsp://h/2")
-    assert told == (2, "", "coatstream: there is a camera door already: give --replace to change it\n")
-    assert run(capsys, "add", "door", "rtsp://h/2", "--replace")[0] == 0
-    assert stored(client, "door")["url"] == "rtsp://h/2"
-
-
-def test_there_is_an_end_to_the_room(capsys: pytest.CaptureFixture[str]) -> None:
-    run(capsys, "add", "door", "rtsp://h/1", "--set", "fleet.max_cameras=1")
-
-    told = run(capsys, "add", "yard", "rtsp://h/1", "--set", "fleet.max_cameras=1")
-
-    assert told == (2, "", "coatstream: there are 1 cameras in Redis already (fleet.max_cameras)\n")
-
-
-def test_a_name_of_the_settings_file_is_taken(capsys: pytest.CaptureFixture[str], of_the_file: str) -> None:
-    code, _, err = run(capsys, "add", "roof", "rtsp://h/1", "--replace")
-
-    assert (code, err) == (
-        2,
-        "coatstream: the settings file has a camera roof already: give this one another name\n",
-    )
-
-
-# ---- remove, pause, resume
-
-
-def test_a_camera_is_removed_once(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
-    run(capsys, "add", "door", "rtsp://h/1")
-
-    assert run(capsys, "remove", "door") == (0, "removed door\n", "")
-    assert run(capsys, "remove", "door") == (1, "", "coatstream: there is no camera door in Redis\n")
-
-
-def test_one_of_the_settings_file_cannot_be_removed_but_paused(
-    client: Client, capsys: pytest.CaptureFixture[str], of_the_file: str
-) -> None:
-    code, _, err = run(capsys, "remove", "roof")
-
-    assert (code, len(err.splitlines())) == (2, 1)
-    assert "pause it instead (coatstream cameras pause roof)" in err
-    assert run(capsys, "pause", "roof") == (0, "paused roof\n", "")
-    assert client.smembers(KEYS.paused) == {b"roof"}
-    assert run(capsys, "resume", "roof") == (0, "resumed roof\n", "")
-    assert run(capsys, "resume", "roof") == (1, "", "coatstream: the camera roof is not paused\n")
-
-
-def test_who_pauses_twice_has_what_it_wants_and_who_pauses_nothing_is_told(
-    capsys: pytest.CaptureFixture[str], of_the_file: str
-) -> None:
-    assert [run(capsys, "pause", "roof")[0] for _ in range(2)] == [0, 0]
-    assert run(capsys, "pause", "moon") == (1, "", "coatstream: there is no camera moon\n")
-
-
-@pytest.mark.parametrize(
-    "command", [("list",), ("add", "a", "rtsp://h/1"), ("remove", "a"), ("pause", "a"), ("resume", "a")]
-)
-def test_without_redis_each_says_so(capsys: pytest.CaptureFixture[str], command: tuple[str, ...]) -> None:
-    code, out, err = run(capsys, *command, "--redis", "redis://127.0.0.1:1")
-
-    assert (code, out, len(err.splitlines())) == (4, "", 1)
+def test_an_address_of_no_known_kind_is_refused_before_anything_is_read() -> None:
+    with pytest.raises(ConfigError, match="door"):
+        demand(CameraSettings.model_validate({"name": "door", "url": "gopher://10.0.0.7/x"}))

@@ -3,13 +3,14 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from tests.overloaded import Cam, Engine, Seen, Simulation, linear
 from worker.fairness import Turns, water_fill
 
-FEW = settings(max_examples=25, deadline=None)
+# Each example is some 10,000 frames: no time to look for a smaller one where it fails.
+FEW = settings(max_examples=12, deadline=None, phases=(Phase.explicit, Phase.generate))
 rates = st.sampled_from([0.2, 1.0, 5.0, 12.5, 25.0])
 weights = st.sampled_from([0.5, 1.0, 2.0, 3.0, 10.0, 100.0])
 fleets = st.lists(st.builds(Cam, rates, weights), min_size=1, max_size=24)
@@ -72,8 +73,8 @@ async def test_overloaded_every_camera_gets_its_share_by_weight(
     seen = simulate(cams, Engine(linear(rate, streams), max_size, streams), frames=3000, rate=rate, jitter=jitter)
 
     fair = seen.fair(cams)
-    # Who deserves a frame of nearly every batch cannot have more than one: then the engine's steps are the limit.
-    assume(max(fair.values()) <= len(seen.batches) / 2)
+    # One slot a camera: who deserves a frame of nearly every batch is limited by how often batches leave.
+    assume(max(fair.values()) <= len(seen.batches) / 3)
     for number in range(len(cams)):
         least = 0.9 * fair[number] - 3
         most = 1.1 * fair[number] + 3 + 0.02 * seen.taken.total()  # what others' uneven pictures left

@@ -23,11 +23,18 @@ from worker.broker.embedded import embedded_server
 from worker.broker.fleet_keys import FleetKeys
 from worker.broker.leases import Catalogue, Leases
 from worker.errors import CoatstreamError, ConfigError, RedisUnavailable
-from worker.fleet import Fleet, Transfer, brisk, reachable, registry
+from worker.fleet import Fleet, Parting, Transfer, brisk, reachable, registry
 from worker.tenure import Tenure
+
+pytestmark = ON_ONE_SERVER  # the scripts are tested on both, by test_leases
 
 KEYS = FleetKeys()
 LEASE = 2.0
+
+
+@pytest.fixture(autouse=True)
+def _on_an_empty_server(redis_url: str) -> None:
+    """Also those that do not ask for one: a module has one kind of server."""
 
 
 def tree(count: int = 0, *, lease: float = LEASE, **more: Any) -> SettingsTree:
@@ -52,6 +59,7 @@ class Worker:
     def __post_init__(self) -> None:
         self.reading: dict[str, tuple[CameraSettings, Tenure]] = {}
         self.told: list[str] = []
+        self.partings: list[Parting] = []
         self.troubles: list[CoatstreamError] = []
         self.stopping = threading.Event()
         self.fleet = Fleet(
@@ -73,8 +81,9 @@ class Worker:
         if not self.blind:
             tenure.arrived()
 
-    def _stop(self, name: str) -> None:
+    def _stop(self, name: str, parting: Parting) -> None:
         self.told.append(f"stop {name}")
+        self.partings.append(parting)
         del self.reading[name]
 
     def fences(self) -> dict[str, int]:
@@ -133,7 +142,6 @@ def test_rights_are_renewed_for_as_long_as_it_runs(client: Client) -> None:
         assert (worker.fences(), worker.told) == (first, ["start cam-00"])
 
 
-@ON_ONE_SERVER
 def test_cameras_are_added_paused_resumed_changed_and_removed_while_it_runs(client: Client) -> None:
     settings = tree()
     cameras = registry(client, KEYS, settings.fleet)
@@ -214,7 +222,6 @@ def test_the_settings_file_wins_and_bad_entries_are_told_once(client: Client) ->
         {"url": "concat:/etc/passwd"},
     ],
 )
-@ON_ONE_SERVER
 def test_a_camera_from_redis_may_not_touch_this_machine_unless_the_settings_say_so(
     client: Client, fields: dict[str, str]
 ) -> None:
@@ -258,7 +265,6 @@ def test_it_has_finished_when_all_files_have_ended_whoever_read_them(client: Cli
 
 
 @pytest.mark.parametrize("more", [{}, {"cameras": [{"name": "live", "url": "rtsp://h/1"}]}])
-@ON_ONE_SERVER
 def test_it_never_finishes_where_a_camera_may_still_deliver(client: Client, more: dict[str, Any]) -> None:
     settings = tree(**more)
     registry(client, KEYS, settings.fleet).add(camera())
@@ -530,7 +536,6 @@ def crowd(redis_url: str) -> Iterator[Crowd]:
         yield crowd
 
 
-@ON_ONE_SERVER
 def test_the_cameras_of_a_killed_worker_are_read_elsewhere_within_a_lease_and_a_second(crowd: Crowd) -> None:
     victim = crowd.all[0]
     orphans = set(victim.now)
@@ -545,7 +550,6 @@ def test_the_cameras_of_a_killed_worker_are_read_elsewhere_within_a_lease_and_a_
     crowd.assert_one_at_a_time()
 
 
-@ON_ONE_SERVER
 def test_the_cameras_of_a_worker_that_retires_are_read_elsewhere_within_a_second_and_without_a_gap(
     crowd: Crowd,
 ) -> None:
@@ -565,7 +569,6 @@ def test_the_cameras_of_a_worker_that_retires_are_read_elsewhere_within_a_second
     leaver.process.wait(timeout=10)
 
 
-@ON_ONE_SERVER
 def test_from_one_worker_to_four_to_two_the_shares_stay_even_and_no_two_speak_under_one_number(redis_url: str) -> None:
     with ExitStack() as stack:
         crowd = Crowd(redis_url, tree(10), stack)
@@ -584,7 +587,6 @@ def test_from_one_worker_to_four_to_two_the_shares_stay_even_and_no_two_speak_un
         crowd.assert_one_at_a_time()
 
 
-@ON_ONE_SERVER
 def test_a_worker_that_was_frozen_beyond_its_lease_says_nothing_under_its_old_numbers(crowd: Crowd) -> None:
     victim = crowd.all[0]
     had = dict(victim.now)

@@ -28,6 +28,7 @@ LAYERS: list[set[str]] = [
         "worker.engine",
         "worker.image",
         "worker.mailbox",
+        "worker.fairness",
         "worker.ledger",
         "worker.sampling",
         "worker.media",

@@ -19,13 +19,15 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from config.settings import RedisSettings
+from config.settings import RedisSettings, SettingsTree
+from tests.redis_servers import cluster
 from tests.servers import ON_ONE_SERVER
 from tests.workers import eventually
 from worker.broker.connection import Client, connect
 from worker.broker.embedded import EmbeddedServer, embedded_server
-from worker.broker.fleet_keys import FleetKeys
+from worker.broker.fleet_keys import FleetKeys, fleet_keys
 from worker.broker.leases import Answer, Catalogue, Entry, Holder, Leases, Mode, holders
+from worker.broker.scripts import Script
 from worker.errors import RedisRefuses, RedisUnavailable
 
 KEYS = FleetKeys()
@@ -304,6 +306,21 @@ def test_an_heir_that_never_sees_a_picture_is_replaced_and_the_owner_keeps_the_c
     settle([owner, third := Member(client, "c", cameras(2), now=owner.now)])
 
     assert sizes([owner, third]) == [1, 1]
+
+
+def test_after_a_long_time_it_may_try_again(client: Client) -> None:
+    owner, blind = Member(client, "a", cameras(2)), Member(client, "b", cameras(2))
+    settle([owner])
+    offered = []
+
+    for _ in range(5 * 33):
+        owner.beat(after=LEASE / 5)
+        offered.append(bool(blind.beat(after=LEASE / 5).open))
+
+    first, second = offered.index(True), len(offered) - offered[::-1].index(True)
+    assert first == 0
+    assert second > 5 * 30
+    assert offered[2 * 5 + 1 : 5 * 30] == [False] * (5 * 30 - 11)
 
 
 def test_a_file_has_no_heir_it_moves_when_it_is_free(client: Client) -> None:
@@ -591,6 +608,22 @@ def test_who_reads_what_can_be_asked_and_the_dead_read_nothing(client: Client) -
     eventually(lambda: holders(client, KEYS) == {}, "the lease ended")
 
 
+@pytest.mark.parametrize("name", ["lease", "leased", "registry", "register"])
+def test_no_script_has_a_header_that_would_stop_it_on_a_full_server(name: str) -> None:
+    assert not Script(name, after=("fleet",)).source.startswith("#!")
+
+
+def test_on_a_cluster_all_keys_lie_in_one_slot() -> None:
+    settings = SettingsTree.model_validate({"queue": {"enabled": False}, "results": {"stream": "{door}labels"}})
+    keys = fleet_keys(settings)
+    with cluster(2) as servers, connect(RedisSettings.model_validate({"url": servers.url})) as client:
+        leases = Leases(client, keys, worker="a", lease=LEASE)
+
+        assert keys.leases == "{door}cameras:leases"
+        assert set(leases.beat(cameras(2)).held) == set(holders(client, keys)) == {"cam-00", "cam-01"}
+        assert leases.version() == b"1"
+
+
 def test_without_redis_there_is_no_answer() -> None:
     with connect(RedisSettings.model_validate({"url": "redis://127.0.0.1:1"})) as client:
         leases = Leases(client, KEYS, worker="a", lease=1.0)
@@ -706,6 +739,16 @@ class Sharing(RuleBasedStateMachine):
             order.shuffle(turn)  # type: ignore[attr-defined]
             for member in turn:
                 self._beat(member)
+
+    @rule(which=st.integers(0, 9), steps=st.integers(1, 12))
+    def one_falls_silent(self, which: int, steps: int) -> None:
+        if turn := self._reaching():
+            turn[which % len(turn)].cut_off = True
+        for _ in range(steps):
+            self.now += LEASE / 10
+            for member in self._reaching():
+                self._beat(member)
+                member.open_all()
 
     @rule(seconds=st.floats(0.05, 25))
     def nobody_can_reach_redis_for_a_while(self, seconds: float) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 
-from tests.doubles import make_frame
+from tests.doubles import SettableClock, make_frame
 from worker.frames import Frame
 from worker.mailbox import Mailbox
 
@@ -108,3 +108,62 @@ async def test_frames_from_many_threads_all_arrive_in_order_per_source() -> None
 
     assert all(numbers == list(range(200)) for numbers in got.values())
     assert mailbox.waiting == 0
+
+
+async def test_where_weights_differ_and_frames_are_lost_a_heavy_source_is_taken_more_often() -> None:
+    clock = SettableClock(0.0)
+    mailbox = Mailbox(2, on_replaced=lambda frame: None, clock=clock)
+    taken: list[str] = []
+
+    for _ in range(400):
+        for _ in range(3):  # three pictures of each while a batch is in the engine
+            clock.now += 0.01
+            mailbox.put(make_frame(source="heavy"), lane="heavy", live=True, weight=4.0)
+            mailbox.put(make_frame(source="light"), lane="light", live=True)
+        taken += [letter.lane for letter in mailbox.take(8)]
+
+    assert taken.count("heavy") == 400
+    assert 90 <= taken.count("light") <= 110
+
+
+async def test_what_a_batch_leaves_out_stays_and_is_replaced_by_newer_frames() -> None:
+    clock = SettableClock(0.0)
+    mailbox = Mailbox(2, on_replaced=lambda frame: None, clock=clock)
+    ages: list[float] = []
+
+    for _ in range(400):
+        for _ in range(3):
+            clock.now += 0.01
+            mailbox.put(make_frame(source="heavy"), lane="heavy", live=True, weight=20.0)
+            mailbox.put(make_frame(source="light"), lane="light", live=True)
+        batch = mailbox.take(8)
+        ages += [clock.now - letter.put_at for letter in batch]
+        assert mailbox.waiting == 2 - len(batch)
+
+    assert max(ages) <= 0.01
+
+
+async def test_a_batch_does_not_wait_for_what_it_would_leave_out() -> None:
+    clock = SettableClock(0.0)
+    mailbox = Mailbox(2, on_replaced=lambda frame: None, clock=clock)
+    for _ in range(50):
+        clock.now += 0.01
+        for name, weight in (("heavy", 4.0), ("light", 1.0)):
+            mailbox.put(make_frame(source=name), lane=name, live=True, weight=weight)
+
+    assert await asyncio.wait_for(mailbox.filled(8), 5)
+
+
+async def test_something_is_always_taken_from_a_box_that_is_not_empty() -> None:
+    clock = SettableClock(0.0)
+    mailbox = Mailbox(2, on_replaced=lambda frame: None, clock=clock)
+    for _ in range(50):  # the heavy one is short, and then away for a moment
+        clock.now += 0.01
+        mailbox.put(make_frame(source="heavy"), lane="heavy", live=True, weight=1000.0)
+        mailbox.put(make_frame(source="light"), lane="light", live=True)
+    mailbox.take(1)
+
+    for _ in range(20):
+        mailbox.put(make_frame(source="light"), lane="light", live=True)
+        assert await asyncio.wait_for(mailbox.filled(1), 5)
+        assert [letter.lane for letter in mailbox.take(8)] == ["light"]

@@ -67,7 +67,14 @@ class Workers:
         self._client = client
         client.xgroup_create("frames", "coatstream", id="0", mkstream=True)
         self._settler = Settler(
-            client, [QUEUE], limits=QueueSettings(), results=SettingsTree().results, model=MODEL, worker="w", name="n"
+            client,
+            [QUEUE],
+            limits=QueueSettings(),
+            results=SettingsTree().results,
+            model=MODEL,
+            worker="w",
+            name="n",
+            fences="cameras:fences",
         )
 
     def settle(self, count: int) -> int:

@@ -66,6 +66,7 @@ class Reader:
             model=MODEL,
             worker=consumer,
             name="queue",
+            fences="cameras:fences",
         )
         self.undertaker = Publisher(self.settler, on_trouble=lambda trouble: None, on_success=lambda: None)
         self.reader = EntryReader(

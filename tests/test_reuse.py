@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,14 +31,14 @@ class Camera:
     number: int = 0
     reused: list[Prediction] = field(default_factory=list)
 
-    def frame(self, thumbnail: Thumbnail = SCENE, **changes: object) -> Frame:
+    def frame(self, thumbnail: Thumbnail = SCENE, **changes: Any) -> Frame:
         self.number += 1
         self.now += 0.2
         vitals = Vitals(120, 50, 500, 0, self.number, thumbnail)
         frame = Frame("door", f"f{self.number}", self.now, NO_PIXELS, width=640, height=360, vitals=vitals)
-        return replace(frame, **changes)  # type: ignore[arg-type]
+        return replace(frame, **changes)
 
-    def see(self, thumbnail: Thumbnail = SCENE, *, label: int = 7, **changes: object) -> Prediction | None:
+    def see(self, thumbnail: Thumbnail = SCENE, *, label: int = 7, **changes: Any) -> Prediction | None:
         """What the gate says of the next frame; what it does not answer is classified as `label`."""
         frame = self.frame(thumbnail, **changes)
         answer = self.gate.consider(frame)
@@ -48,14 +49,14 @@ class Camera:
         return answer
 
 
-def said(frame: Frame, label: int) -> Prediction:
-    best, second = ScoredLabel(Label(label, None, f"class {label}"), 0.6), ScoredLabel(Label(0, None, "class 0"), 0.1)
+def said(frame: Frame, label: int, *, second: float = 0.1) -> Prediction:
+    best = ScoredLabel(Label(label, None, f"class {label}"), 0.6)
     return Prediction(
         source=frame.source,
         frame_id=frame.frame_id,
         captured_at=frame.captured_at,
         labels=(best,),
-        further=(second,),
+        further=(ScoredLabel(Label(0, None, "class 0"), second),),
         width=frame.width,
         height=frame.height,
         embedding=np.full(4, label, np.float16),
@@ -145,8 +146,29 @@ def test_a_heartbeat_is_classified_however_still_the_scene_is() -> None:
     assert [number for number, answer in enumerate(answers) if answer is None] == [0, 10, 20, 30]
 
 
+def test_labels_of_which_the_model_was_in_doubt_are_not_reused() -> None:
+    door = camera()
+    frame = door.frame()
+    door.gate.consider(frame)
+
+    door.gate.classified(frame, said(frame, 7, second=0.51))
+
+    assert door.see(label=7) is None
+    assert door.see() is not None
+    assert door.gate.figures().doubtful == 1
+
+
+def test_a_model_with_one_label_is_never_in_doubt() -> None:
+    door = camera()
+    frame = door.frame()
+
+    door.gate.classified(frame, replace(said(frame, 7), further=()))
+
+    assert door.see() is not None
+
+
 @pytest.mark.parametrize("change", [{"width": 1280}, {"height": 720}, {"fence": 9}, {"vitals": None}])
-def test_another_size_another_lease_or_an_unmeasured_picture_is_classified(change: dict[str, object]) -> None:
+def test_another_size_another_lease_or_an_unmeasured_picture_is_classified(change: dict[str, Any]) -> None:
     door = camera()
     door.see()
 
@@ -240,7 +262,9 @@ def test_on_near_ties_the_gate_ends_by_reusing_little_and_says_so() -> None:
 
 def noisy(rng: random.Random) -> Thumbnail:
     """The scene with noise that stays within a difference of 4, but not of half a level."""
-    return SCENE + np.random.default_rng(rng.getrandbits(32)).integers(0, 4, SCENE.shape, np.uint8)
+    levels: Thumbnail = np.random.default_rng(rng.getrandbits(32)).integers(0, 4, SCENE.shape, np.uint8)
+    levels += SCENE
+    return levels
 
 
 def test_even_a_scene_without_noise_is_given_up_when_its_labels_flip() -> None:

@@ -20,6 +20,7 @@ from worker.broker.announcer import Announcer
 from worker.capacity import demand_of
 from worker.errors import REDIS_TROUBLE, BadFrame, DownReason
 from worker.events import Event, EventKind
+from worker.fleet import Parting
 from worker.frames import Frame, InputSpec, Label, Prediction
 from worker.inference import Lane
 from worker.intake import Intake
@@ -59,6 +60,7 @@ class Ward:
     gate: Gate | None
     tagger: Tagger | None
     fence: int | None = None  # under which its tags were taken over; its intake thread's
+    spoke_under: int | None = None  # the newest fence under which anything was said of it
     asked_at: float = 0.0  # monotonic seconds
     ended: bool = False  # by itself: a file was read
 
@@ -136,9 +138,9 @@ class Cameras:
         ward = self._ward(camera, tenure)
         self._loop.call_soon_threadsafe(self._enter, ward)
 
-    def stop(self, name: str, *, removed: bool = False) -> None:
-        """Read it no longer. `removed`: nobody else will either, so its tags end."""
-        self._loop.call_soon_threadsafe(self._leave, name, removed)
+    def stop(self, name: str, parting: Parting) -> None:
+        """Read it no longer. Where nobody else will either, its tags end."""
+        self._loop.call_soon_threadsafe(self._leave, name, parting)
 
     def published(self, prediction: Prediction) -> None:
         """A label has gone out."""
@@ -160,6 +162,7 @@ class Cameras:
         ward.ended = state == "ended"
         if (fence := ward.tenure.fence) is None:
             return
+        ward.spoke_under = fence
         detail = {"state": state, "reason": reason.value if reason else None, "message": redact(message)}
         self._announcer.announce(Event(EventKind.CAMERA_STATE, name, self._clock(), detail, fence))
 
@@ -207,14 +210,14 @@ class Cameras:
     def _enter(self, ward: Ward) -> None:
         name = ward.settings.name
         if name in self._wards:  # a bug of the fleet would else end the worker
-            self._leave(name, removed=False)
+            self._leave(name, "moved")
         self._wards[name] = ward
         self._ledger.name(name)
         self._lanes[name] = Lane(ward.settings.max_age, ward.gate)
         source: Source = Watched(ward, self._take_over)
         self._intake.add(source, weight=ward.settings.priority)
 
-    def _leave(self, name: str, removed: bool) -> None:
+    def _leave(self, name: str, parting: Parting) -> None:
         ward = self._wards.pop(name, None)
         if ward is None:
             return
@@ -222,8 +225,11 @@ class Cameras:
         self._lanes.pop(name, None)
         if not ward.ended:
             self._status.forget(name)
-        if removed:
+        if parting != "moved" and ward.spoke_under is not None:
             self._announce_all(ward.tagger.end("removed") if ward.tagger is not None else ())
+        if parting == "paused" and ward.spoke_under is not None:
+            detail = {"state": "paused", "reason": None, "message": ""}
+            self._announcer.announce(Event(EventKind.CAMERA_STATE, name, self._clock(), detail, ward.spoke_under))
         self._announcer.release(name)
 
     def _take_over(self, ward: Ward, fence: int) -> None:

@@ -27,7 +27,7 @@ _OVERDUE: Final = 2.0  # periods after which a frame that waits is the last of a
 _LEAST: Final = 4  # a batch is at least this part of what it could be: engines like full ones
 _MOST_ACCOUNTS: Final = 2048  # of sources that have nothing waiting: a queue's sources come from strangers
 _GOLDEN: Final = (5**0.5 - 1) / 2  # its multiples lie evenly in 0 to 1, however many there are
-_EPSILON: Final = 1e-9
+_EPSILON: Final = 1e-9  # of a weight
 
 
 @dataclass(slots=True)
@@ -103,44 +103,50 @@ class Turns(Generic[Key]):
 
     def choose(self, waiting: Mapping[Key, int], count: int, *, now: float) -> list[Key]:
         """Whose frames to take, at most `count` of them and at least one; `waiting` is in turn order."""
-        due = [(self._due(key, now), turn, key) for turn, key in enumerate(waiting)]
-        self._advance(due)
+        self._advance(waiting)
+        due = [(*self._place(key, now), turn, key) for turn, key in enumerate(waiting)]
         coming = [] if self.alike else self._coming(waiting, now)
         heapq.heapify(due)
         left = dict(waiting)
         least = max(1, min(len(waiting), count) // _LEAST)
         chosen: list[Key] = []
         while due and len(chosen) < count:
-            when, turn, key = heapq.heappop(due)
-            if len(chosen) >= least and coming and coming[0] < when - _EPSILON:
+            *when, turn, key = heapq.heappop(due)
+            if len(chosen) >= least and coming and coming[0] < tuple(when):
                 break  # a frame that is due earlier comes soon
             chosen.append(key)
             left[key] -= 1
             account = self._accounts[key]
             account.due = account.within(self._virtual) + 1 / account.weight
             if left[key]:
-                heapq.heappush(due, (account.due, turn + len(waiting), key))
+                heapq.heappush(due, (*self._turn(account), turn + len(waiting), key))
             elif account.live and account.short and not self.alike:
-                heapq.heappush(coming, account.due)
+                heapq.heappush(coming, self._turn(account))
         return chosen
 
-    def _due(self, key: Key, now: float) -> float:
+    def _place(self, key: Key, now: float) -> tuple[float, float]:
         account = self._accounts[key]
-        account.due = account.within(self._virtual)
         last = account.live and account.period and account.silent(_OVERDUE, now)
-        return float("-inf") if last else account.due
+        return (float("-inf"), 0.0) if last else self._turn(account)
 
-    def _coming(self, waiting: Collection[Key], now: float) -> list[float]:
+    def _turn(self, account: _Account) -> tuple[float, float]:
+        """By when it is due; of those that are due already the heaviest first, since it is due again the soonest."""
+        return max(account.due, self._virtual), 1 / account.weight
+
+    def _coming(self, waiting: Collection[Key], now: float) -> list[tuple[float, float]]:
         """When the next frames of those are due who are short, have nothing here, and will have something soon."""
         near = (account for key, account in self._accounts.items() if key not in waiting and account.live)
-        coming = [account.due for account in near if account.short and not account.silent(_OVERDUE, now)]
+        coming = [self._turn(account) for account in near if account.short and not account.silent(_OVERDUE, now)]
         heapq.heapify(coming)
         return coming
 
-    def _advance(self, due: list[tuple[float, int, Key]]) -> None:
+    def _advance(self, waiting: Collection[Key]) -> None:
         """Virtual time is what the source that is served least of all who are short has come to."""
-        starts = [self._accounts[key].due for _, _, key in due if self._accounts[key].short]
-        self._virtual = max(self._virtual, min(starts or [self._accounts[key].due for _, _, key in due], default=0.0))
+        here = [self._accounts[key] for key in waiting]
+        for account in here:
+            account.due = account.within(self._virtual)
+        starts = [account.due for account in here if account.short] or [account.due for account in here]
+        self._virtual = max(self._virtual, min(starts, default=0.0))
 
     def _open(self, key: Key, weight: float, live: bool, now: float) -> None:
         self._close(key)

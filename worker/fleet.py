@@ -36,6 +36,7 @@ LONGEST_RETIREMENT: Final = 3.0  # seconds; two openings of a slow camera
 EVERY_FRAME: Final = 25.0  # frames a second that a camera of `fps: 0` is taken to send
 
 Transfer = Literal["granted", "handed_over", "taken_over", "lost"]
+Parting = Literal["moved", "paused", "removed"]  # moved: another worker reads it, or will
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class Fleet:
     """`run` blocks until its `stop`; it calls back in its thread. All other methods may be called from any.
 
     start        read this camera; publish under the tenure's fence, and tell the tenure of its pictures
-    stop         read it no more; it may have ended by itself
+    stop         read it no more, and why; it may have ended by itself
     predecessors workers that crashed and that this one comes after: their cameras are its own at once
     room         frames a second that this worker accepts from shared cameras; None: any number
     rate         what one camera asks of that
@@ -100,7 +101,7 @@ class Fleet:
         *,
         worker: str,
         start: Callable[[CameraSettings, Tenure], None],
-        stop: Callable[[str], None],
+        stop: Callable[[str, Parting], None],
         predecessors: Collection[str] = (),
         room: Callable[[], float | None] = lambda: None,
         rate: Callable[[CameraSettings], float] = lambda camera: camera.fps or EVERY_FRAME,
@@ -365,7 +366,12 @@ class Fleet:
         reading.tenure.end()
         if reading.lease is not None:
             self._log.info("camera is no longer ours", camera=name, fence=reading.lease.fence)
-        self._stop(name)
+        self._stop(name, self._parting(name))
+
+    def _parting(self, name: str) -> Parting:
+        if self._content is not None and name in self._content.paused:
+            return "paused"
+        return "moved" if name in self._known.cameras or name in self._unshared else "removed"
 
     def _let_go_in_time(self) -> None:
         """The server may give them to others soon: it has not heard of us for almost a lease."""

@@ -48,7 +48,7 @@ def tagged(stage: Stage, *, cameras: int, kills: int, restarts: int) -> None:
             stage.pass_by(stage.rng.uniform(0.3, SCENE))
             worker = _killed(stage, server, worker, settings) if blow == "kill" else _restarted(stage, server, worker)
             stage.until_labelled(tail, lab)
-        stage.pass_by(SCENE)
+        stage.pass_by(SCENE / 2)
     finally:
         _judge(stage, server, lab, tail)
 

@@ -23,7 +23,8 @@ def test_what_is_promised_of_cameras_holds_under(case: Case) -> None:
 def test_the_harness_sees_workers_that_all_read_all_cameras() -> None:
     case = case_named("C4")
     unshared = replace(
-        case, quick={**case.quick, "cameras": 2, "exclusive": False, "most": 2, "least": 1, "patience": 2.0}
+        case,
+        quick={**case.quick, "cameras": 2, "exclusive": False, "most": 2, "least": 1, "patience": 1.0, "lease": 1.0},
     )
 
     row = run_case(unshared, "quick", VALKEY, SEED)

@@ -152,18 +152,6 @@ class Leases:
             return list(_LEASE(self._client, keys=names, args=arguments))
 
 
-def rights(keys: FleetKeys) -> Mapping[str, Sequence[str]]:
-    """Commands that a worker runs, by key."""
-    return {
-        keys.members: ("HGETALL", "HSET", "HDEL", "TYPE"),
-        keys.leases: ("HGETALL", "HSET", "HDEL", "TYPE"),
-        keys.fences: ("HGET", "HSET", "TYPE"),
-        keys.registry: ("HKEYS", "HSTRLEN", "HGET", "TYPE"),
-        keys.paused: ("SMEMBERS", "TYPE"),
-        keys.version: ("GET", "INCR", "SET", "TYPE"),
-    }
-
-
 def holders(client: Client, keys: FleetKeys) -> dict[str, Holder]:
     """Who reads which camera now. Raises RedisUnavailable."""
     with calls("the leases of the cameras cannot be read", client):

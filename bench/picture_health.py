@@ -1,0 +1,115 @@
+"""Where the thresholds of worker/picture_health.py come from: what real pictures measure, clear and spoilt.
+
+    python bench/picture_health.py PATH...
+
+Each path is a picture, a clip (twelve frames of it are taken) or a folder of them. The figures of that docstring were
+made with the photos of scikit-image's wheel and of Debian's opencv-doc, vtest.avi of the latter, and the clips that
+bench/change_gate.py fetches. Printed for each way of spoiling: the share of pictures that are taken for black and for
+covered, and over all pictures the 2nd, 50th and 98th percentile of the thumbnail's spread, of its steps in the middle
+(each picture's 98th percentile; both in grey levels), of the sharpness, and of the sharpness for its contrast.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from worker.frames import Pixels, Vitals
+from worker.media import expand, is_clip
+from worker.opencv import cv2
+from worker.picture_health import _is_black, _is_covered, _spread
+from worker.sources.vitals import measure
+
+FRAMES = 12
+LEAST_SIDE = 200
+RNG = np.random.default_rng(0)
+
+
+def main() -> None:
+    pictures = [picture for path in expand(sys.argv[1:]) for picture in _pictures(Path(path))]
+    if not pictures:
+        raise SystemExit(__doc__)
+    print(f"{len(pictures)} pictures; 2 %, 50 %, 98 % of each")
+    measured: dict[str, list[Vitals]] = {}
+    for picture in pictures:
+        for name, spoilt in _spoilt(picture):
+            measured.setdefault(name, []).append(measure(spoilt, damage=0))
+    for name, all_vitals in measured.items():
+        print(f"{name:<18} {_said(all_vitals)}", flush=True)
+
+
+def _pictures(path: Path) -> Iterator[Pixels]:
+    if not is_clip(path):
+        picture = cv2.imread(str(path))
+        if picture is not None and min(picture.shape[:2]) >= LEAST_SIDE:
+            yield np.asarray(picture, np.uint8)
+        return
+    with path.open("rb") as file:
+        stream: Any = file  # FFmpeg may not open files itself: worker.opencv
+        capture = cv2.VideoCapture(stream, cv2.CAP_FFMPEG, [])
+        frames: list[Pixels] = []
+        while (result := capture.read())[0] and len(frames) < 1500:
+            frames.append(np.asarray(result[1], np.uint8))
+        capture.release()
+    yield from frames[:: max(1, len(frames) // FRAMES)]
+
+
+def _spoilt(picture: Pixels) -> Iterator[tuple[str, Pixels]]:
+    width, levels = picture.shape[1], picture.astype(np.float32)
+    ramp = np.linspace(-1, 1, width, dtype=np.float32)[None, :, None]
+    yield "clear", picture
+    for gain in (0.15, 0.08, 0.04):
+        yield f"night at {gain:.0%}", _noisy(levels * gain, 3)
+    for contrast in (0.4, 0.2, 0.1):
+        yield f"fog to {contrast:.0%}", _noisy(190 + (levels - levels.mean()) * contrast, 1.5)
+    for share in (0.002, 0.005, 0.01, 0.02):
+        yield f"blur of {share:.1%}", np.asarray(cv2.GaussianBlur(picture, (0, 0), share * width), np.uint8)
+    for name, level, slope, noise in (("wall", 205, 8, 2), ("hand", 60, 20, 3), ("lens cap", 2, 0, 1.5)):
+        surface = np.broadcast_to(level + slope * ramp, picture.shape)
+        yield name, _noisy(surface, noise)
+        yield f"{name}, date", _dated(_noisy(surface, noise))
+    yield "wall with a clock", _clock(_noisy(np.broadcast_to(205 + 8 * ramp, picture.shape), 2))
+
+
+def _noisy(levels: NDArray[np.floating[Any]], deviation: float) -> Pixels:
+    return np.clip(levels + RNG.normal(0, deviation, levels.shape), 0, 255).astype(np.uint8)
+
+
+def _dated(picture: Pixels) -> Pixels:
+    height, width = picture.shape[:2]
+    place, thickness = (int(0.02 * width), int(0.08 * height)), max(1, width // 600)
+    cv2.putText(picture, "2026-11-23 13:29:09", place, cv2.FONT_HERSHEY_SIMPLEX, width / 1000, (255,) * 3, thickness)
+    return picture
+
+
+def _clock(picture: Pixels) -> Pixels:
+    height, width = picture.shape[:2]
+    cv2.circle(picture, (width // 2, height // 2), height // 8, (40, 40, 40), max(2, width // 200))
+    return picture
+
+
+def _said(all_vitals: list[Vitals]) -> str:
+    black = np.mean([_is_black(vitals) for vitals in all_vitals])
+    covered = np.mean([_is_covered(vitals) for vitals in all_vitals])
+    figures = np.array([_figures(vitals) for vitals in all_vitals])
+    names = ("spread", "steps", "sharpness", "for its contrast")
+    columns = zip(names, np.percentile(figures, [2, 50, 98], axis=0).T, strict=True)
+    quantiles = "; ".join(f"{name} {', '.join(f'{value:.3g}' for value in values)}" for name, values in columns)
+    return f"black {black:4.0%}, covered {covered:4.0%}; {quantiles}"
+
+
+def _figures(vitals: Vitals) -> tuple[float, float, float, float]:
+    low, high = _spread(vitals)
+    middle = vitals.thumbnail[6:-6].astype(np.int16)
+    steps = np.maximum(np.abs(np.diff(middle, axis=1))[:-1], np.abs(np.diff(middle, axis=0))[:, :-1])
+    sharpness = (vitals.sharpness + 0.01) / (vitals.contrast + 1.0) ** 2
+    return high - low, float(np.percentile(steps, 98)), vitals.sharpness, sharpness
+
+
+if __name__ == "__main__":
+    main()

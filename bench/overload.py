@@ -39,7 +39,7 @@ class Load:
     cameras: int
     fps: float
     streams: int
-    settings: dict[str, object]
+    settings: dict[str, Any]
 
     @property
     def names(self) -> list[str]:
@@ -118,9 +118,10 @@ def _age(load: Load, before: Metrics, after: Metrics, labels: list[Any]) -> bool
     wait, infer, publish = (1000 * _mean(before, after, stage) for stage in ("wait", "infer", "publish"))
     p99, bound = _part(beyond, 0.99), 2 / load.fps
     print(
-        f"age at publication: p50 {1000 * _part(ages, 0.5):.0f} ms, p99 {1000 * _part(ages, 0.99):.0f} ms; beyond its own "
-        f"batch: p99 {1000 * p99:.0f} ms of at most {1000 * bound:.0f} ms, two periods; means: {wait:.0f} ms waiting, "
-        f"{infer:.0f} ms in the engine, {publish:.0f} ms publishing; {len(ages)} labels {_verdict(p99 < bound)}"
+        f"age at publication: p50 {1000 * _part(ages, 0.5):.0f} ms, p99 {1000 * _part(ages, 0.99):.0f} ms; beyond its "
+        f"own batch: p99 {1000 * p99:.0f} ms of at most {1000 * bound:.0f} ms, two periods; means: {wait:.0f} ms "
+        f"waiting, {infer:.0f} ms in the engine, {publish:.0f} ms publishing; {len(ages)} labels "
+        f"{_verdict(p99 < bound)}"
     )
     return p99 < bound
 

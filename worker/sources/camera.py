@@ -71,6 +71,7 @@ class Camera:
         on_step: Callable[[Step], None] = lambda step: None,
         on_grab: Callable[[], None] = lambda: None,
         overheard: Callable[[], bytes] = lambda: b"",
+        wanted: threading.Event | None = None,
     ) -> None:
         """`prepare` gets uint8 [height, width, 3] in *BGR* and must treat the channels alike, as resize and crop do.
 
@@ -78,8 +79,8 @@ class Camera:
         `observe` is told the CPU seconds of "decode" (for one taken picture: it and all those skipped before it) and
         "prepare", `on_bad` of each picture that was due and could not be used, `on_step` of each change of step,
         `on_grab` of each picture that was read, taken or not. `overheard` returns what FFmpeg has written to its log
-        since the last call: what `worker.opencv.overheard` gives, in a process of the camera's own. Raises ConfigError
-        for an address of no known kind.
+        since the last call: what `worker.opencv.overheard` gives, in a process of the camera's own. Once `wanted` is
+        set, the next picture of a live stream is taken, due or not. Raises ConfigError for an address of no known kind.
         """
         self.name = settings.name
         self.lost = 0
@@ -93,6 +94,7 @@ class Camera:
         self._on_step = on_step
         self._on_grab = on_grab
         self._overheard = overheard
+        self._wanted = wanted or threading.Event()
         self._log = DecoderLog()
         self._began = 0.0  # when the present opening began
         self._folder: Folder | None = None  # outlives a reopening, and knows what was given out
@@ -143,6 +145,9 @@ class Camera:
             if not current:
                 current, behind_until = True, now
                 self._begin_live()
+            if self._wanted.is_set():
+                self._wanted.clear()
+                sampler = Sampler(self._settings.fps)
             if sampler.is_due(now):
                 yield
 

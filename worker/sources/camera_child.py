@@ -51,9 +51,10 @@ def live(work: socket.socket) -> None:
     outbox = Outbox(partial(send, work))
     sender = threading.Thread(target=outbox.deliver, args=(stop,), daemon=True)
     sender.start()
-    threading.Thread(target=_listen, args=(work, stop, outbox), daemon=True).start()
+    wanted = threading.Event()
+    threading.Thread(target=_listen, args=(work, stop, outbox, wanted), daemon=True).start()
     with overheard() as words:
-        read(camera_of(order, outbox, overheard=words), outbox, stop)
+        read(camera_of(order, outbox, overheard=words, wanted=wanted), outbox, stop)
     sender.join()
 
 
@@ -64,7 +65,13 @@ def _go_first() -> None:
         _OOM_SCORE.write_text(str(min(1000, score + 300)))
 
 
-def camera_of(order: Order, outbox: "Outbox", *, overheard: Callable[[], bytes] = lambda: b"") -> Camera:
+def camera_of(
+    order: Order,
+    outbox: "Outbox",
+    *,
+    overheard: Callable[[], bytes] = lambda: b"",
+    wanted: threading.Event | None = None,
+) -> Camera:
     """The camera, with everything that it has to tell going into the outbox."""
     # A camera prepares in BGR and turns the small result, and crop mode `border` pads with the mean.
     spec = replace(order.spec, mean=(order.spec.mean[2], order.spec.mean[1], order.spec.mean[0]))
@@ -76,6 +83,7 @@ def camera_of(order: Order, outbox: "Outbox", *, overheard: Callable[[], bytes] 
         on_step=outbox.step,
         on_grab=outbox.grabbed,
         overheard=overheard,
+        wanted=wanted,
     )
 
 
@@ -101,11 +109,11 @@ def bug_in(what: str, bug: Exception) -> SourceLost:
     return SourceLost(f"{what}: a bug: {type(bug).__name__}: {bug}", reason=DownReason.CRASHED)
 
 
-def _listen(work: socket.socket, stop: "Stop", outbox: "Outbox") -> None:
-    """The worker says nothing more after the order: what arrives is the end of file."""
+def _listen(work: socket.socket, stop: "Stop", outbox: "Outbox", wanted: threading.Event) -> None:
+    """After the order the worker says one thing only: that it wants the next picture now. Then comes the end of file."""
     with suppress(OSError):
         while work.recv(1):
-            pass
+            wanted.set()
     stop.set()
     outbox.close()
 

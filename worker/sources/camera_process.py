@@ -25,12 +25,13 @@ from config.settings import CameraSettings
 from worker.errors import BadFrame, DownReason, SourceLost
 from worker.frames import Frame, InputSpec, PictureFault, Vitals
 from worker.sources.camera import Camera, Step
-from worker.sources.camera_wire import HungUp, Inbox, Message, Nonsense, Order, Tally, one_line, send_order
+from worker.sources.camera_wire import HungUp, Inbox, Message, Nonsense, Order, Tally, one_line, send_order, send_wish
 from worker.sources.nursery import Child, NoChild, Nursery
 from worker.tenure import Tenure
 
 MARGIN: Final = 1.0  # seconds beyond the camera's own time-outs, which should hold, until its process is killed
 _TICK: Final = 0.1  # seconds until `stop` is noticed
+_BRIEF: Final = 0.02  # the same for a tenure that is about to be granted
 _AWAY: Final = 0.5  # seconds; who comes back after so long finds an old frame first
 _SETTLE: Final = 0.2  # seconds in which the newest one has followed it
 
@@ -110,6 +111,7 @@ class CameraProcess:
         self._on_flow = on_flow
         self._clock = clock
         self._monotonic = monotonic
+        self._held_back = False  # the last frame was; the first one that may be said shall come at once
         self._figures = CameraFigures()  # replaced whole, by the one thread that reads: whoever looks sees one or other
 
     def figures(self) -> CameraFigures:
@@ -156,6 +158,7 @@ class CameraProcess:
             fence = self._tenure.fence
             if fence is None:
                 self._count(held_back=1)
+                self._held_back = True
                 continue
             faults = () if frame.vitals is None else self._examine(frame.vitals, frame.captured_at)
             yield replace(frame, fence=fence, faults=faults)
@@ -166,8 +169,12 @@ class CameraProcess:
         watch = _Watch(*self._timeouts, self._monotonic)
         newest: Frame | None = None
         while not stop.is_set():
-            message = inbox.receive(_TICK if newest is None else watch.settling)
+            tick = _BRIEF if self._held_back else _TICK
+            message = inbox.receive(tick if newest is None else watch.settling)
             watch.look(message)
+            if self._held_back and self._tenure.fence is not None:
+                self._held_back = False
+                send_wish(child.work)
             if message is None:
                 if newest is not None:
                     yield newest

@@ -193,6 +193,14 @@ def send_order(work: socket.socket, order: Order) -> None:
         raise HungUp from None
 
 
+def send_wish(work: socket.socket) -> None:
+    """The next picture is wanted, due or not. Raises HungUp."""
+    try:
+        work.sendall(b"!")
+    except OSError:
+        raise HungUp from None
+
+
 class Inbox:
     """Reads messages off a socket, whole ones only. Never waits longer than it is told to, whatever the sender does."""
 

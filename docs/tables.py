@@ -6,7 +6,10 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from config.reference import settings_table
+from worker.broker.announcer import AnnouncerFigures
+from worker.camera_metrics import CameraCollector, EventCollector, FleetCollector
 from worker.engine import ModelInfo
+from worker.fleet import Figures
 from worker.ledger import Ledger
 from worker.metrics import Metrics, metrics_table
 from worker.status import Status
@@ -14,13 +17,22 @@ from worker.status import Status
 README = Path(__file__).parents[1] / "README.md"
 
 
-def main() -> None:
-    metrics = Metrics(CollectorRegistry())
+def every_metric() -> CollectorRegistry:
+    """A registry with all that a worker shows."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
     metrics.model(ModelInfo("a", "b", "c", "d", 0))
     metrics.build(version="1", worker="w")
     metrics.expose(Ledger(), Status(stall_after=1))
+    registry.register(CameraCollector(lambda: ()))
+    registry.register(FleetCollector(Figures))
+    registry.register(EventCollector(lambda: AnnouncerFigures({}, {}, {}, {}, 0, 0)))
+    return registry
+
+
+def main() -> None:
     text = README.read_text("utf-8")
-    for name, table in (("settings", settings_table()), ("metrics", metrics_table(metrics.registry))):
+    for name, table in (("settings", settings_table()), ("metrics", metrics_table(every_metric()))):
         block = f"<!-- {name} -->\n{table.strip()}\n<!-- /{name} -->"
         text = re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, new=block: new, text, flags=re.DOTALL)
     README.write_text(text, "utf-8")

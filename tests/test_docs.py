@@ -5,18 +5,18 @@ from pathlib import Path
 
 import pytest
 import typer
-from prometheus_client import CollectorRegistry
 
 from config.reference import settings_table
+from docs.tables import every_metric
 from worker.cli import app
-from worker.engine import ModelInfo
-from worker.errors import DeadReason
-from worker.ledger import DropReason, Ledger
-from worker.metrics import Metrics, metrics_table
-from worker.status import Status
+from worker.errors import DeadReason, DownReason
+from worker.frames import PictureFault
+from worker.ledger import DropReason
+from worker.metrics import metrics_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
+CAMERAS = (ROOT / "docs" / "cameras.md").read_text("utf-8")
 
 
 def block(name: str) -> str:
@@ -30,12 +30,7 @@ def test_the_readmes_settings_are_those_of_the_code() -> None:
 
 
 def test_the_readmes_metrics_are_those_of_the_code() -> None:
-    metrics = Metrics(CollectorRegistry())
-    metrics.model(ModelInfo("a", "b", "c", "d", 0))
-    metrics.build(version="1", worker="w")
-    metrics.expose(Ledger(), Status(stall_after=1))
-
-    assert block("metrics") == metrics_table(metrics.registry).strip(), "run: python docs/tables.py"
+    assert block("metrics") == metrics_table(every_metric()).strip(), "run: python docs/tables.py"
 
 
 @pytest.mark.parametrize("reason", [reason.value for reason in DropReason])
@@ -46,6 +41,11 @@ def test_every_reason_of_a_drop_is_explained(reason: str) -> None:
 @pytest.mark.parametrize("reason", [reason.value for reason in DeadReason if reason is not DeadReason.DELIVERY_LIMIT])
 def test_every_reason_of_a_dead_letter_is_named(reason: str) -> None:
     assert f"`{reason}`" in README
+
+
+@pytest.mark.parametrize("word", [word.value for word in (*DownReason, *PictureFault) if word is not DownReason.REDIS])
+def test_every_reason_of_a_camera_and_every_fault_of_a_picture_is_explained(word: str) -> None:
+    assert f"`{word}`" in CAMERAS
 
 
 def test_every_command_in_the_documents_exists() -> None:

@@ -173,8 +173,8 @@ class TestEnvironment:
     def test_a_variable_like_no_other_is_refused_with_the_pattern(self) -> None:
         assert line(environ={"COATSTREAM_FOO": "x"}) == (
             "COATSTREAM_FOO (environment): no such setting; variables are named COATSTREAM_<SECTION>__<KEY>, and the "
-            "sections are redis, queue, queues, results, model, batch, cameras, health, reuse, tags, fleet, events, http, "
-            "log, drain, process"
+            "sections are redis, queue, queues, results, model, batch, cameras, health, reuse, tags, fleet, events, "
+            "http, log, drain, process"
         )
 
     def test_a_variable_for_one_camera_is_refused_with_the_form_for_all(self) -> None:

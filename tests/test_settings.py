@@ -130,10 +130,8 @@ def test_a_row_of_the_table_tells_the_default_of_the_tree_and_the_comment_of_the
     rows = settings_table().splitlines()
 
     assert "| `log.level` | `info` | debug, info, warning or error. |" in rows
-    assert (
-        "| `cameras[].fps` | `5.0` | Frames sampled a second, fractions allowed (0.2: one in five seconds). 0: every one. |"
-        in rows
-    )
+    meaning = "Frames sampled a second, fractions allowed (0.2: one in five seconds). 0: every one."
+    assert f"| `cameras[].fps` | `5.0` | {meaning} |" in rows
     assert "| `cameras[].name` | required | The source's name in labels and metrics. |" in rows
 
 

@@ -110,7 +110,7 @@ def bug_in(what: str, bug: Exception) -> SourceLost:
 
 
 def _listen(work: socket.socket, stop: "Stop", outbox: "Outbox", wanted: threading.Event) -> None:
-    """After the order the worker says one thing only: that it wants the next picture now. Then comes the end of file."""
+    """After the order the worker says only that it wants the next picture now, and at last hangs up."""
     with suppress(OSError):
         while work.recv(1):
             wanted.set()

@@ -7,7 +7,8 @@ How FFmpeg's options were chosen (OpenCV 5.0.0.93, FFmpeg 8.1.1, measured):
   much, MJPEG opens at once anyway. Joined in the middle of a GOP, without parameter sets in the SDP, or with B-frames,
   the first picture is a whole one as well.
 * `probesize;32`, RTSP only: not even 7 pictures are looked at to guess the order of B-frames, so a backlog of 1 is
-  left: 0.3 s less at 25 pictures a second, 1.4 s at 5; so much earlier can a worker take a camera over. A camera that tells its picture's size neither in the SDP nor at once then opens without one, and is opened once more.
+  left: 0.3 s less at 25 pictures a second, 1.4 s at 5; so much earlier can a worker take a camera over. A camera that
+  tells its picture's size neither in the SDP nor at once opens without one then, and is opened once more.
 * `rtsp_transport`: as set, and nothing else. UDP loses packets, and damaged pictures are delivered as good ones.
 * `live_start_index;-1`: HLS begins with the newest segment instead of the third to last.
 * `avdiscard;nonkey` (OpenCV's own): key frames only, at a ninth of the CPU.

@@ -124,7 +124,9 @@ class Service:
             self._log.info("listening", http=f"http://{settings.http.host}:{port}", worker=self.worker)
             await self._reach_redis()
             engine = await asyncio.to_thread(self._load, self._model(), settings.batch)
-            nursery = stack.enter_context(Nursery(engine.spec))  # so early that it is ready when the model is warm
+            nursery = stack.enter_context(Nursery(engine.spec))
+            if settings.cameras:
+                nursery.start()  # so early that it is ready when the model is warm
             engines = stack.enter_context(self._threads(engine.streams, "engine"))
             await self._warm_up(engine, engines)
             room = await asyncio.to_thread(self._room, engine)

@@ -103,7 +103,8 @@ class Child:
 
 
 class Nursery:
-    """One for each worker. While its `with` block runs there is a process that forks, or another one is being started.
+    """One for each worker. From `start`, or the first child, to the end of its `with` block there is a process that
+    forks, or another one is being started. With torch it takes half a gigabyte: a worker without cameras has none.
 
     A thread starts it and waits for its end, since the kernel's word to end it with its parent means the thread.
     """
@@ -121,9 +122,14 @@ class Nursery:
         self._keeper: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        self._keeper = threading.Thread(target=self._keep, name="nursery", daemon=True)
-        self._keeper.start()
         return self
+
+    def start(self) -> None:
+        """Start the process that forks, if there is none; it is ready some seconds later."""
+        with self._changed:
+            if self._keeper is None and not self._closing:
+                self._keeper = threading.Thread(target=self._keep, name="nursery", daemon=True)
+                self._keeper.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -144,6 +150,7 @@ class Nursery:
 
     def bear(self, stop: threading.Event, *, within: float = READY_WITHIN) -> Child | None:
         """A new process, or None once `stop` is set. Raises NoChild."""
+        self.start()
         with ExitStack() as if_it_fails:
             work, theirs = socket.socketpair()
             report, its_report = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -173,13 +173,13 @@ class TagSettings(Section):
 
     enabled: bool = True
     smoothing: Literal["mean", "votes"] = "mean"
-    memory: Seconds = 2.0  # mean: the time constant of the moving average of scores
+    memory: Seconds = 1.0  # mean: the time constant of the moving average of scores
     votes: Annotated[int, Field(ge=1, le=100)] = (
         3  # votes: a tag is seen when so many of the last `window` frames say so
     )
     window: Annotated[int, Field(ge=1, le=100)] = 5
-    start_at: Probability = 0.5  # a tag starts at this score
-    end_below: Probability = 0.3  # and ends below this one
+    start_at: Probability = 0.4  # a tag starts at this score
+    end_below: Probability = 0.2  # and ends below this one
     min_duration: Annotated[float, Field(ge=0, le=3600)] = 1.0  # seconds for which a tag must hold before it is said
     min_gap: Annotated[float, Field(ge=0, le=3600)] = 1.0  # seconds for which it must be gone before it ends
     lost_after: Seconds = 30.0  # seconds without a frame after which the camera's tags end

@@ -31,7 +31,7 @@ from worker.broker.queues import Queue, by_slot, queues_of
 from worker.broker.settler import Settler
 from worker.camera_metrics import CameraCollector, EventCollector, FleetCollector
 from worker.cameras import TAGGED, Cameras, demand
-from worker.capacity import ADMIT, measure_rate, overload_warning
+from worker.capacity import ADMIT, admit, measure_rate, overload_warning
 from worker.engine import Engine, ModelInfo, load_engine
 from worker.errors import (
     REDIS_TROUBLE,
@@ -235,9 +235,13 @@ class Service:
             return None
         rate = measure_rate(engine, engine.prepared)
         self.metrics.engine_rate.set(rate)
+        if refuse:
+            if left_out := [camera.name for camera in admit(live, rate)[1]]:
+                self._log.warning("no room in this worker for all cameras", left_out=left_out, engine_rate=round(rate, 1))
+            return ADMIT * rate
         if (warning := overload_warning(live, rate)) is not None:
-            self._log.warning("too many cameras for one worker", overload=settings.fleet.overload, what=warning)
-        return ADMIT * rate if refuse else None
+            self._log.warning("too many cameras for one worker", what=warning)
+        return None
 
     @contextmanager
     def _monitored(self) -> Iterator[None]:

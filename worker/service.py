@@ -237,7 +237,7 @@ class Service:
         self.metrics.engine_rate.set(rate)
         if refuse:
             if left_out := [camera.name for camera in admit(live, rate)[1]]:
-                self._log.warning("no room in this worker for all cameras", left_out=left_out, engine_rate=round(rate, 1))
+                self._log.warning("no room in this worker for all cameras", left_out=left_out, engine_rate=round(rate))
             return ADMIT * rate
         if (warning := overload_warning(live, rate)) is not None:
             self._log.warning("too many cameras for one worker", what=warning)

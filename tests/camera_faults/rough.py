@@ -126,13 +126,13 @@ def _judge(stage: Stage, play: Rough, worker: Replica) -> None:
     bars.exactly("cameras measured", len(known), len(play.maker._cameras))
     _judge_returns(stage, play, worker)
     dead = [
-        label
+        f"{trouble.kind}: {label.captured_at - trouble.began:.2f} of {trouble.ending - trouble.began:.2f} s"
         for trouble in play.history
-        if trouble.kind in DEAD and trouble.ended is not None
+        if trouble.kind in DEAD and trouble.ending is not None
         for label in labels.get(trouble.camera, [])
-        if trouble.began + ON_ITS_WAY < label.captured_at < trouble.ended
+        if trouble.began + ON_ITS_WAY < label.captured_at < trouble.ending
     ]
-    bars.exactly("labels from a dead camera", len(dead), 0)
+    bars.exactly("labels from a dead camera", dead, [])
 
 
 def _judge_returns(stage: Stage, play: Rough, worker: Replica) -> None:

@@ -33,13 +33,16 @@ INSTANT: Final = frozenset({Kind.SIZE, Kind.RESTART})  # over as soon as they ha
 
 @dataclass(slots=True)
 class Trouble:
-    """One fault of one camera, Unix seconds. `back`: capture of its first good label after the end."""
+    """One fault of one camera, Unix seconds. `ending`: when the camera was told that it is over, `ended`: when it had
+    said so. `back`: capture of its first good label after the end.
+    """
 
     kind: Kind
     camera: str
     began: float
     size: tuple[int, int] | None = None  # of a good label; None: any
     ended: float | None = None
+    ending: float | None = None
     back: float | None = None
 
     def allowed(self, log: list[tuple[float, dict[str, Any]]]) -> float:
@@ -103,6 +106,7 @@ class Troublemaker:
             Kind.CORRUPT: lambda: camera.tell("spoil", corrupt=0.0, drop=0.0),
             Kind.DROP: lambda: camera.tell("spoil", corrupt=0.0, drop=0.0),
         }
+        trouble.ending = time()
         ends[trouble.kind]()
         trouble.ended = time()
 

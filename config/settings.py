@@ -211,7 +211,7 @@ class CameraSettings(Section):
     password: SecretStr | None = None
     password_file: Path | None = None  # read at each opening, so that a password can be changed without a restart
     fps: Annotated[float, Field(ge=0, le=1000)] = 5.0  # frames sampled a second, fractions allowed; 0 = every one
-    priority: Annotated[float, Field(gt=0, le=1000)] = 1.0  # its share of the engine when not all frames can be had
+    priority: Annotated[float, Field(ge=0.001, le=1000)] = 1.0  # its share of the engine when not all frames can be had
     realtime: bool | None = None  # None: live sources yes, files no (lossless, as fast as the model takes them)
     loop: bool = False  # files only: begin again at the end
     backlog: bool = False  # folders only: also the pictures that are there already
@@ -297,6 +297,25 @@ class SettingsTree(Section):
     log: LogSettings = LogSettings()
     drain: DrainSettings = DrainSettings()
     process: ProcessSettings = ProcessSettings()
+
+    @field_validator("events")
+    @classmethod
+    def _keys_are_their_own(cls, events: EventsSettings, info: ValidationInfo) -> EventsSettings:
+        """Events among labels, or a camera's tags in the hash of the newest labels, nobody could take apart again."""
+        fleet, queue, results = (info.data.get(section) for section in ("fleet", "queue", "results"))
+        if fleet is None or queue is None or results is None:  # one of them is wrong itself
+            return events
+        if not info.data.get("cameras") and (events, fleet) == (EventsSettings(), FleetSettings()):
+            return events  # nobody has asked for cameras
+        others = [queue.stream, queue.dead_stream, results.stream, *(one.stream for one in info.data.get("queues", ()))]
+        names = [*others, fleet.key, events.stream, events.tags]
+        for name in (fleet.key, events.stream, events.tags):
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"{name} is the name of two things: fleet.key, events.stream, events.tags and the streams of queue "
+                    "and results must all differ"
+                )
+        return events
 
     @field_validator("cameras")
     @classmethod

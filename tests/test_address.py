@@ -1,7 +1,5 @@
 """What a camera's URL means, before anything is opened."""
 
-from pathlib import Path
-
 import pytest
 from pydantic import SecretStr
 
@@ -84,6 +82,8 @@ def test_what_is_no_url_of_a_camera_is_refused(url: str) -> None:
         ("rtsp://jo:se#cret@cam/main", "special characters in username and password"),
         ("rtsp://[::1/main", "cannot be read"),
         ("file://server/clip.mp4", "file on another machine"),
+        ("file://[secret", "cannot be read; write file:///path"),
+        ("file://\u2100secret/x", "cannot be read; write file:///path"),
     ],
 )
 def test_a_broken_url_is_refused_with_what_is_wrong_and_no_credentials(url: str, why: str) -> None:
@@ -93,9 +93,9 @@ def test_a_broken_url_is_refused_with_what_is_wrong_and_no_credentials(url: str,
     assert "cret" not in str(caught.value)
 
 
-def test_a_folder_that_is_there_needs_no_slash(tmp_path: Path) -> None:
-    assert address(str(tmp_path)).kind is Kind.FOLDER
-    assert address(tmp_path.as_uri()).kind is Kind.FOLDER
+@pytest.mark.parametrize("path", ["x" * 5000, "/proc/1/root/clip.mp4", "a\0b"])
+def test_no_file_system_is_asked_so_that_none_can_hang_or_refuse(path: str) -> None:
+    assert address(path) == Address(Kind.FILE, path)
 
 
 def test_a_password_of_a_file_replaces_that_of_the_url_and_keeps_its_user() -> None:

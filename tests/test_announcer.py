@@ -324,6 +324,18 @@ def test_a_full_buffer_drops_states_and_pictures_before_tags_and_counts_them(cli
 
 
 @ON_ONE_SERVER
+def test_nothing_is_kept_of_what_was_said_long_ago(client: Client) -> None:
+    with announcing(client) as announcer:
+        for turn in range(3):
+            say(
+                announcer,
+                *(event for at in range(100) for event in (state(at=NOW + 100 * turn + at), started(f"{at}"))),
+            )
+
+        assert len(announcer._lesser) == len(announcer._waiting) == 0
+
+
+@ON_ONE_SERVER
 def test_keys_that_hold_something_else_are_named_and_nothing_is_written(client: Client) -> None:
     client.set("tags:yard", "text")
     troubles: list[CoatstreamError] = []

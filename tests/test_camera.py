@@ -697,6 +697,21 @@ def test_hls_comes_in_bursts_and_is_sampled_evenly_without_a_gap() -> None:
     assert gaps[len(gaps) * 3 // 4] < 0.3
 
 
+@pytest.mark.parametrize("kind", [RtspCamera, HlsCamera])
+def test_a_picture_that_is_wanted_is_taken_due_or_not(kind: type[RtspCamera | HlsCamera]) -> None:
+    wanted = threading.Event()
+    with kind() as server:
+        settings = CameraSettings.model_validate({"name": "door", "url": server.url(), "fps": 0.01})
+        with closing(Camera(settings, prepare=whole, wanted=wanted).frames(threading.Event())) as frames:
+            next(frames)
+            wanted.set()
+            before = time.monotonic()
+            next(frames)
+
+    assert time.monotonic() - before < 5
+    assert not wanted.is_set()
+
+
 @pytest.mark.parametrize("scheme", ["tcp", "http"])
 def test_an_mpeg_ts_stream_is_read(scheme: str) -> None:
     with Listener(play_stream) as server:

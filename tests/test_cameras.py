@@ -1,18 +1,37 @@
 """Cameras inside a whole worker: tags, reuse, sick pictures, metrics and the API, on a real server and a real clip."""
 
+import asyncio
 import json
+import signal
+import threading
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
+from prometheus_client import CollectorRegistry
 
 from config.settings import CameraSettings
-from tests.doubles import FixedEngine
+from tests.doubles import SPEC, FixedEngine
 from tests.pictures import CLIP
+from tests.servers import ON_ONE_SERVER
 from tests.test_story import settings, until, working
+from worker.broker.announcer import Announcer
 from worker.broker.connection import Client
-from worker.cameras import demand
-from worker.errors import ConfigError
+from worker.broker.embedded import EmbeddedServer
+from worker.broker.fleet_keys import FleetKeys
+from worker.cameras import Cameras, demand
+from worker.engine.noop import NoopEngine
+from worker.errors import ConfigError, EngineBroken
+from worker.intake import Intake
+from worker.ledger import Ledger
+from worker.mailbox import Mailbox
+from worker.metrics import Metrics
+from worker.service import Service
+from worker.sources.nursery import Nursery
+from worker.status import Status
+from worker.tenure import Tenure
 
 
 def events(client: Client, kind: str) -> list[dict[str, Any]]:
@@ -67,6 +86,73 @@ async def test_the_next_worker_ends_the_tag_that_the_last_one_started(client: Cl
     (ended,) = [event for event in events(client, "tag.ended") if event["tag"] == "bird"]
     assert ended["started_at"] == started["started_at"]
     assert ended["worker"] != started["worker"]
+
+
+@ON_ONE_SERVER
+async def test_a_file_that_is_read_to_its_end_leaves_no_tag_behind(client: Client, redis_url: str) -> None:
+    tags = {"min_duration": 0, "memory": 0.001, "min_gap": 3600, "groups": {"any": ["0-255"]}}
+    clip = {"name": "clip", "url": str(CLIP), "fps": 5}
+    tree = settings(redis_url, cameras=[clip], tags=tags, queue={"enabled": False})
+
+    await asyncio.wait_for(Service(tree, load=lambda model, batch: FixedEngine()).run(asyncio.Event()), 30)
+
+    (started,), (ended,) = events(client, "tag.started"), events(client, "tag.ended")
+    frames = [fields[b"frame_id"].decode() for _, fields in client.xrange("labels")]
+    assert (ended["first_frame_id"], ended["last_frame_id"]) == (frames[0], frames[-1])
+    assert (started["tag"], ended["why"]) == ("any", "camera_lost")
+    assert client.exists("tags:clip") == 0
+
+
+@ON_ONE_SERVER
+async def test_an_ended_file_beside_others_leaves_no_tag_behind_either(client: Client, redis_url: str) -> None:
+    tags = {"min_duration": 0, "memory": 0.001, "min_gap": 3600, "groups": {"any": ["0-255"]}}
+    clips = [{"name": f"clip-{shared}", "url": str(CLIP), "fps": 5, "shared": shared} for shared in (True, False)]
+
+    async with working(settings(redis_url, cameras=[*clips, LIVE], tags=tags), FixedEngine()):
+        await until(lambda: len(events(client, "tag.ended")) == 2)
+
+        assert client.exists("tags:clip-True", "tags:clip-False") == 0
+
+
+@ON_ONE_SERVER
+async def test_tags_that_are_switched_off_end(client: Client, redis_url: str) -> None:
+    client.hset("tags:live", "bird", '{"score":0.9,"started_at":1700000000.5,"first_frame_id":"f"}')
+
+    async with working(settings(redis_url, cameras=[LIVE], tags={"enabled": False, "min_gap": 0.2}), FixedEngine()):
+        await until(lambda: not client.exists("tags:live"))
+
+    (ended,) = events(client, "tag.ended")
+    assert (ended["tag"], ended["started_at"], ended["why"]) == ("bird", 1700000000.5, "gone")
+    assert events(client, "tag.started") == []
+
+
+@ON_ONE_SERVER
+async def test_a_camera_from_redis_with_tags_that_cannot_be_is_left_out_and_harms_no_other(
+    client: Client, redis_url: str
+) -> None:
+    client.hset("cameras", "odd", json.dumps({"url": str(CLIP), "realtime": True, "tags": {"include": ["unicorn"]}}))
+
+    async with working(settings(redis_url, cameras=[LIVE], fleet={"local": True}), FixedEngine()):
+        await until(lambda: client.xlen("labels") > 5)
+
+    assert client.hkeys("labels:latest") == [b"live"]
+    assert {event["fence"] for event in events(client, "camera.state")} == {newest(client, "live")["fence"]}
+
+
+@ON_ONE_SERVER
+async def test_a_worker_whose_engine_breaks_leaves_its_cameras_to_the_next_one(client: Client, redis_url: str) -> None:
+    engine, tree = FixedEngine(), settings(redis_url, cameras=[LIVE])
+
+    run = asyncio.create_task(Service(tree, load=lambda model, batch: engine).run(asyncio.Event()))
+    await until(lambda: client.hexists("labels:latest", "live"))
+    engine.broken = True
+    with pytest.raises(EngineBroken):
+        await asyncio.wait_for(run, 30)
+    said = client.xlen("labels")
+
+    assert "ended" not in [event["state"] for event in events(client, "camera.state")]
+    async with working(tree, FixedEngine()):
+        await until(lambda: client.xlen("labels") > said)
 
 
 async def test_a_frame_like_the_last_one_reuses_its_labels_and_says_so(client: Client, redis_url: str) -> None:
@@ -129,6 +215,137 @@ async def test_two_workers_do_not_read_one_camera(client: Client, redis_url: str
         fences.setdefault(document["source"], {}).setdefault(document["fence"], document["worker"])
         assert fences[document["source"]][document["fence"]] == document["worker"]
         assert document["fence"] == max(fences[document["source"]])
+
+
+@asynccontextmanager
+async def desk(client: Client, **tree: Any) -> AsyncIterator[Cameras]:
+    """Cameras without a fleet: a test says which there are."""
+    ledger, status, lost = Ledger(), Status(stall_after=60), threading.Event()
+    mailbox = Mailbox(8, on_replaced=lambda frame: None)
+    announcer = Announcer(client, FleetKeys(), settings("redis://", **tree).events, worker="me")
+    cameras: Cameras
+    intake = Intake(mailbox, ledger, status, on_state=lambda *change: cameras.on_state(*change))  # noqa: PLW0108 - it is made later
+    with ExitStack() as stack:
+        cameras = Cameras(
+            settings("redis://", **tree),
+            spec=SPEC,
+            labels=FixedEngine().labels,
+            nursery=stack.enter_context(Nursery(SPEC)),
+            intake=intake,
+            announcer=announcer,
+            ledger=ledger,
+            status=status,
+            metrics=Metrics(CollectorRegistry()),
+            lanes={},
+        )
+        thread = threading.Thread(target=announcer.run, args=(lost,))
+        thread.start()
+        try:
+            yield cameras
+        finally:
+            mailbox.close()
+            assert await intake.halt(within=10) == []
+            lost.set()
+            thread.join(10)
+
+
+@ON_ONE_SERVER
+async def test_a_camera_that_was_down_before_it_became_ours_is_said_to_be_and_its_tags_end(client: Client) -> None:
+    client.hset("tags:yard", "bird", '{"score":0.9,"started_at":1700000000.5,"first_frame_id":"f"}')
+    camera = CameraSettings.model_validate({"name": "yard", "url": "rtsp://127.0.0.1:9/stream", "open_timeout": 2})
+    tenure = Tenure()
+
+    async with desk(client, tags={"lost_after": 0.5}) as cameras:
+        cameras.start(camera, tenure)
+        await until(lambda: [view.status.state for view in cameras.views() if view.status] == ["down"])
+        assert client.exists("events") == 0  # another worker speaks for it
+        tenure.grant(7, until=float("inf"))
+        await until(lambda: client.hexists("cameras:states", "yard"))
+        async with asyncio.timeout(20):
+            while not events(client, "tag.ended"):
+                cameras.tick()
+                await asyncio.sleep(0.01)
+
+    assert [(event["state"], event["fence"]) for event in events(client, "camera.state")] == [("down", 7)]
+    assert [(event["tag"], event["why"]) for event in events(client, "tag.ended")] == [("bird", "camera_lost")]
+    assert client.exists("tags:yard") == 0
+
+
+@ON_ONE_SERVER
+async def test_what_was_read_is_labelled_before_another_worker_gets_the_camera(client: Client, redis_url: str) -> None:
+    clip = {"name": "clip", "url": str(CLIP), "fps": 0}  # a file waits for the model, and cannot be opened by an heir
+    tree, stop = settings(redis_url, cameras=[clip], batch={"max_size": 4}, queue={"prefetch": 16}), asyncio.Event()
+    slow = Service(tree, load=lambda model, batch: NoopEngine("noop", (1, 2, 4), delay=0.3))
+    run = asyncio.create_task(slow.run(stop))
+    await until(lambda: client.hexists("labels:latest", "clip"))
+    fence = client.hget("cameras:fences", "clip")
+
+    async with working(tree, FixedEngine()):
+        stop.set()
+        await asyncio.wait_for(run, 30)
+        await until(lambda: client.hget("cameras:fences", "clip") != fence)
+
+    account = slow.ledger.snapshot()["clip"]
+    assert slow.drained
+    assert account.published == account.received > 16
+
+
+@ON_ONE_SERVER
+async def test_a_server_that_goes_away_while_the_model_is_loaded_is_waited_for(
+    client: Client, redis_url: str, redis_server: EmbeddedServer
+) -> None:
+    redis = {"url": redis_url, "socket_timeout": 0.5, "connect_timeout": 0.5}
+    ready, stop = asyncio.Event(), asyncio.Event()
+
+    def load(model: object, batch: object) -> FixedEngine:
+        redis_server.process.send_signal(signal.SIGSTOP)
+        return FixedEngine()
+
+    service = Service(settings("", redis=redis, cameras=[LIVE]), load=load, on_ready=lambda _: ready.set())
+    run = asyncio.create_task(service.run(stop))
+    try:
+        await asyncio.wait([run, asyncio.ensure_future(ready.wait())], timeout=20, return_when=asyncio.FIRST_COMPLETED)
+        assert service.status.unready_because()
+    finally:
+        redis_server.process.send_signal(signal.SIGCONT)
+    await until(lambda: client.hexists("labels:latest", "live") and not service.status.unready_because())
+    stop.set()
+    await asyncio.wait_for(run, 30)
+
+    assert ready.is_set()
+
+
+@ON_ONE_SERVER
+async def test_cameras_of_ones_own_leave_less_room_for_shared_ones(redis_url: str) -> None:
+    own = {"name": "own", "url": "rtsp://127.0.0.1:9/stream", "fps": 20, "shared": False}
+    tree = settings(redis_url, cameras=[own], fleet={"overload": "refuse"})
+    service = Service(tree)
+
+    room = service._room(NoopEngine("noop", (1,), delay=0.01))
+
+    rate = service.metrics.registry.get_sample_value("coatstream_engine_rate_frames_per_second")
+    assert room == pytest.approx(0.9 * (rate or 0.0) - 20)
+
+
+@ON_ONE_SERVER
+async def test_without_the_right_to_events_a_worker_is_ready_and_hands_its_queue_back(
+    client: Client, redis_url: str
+) -> None:
+    client.hset("cameras", "live", json.dumps({key: value for key, value in LIVE.items() if key != "name"}))
+    keys = ("~frames*", "~labels*", "~cameras*")
+    client.execute_command("ACL", "SETUSER", "mute", "reset", "on", ">pw", *keys, "&*", "+@all")
+    url = redis_url.replace("unix://", "unix://mute:pw@")
+    tree = settings(url, fleet={"local": True}, drain={"timeout": 3600})
+    try:
+        async with working(tree, FixedEngine()) as (service, _):
+            await until(lambda: client.xlen("labels") > 5)
+            await until(lambda: service.metrics.redis_errors._value.get() > 0)
+            assert service.status.unready_because() == []
+    finally:
+        client.execute_command("ACL", "DELUSER", "mute")
+
+    assert service.drained
+    assert client.xinfo_consumers("frames", "coatstream") == []
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,13 @@ def test_a_camera_that_nobody_reads_is_not_called_live_and_a_paused_one_is_pause
     assert rows(capsys)[0]["state"] == "paused"
 
 
-@pytest.mark.parametrize("junk", ["", "nonsense", "[]", '{"state": {"a": 1}, "since": "x"}', "\x1b[2J"])
+@pytest.mark.parametrize(
+    "junk",
+    [
+        *("", "nonsense", "[]", '{"state": {"a": 1}, "since": "x"}', "\x1b[2J"),
+        *('{"since": 1e30}', '{"since": NaN}', '{"since": -1e30}', '{"since": 1' + "0" * 400 + "}"),
+    ],
+)
 def test_what_strangers_wrote_as_a_state_breaks_nothing(
     client: Client, capsys: pytest.CaptureFixture[str], of_the_file: str, junk: str
 ) -> None:
@@ -224,6 +230,14 @@ def test_a_url_that_no_worker_would_open_is_refused(
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert told in err
     assert client.keys() == []
+
+
+def test_bytes_that_are_no_text_are_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["add", "door", "rtsp://h/\udcff"], ["add", "\udcff", "rtsp://h/1"]):
+        code, _, err = run(capsys, *command)
+        assert (code, err.count("\n")) == (2, 1)
+    for command in (["pause", "\udcff"], ["resume", "\udcff"], ["remove", "\udcff"]):
+        assert run(capsys, *command)[0] == 1
 
 
 def test_a_local_one_is_taken_where_the_settings_allow_it(client: Client, capsys: pytest.CaptureFixture[str]) -> None:

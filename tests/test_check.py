@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
-from config.settings import QueueSettings
+from config.settings import CameraSettings, QueueSettings
 from tests.burials import LIMITS, add, bury, take
 from tests.pictures import CLIP
 from tests.servers import ON_ONE_SERVER
 from worker.broker.connection import Client
 from worker.cli import _run
+from worker.commands import check
 
 
 def findings(capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, str]]:
@@ -51,6 +53,18 @@ def test_each_fault_is_named_and_exit_1(tmp_path: Path, capsys: pytest.CaptureFi
     assert code == 1
     assert [line["what"] for line in found if line["verdict"] == "fault"] == ["redis", "model", "camera gone"]
     assert "hunter2" not in text
+
+
+def test_a_folder_without_a_picture_is_no_fault_however_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "LOOK_LONGER", 1.0)
+    urls = (str(tmp_path), f"{tmp_path}/")
+    cameras = [CameraSettings(name=url, url=SecretStr(url), open_timeout=0.5, read_timeout=0.5) for url in urls]
+
+    found = [(finding.verdict, finding.detail) for finding in check._cameras(cameras)]
+
+    assert found == [("ok", "a folder without a picture so far")] * 2
 
 
 def test_wrong_settings_are_a_fault_too(capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,6 +55,7 @@ class Worker:
     name: str = "a"
     more: Mapping[str, Any] = field(default_factory=dict)
     blind: bool = False
+    unable: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.reading: dict[str, tuple[CameraSettings, Tenure]] = {}
@@ -75,6 +76,8 @@ class Worker:
         self.thread = threading.Thread(target=self.fleet.run, args=(self.stopping,), daemon=True)
 
     def _start(self, camera: CameraSettings, tenure: Tenure) -> None:
+        if camera.name in self.unable:
+            raise ConfigError("no tag like that in rtsp://me:hunter2@h/1")
         self.told.append(f"start {camera.name}")
         assert camera.name not in self.reading
         self.reading[camera.name] = camera, tenure
@@ -97,9 +100,15 @@ class Worker:
 
 @contextmanager
 def working(
-    client: Client, settings: SettingsTree, name: str = "a", *, blind: bool = False, **more: Any
+    client: Client,
+    settings: SettingsTree,
+    name: str = "a",
+    *,
+    blind: bool = False,
+    unable: tuple[str, ...] = (),
+    **more: Any,
 ) -> Iterator[Worker]:
-    worker = Worker(client, settings, name, more, blind)
+    worker = Worker(client, settings, name, more, blind, unable)
     worker.thread.start()
     try:
         yield worker
@@ -232,6 +241,46 @@ def test_a_camera_from_redis_may_not_touch_this_machine_unless_the_settings_say_
     assert set(registry(client, KEYS, local.fleet).read().cameras) == (set() if "concat" in fields["url"] else {"door"})
 
 
+def test_a_camera_that_a_worker_cannot_read_is_left_to_others_and_disturbs_no_other(client: Client) -> None:
+    settings, unable = tree(3), ("cam-00", "cam-01")
+    with capture_logs() as logs, working(client, settings, unable=unable) as poor:
+        eventually(lambda: client.hkeys(KEYS.leases) == [b"cam-02"], "both are left out, and the other one is read")
+        eventually(lambda: json.loads(client.hget(KEYS.members, "a"))["warm"] == ["cam-02"], "the server knows")
+        before = poor.fences()
+        with working(client, settings, "b") as rich:
+            eventually(lambda: sorted(rich.fences())[:2] == ["cam-00", "cam-01"], "who can read them does")
+
+        assert poor.told == ["start cam-02"]
+        assert poor.fences() == before
+        assert poor.fleet.figures().faults == 2
+    told = [line for line in logs if line["event"] == "a camera cannot be read here"]
+    assert [line["camera"] for line in told] == ["cam-00", "cam-01"]
+    assert "hunter2" not in str(told)
+
+
+def test_a_camera_that_a_worker_could_not_read_is_tried_again_under_new_settings(client: Client) -> None:
+    settings = tree()
+    cameras = registry(client, KEYS, settings.fleet)
+    cameras.add(camera())
+    with working(client, settings, unable=("door",)) as worker:
+        eventually(lambda: worker.fleet.figures().faults == 1, "it is left out")
+        worker.unable = ()
+        cameras.add(camera(fps=1), replace=True)
+
+        eventually(has(worker, 1), "it is read")
+        assert worker.fleet.figures().faults == 0
+
+
+@pytest.mark.parametrize("url", ["x" * 5000, "file://[::1/clip.mp4", "/proc/1/root/clip.mp4", "rtsp://h/\ud800"])
+def test_no_entry_in_redis_however_odd_keeps_a_worker_from_its_other_cameras(client: Client, url: str) -> None:
+    client.hset(KEYS.registry, "odd", json.dumps({"url": url}))
+    with capture_logs() as logs, working(client, tree(1)) as worker:
+        eventually(has(worker, 1), "the other one is read")
+
+        assert worker.fleet.figures().faults == 1
+    assert [line["camera"] for line in logs if line["event"] == "a camera in Redis is left out"] == ["odd"]
+
+
 def test_what_it_has_no_room_for_is_counted(client: Client) -> None:
     with working(client, tree(3), room=lambda: 11.0) as worker:
         eventually(lambda: worker.fleet.figures().refused == 1, "one finds no room")
@@ -274,6 +323,19 @@ def test_it_never_finishes_where_a_camera_may_still_deliver(client: Client, more
         eventually(lambda: "door" not in worker.reading, "it has ended")
 
         assert not worker.fleet.finished
+
+
+@pytest.mark.parametrize("backlog", [True, False])
+def test_a_folder_whose_backlog_is_read_has_no_heir_who_would_pass_over_it(client: Client, backlog: bool) -> None:
+    settings = SettingsTree(cameras=(camera("pictures", "pictures/", backlog=backlog),), fleet=tree().fleet)
+    with working(client, settings) as owner:
+        eventually(has(owner, 1), "it is read")
+        eventually(lambda: json.loads(client.hget(KEYS.members, "a"))["warm"] == ["pictures"], "the server knows")
+        with working(client, settings, "b", blind=True) as other:
+            eventually(lambda: owner.fleet.figures().members == 2, "another one is there")
+            owner.fleet.retire()
+
+            assert ("start pictures" in other.told) is not backlog
 
 
 # ---- Redis goes away

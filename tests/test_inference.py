@@ -2,14 +2,16 @@
 
 import threading
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
 from tests.doubles import FixedEngine, SettableClock, make_frame
 from worker.batching import Batch, LeftBecause
+from worker.engine.noop import NoopEngine
 from worker.errors import DeadReason, EngineBroken
 from worker.frames import Frame
-from worker.inference import Inference, Lane
+from worker.inference import Inference, Lane, prediction_of
 from worker.ledger import DropReason
 from worker.mailbox import Letter
 from worker.metrics import Metrics
@@ -79,6 +81,17 @@ def test_a_batch_of_which_nothing_is_left_does_not_go_to_the_engine() -> None:
 
     assert all(isinstance(outcome, Dropped) for outcome in outcomes)
     assert engine.batches == []
+
+
+def test_labels_behind_those_that_are_published_are_for_cameras_only() -> None:
+    engine = NoopEngine("noop", (1,), top_k=50)
+    scores = engine.classify(np.zeros((1, 224, 224, 3), np.uint8))
+
+    of_queue = prediction_of(make_frame(entry_id="1-0"), scores, 0, engine, shown=5)
+    of_camera = prediction_of(make_frame(), scores, 0, engine, shown=5)
+
+    assert of_queue.labels == of_camera.labels
+    assert (len(of_queue.labels), len(of_queue.further), len(of_camera.further)) == (5, 0, 45)
 
 
 def test_embeddings_travel_as_float16_with_the_prediction() -> None:

@@ -4,20 +4,22 @@ import asyncio
 import random
 import threading
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
-from tests.doubles import ScriptedSource, make_frame
+from tests.doubles import ScriptedSource, SettableClock, make_frame
 from worker.errors import DownReason, SourceLost
 from worker.frames import Frame
-from worker.intake import Intake
+from worker.intake import Intake, _Reader
 from worker.ledger import Ledger
 from worker.mailbox import Mailbox
 from worker.status import Status
 
 
 class Fixture:
-    def __init__(self, room: int = 100) -> None:
+    def __init__(self, room: int = 100, **more: Any) -> None:
         self.mailbox = Mailbox(room, on_replaced=lambda frame: None)
         self.ledger = Ledger()
         self.status = Status(stall_after=60)
@@ -29,7 +31,7 @@ class Fixture:
             self.status,
             on_state=lambda name, state, reason, message: self.heard.append((name, state, reason)),
             on_ended=self.ended.append,
-            rng=random.Random(1),
+            **{"rng": random.Random(1)} | more,
         )
 
     def ids(self) -> list[str]:
@@ -188,15 +190,90 @@ async def test_everything_is_finished_only_when_no_more_sources_will_come() -> N
     assert fixture.ended == ["clip"]
 
 
+async def test_a_mailbox_that_takes_no_more_is_not_the_end_of_a_source() -> None:
+    """A worker whose engine breaks closes it: a camera that had ended would be read by nobody ever again."""
+    fixture = Fixture()
+
+    def frames() -> Iterator[Frame]:
+        while True:
+            yield make_frame()
+
+    fixture.intake.add(ScriptedSource("cam", frames(), live=True))
+    assert await asyncio.wait_for(fixture.mailbox.filled(1), 5)
+    fixture.mailbox.close()
+    await asyncio.wait_for(fixture.intake.finished(), 5)
+
+    assert fixture.ended == []
+    assert fixture.status.sources()["cam"].state == "live"
+
+
 @pytest.mark.parametrize(
     ("reason", "longest"),
-    [(DownReason.CHANGED, 0.0), (DownReason.UNREACHABLE, 0.5), (DownReason.TIMEOUT, 0.5), (DownReason.AUTH, 5.0)],
+    [
+        (DownReason.CHANGED, 0.0),
+        (DownReason.UNREACHABLE, 0.5),
+        (DownReason.TIMEOUT, 0.5),
+        (DownReason.AUTH, 5.0),
+        (DownReason.REDIS, 0.05),
+    ],
 )
 async def test_how_soon_a_camera_is_tried_again_depends_on_why_it_was_lost(reason: DownReason, longest: float) -> None:
     fixture = Fixture()
-    source = ScriptedSource("cam", [], live=True)
-
-    delays = [fixture.intake._delay(source, SourceLost("", reason=reason), 0) for _ in range(200)]
+    delays = [fixture.intake._delay(SourceLost("", reason=reason), 0) for _ in range(200)]
 
     assert max(delays) <= longest
     assert longest == 0 or max(delays) > 0.9 * longest
+
+
+@dataclass
+class Losses:
+    """A source that shows a picture, lasts so long, and is lost; each time its clock says when it was opened."""
+
+    clock: SettableClock
+    reason: DownReason
+    lasts: float
+    live: bool = True
+    name: str = "cam"
+    opened: int = 0
+
+    def frames(self, stop: threading.Event) -> Generator[Frame, None, None]:
+        self.opened += 1
+        yield make_frame(str(self.opened))
+        self.clock.now += self.lasts
+        raise SourceLost("", reason=self.reason)
+
+
+class Widest(random.Random):
+    """Draws the longest pause each time."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return b
+
+
+@pytest.mark.parametrize(
+    ("reason", "lasts", "live", "pauses"),
+    [
+        (DownReason.CRASHED, 1.0, False, [0.5, 1.0, 2.0, 4.0]),  # a file that kills its decoder, each time anew
+        (DownReason.TIMEOUT, 61.0, True, [0.5, 0.5, 0.5, 0.5]),
+        (DownReason.REDIS, 1.0, False, [0.05, 0.05, 0.05, 0.05]),
+        (DownReason.CHANGED, 20.0, True, [0.0, 0.0, 0.0, 0.0]),  # day, night, day: nothing is wrong with it
+        (DownReason.CHANGED, 0.1, True, [0.0, 1.0, 2.0, 4.0]),  # but it must show something in between
+    ],
+)
+async def test_a_loss_counts_as_the_first_one_only_where_it_was_well_before(
+    reason: DownReason, lasts: float, live: bool, pauses: list[float]
+) -> None:
+    clock = SettableClock()
+    fixture = Fixture(monotonic=clock, rng=Widest())
+    source, waited = Losses(clock, reason, lasts, live), list[float]()
+
+    class Impatient(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waited.append(timeout or 0.0)
+            if len(waited) == len(pauses):
+                self.set()
+            return self.is_set()
+
+    await asyncio.to_thread(fixture.intake._keep_reading, _Reader(source, 1.0, Impatient()))
+
+    assert waited == pauses

@@ -400,6 +400,46 @@ def test_it_is_read_again_when_its_settings_change(client: Client) -> None:
     assert set(member.beat().held) == {"cam-00"}
 
 
+def test_workers_whose_settings_differ_read_a_file_once_each_and_then_it_is_quiet(client: Client) -> None:
+    """As in a rolling upgrade: the newer program knows one setting more, so all its digests are others."""
+    old = Member(client, "a", Catalogue((Entry("clip", "old", cold=True),)))
+    new = Member(client, "b", Catalogue((Entry("clip", "new", cold=True),)))
+    assert set(old.beat().held) == {"clip"}
+    new.beat()
+    old.ended = {"clip"}
+    old.beat()
+    assert set(new.beat().held) == {"clip"}
+    new.ended = {"clip"}
+    new.beat()
+    quiet = client.get(KEYS.version)
+
+    for _ in range(3):
+        assert old.beat().held == new.beat().held == {}
+
+    assert client.get(KEYS.version) == quiet
+    assert old.answer.ended == new.answer.ended == {"clip"}
+
+
+def test_a_worker_that_only_looks_whether_it_may_come_in_makes_no_file_be_read_again(client: Client) -> None:
+    """`worker.fleet.reachable` does, also in a successor that took longer to start than the dead one's lease."""
+    dead = Member(client, "a", cameras(1, cold=True), ended={"cam-00"})
+    dead.beat()
+    Member(client, "a2", Catalogue(), NOW + 2 * LEASE, mode="gone").beat()
+
+    successor = Member(client, "a2", cameras(1, cold=True), NOW + 2 * LEASE, predecessors=("a",))
+
+    assert successor.beat().held == {}
+    assert successor.answer.ended == {"cam-00"}
+
+
+def test_what_a_worker_has_read_to_its_end_is_not_read_again_when_redis_forgets_it(client: Client) -> None:
+    reader = Member(client, "a", cameras(1, cold=True), ended={"cam-00"})
+    client.flushall()
+
+    assert reader.beat().ended == {"cam-00"}
+    assert reader.held == set()
+
+
 # ---- paused, removed, too many
 
 
@@ -517,6 +557,47 @@ def test_damaged_records_count_as_none(client: Client, junk: bytes) -> None:
 
     assert set(answer.held) == {"cam-00", "cam-01"}
     assert answer.members == 1
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {"fence": "nonsense"},
+        {"fence": ""},
+        {"why": {}},
+        {"passed": {"b": "x"}},
+        {"heir": "b", "heir_at": float("nan")},
+    ],
+)
+def test_a_lease_that_is_damaged_in_part_counts_as_none(client: Client, spoilt: dict[str, object]) -> None:
+    members = team(client, "ab", cameras(4))
+    for name, text in client.hgetall(KEYS.leases).items():
+        client.hset(KEYS.leases, name, json.dumps(json.loads(text) | spoilt))
+
+    settle(members)
+
+    assert sizes(members) == [2, 2]
+
+
+@pytest.mark.parametrize("spoilt", [{"beat": float("nan")}, {"lease": 1e300}, {"lease": float("nan")}])
+def test_a_member_that_would_live_for_ever_is_none(client: Client, spoilt: dict[str, float]) -> None:
+    dead, other = team(client, "ab", cameras(4))
+    client.hset(KEYS.members, "a", json.dumps(json.loads(client.hget(KEYS.members, "a")) | spoilt))
+
+    other.beat(after=LEASE)
+
+    assert (len(dead.held), len(other.held)) == (2, 4)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -1.0])
+def test_a_catalogue_with_numbers_that_are_none_costs_only_that_worker(client: Client, number: float) -> None:
+    good, bad = team(client, "ab", cameras(4))
+    bad.catalogue = Catalogue((Entry("cam-00", "d", number), Entry("cam-01", "d", 1.0, number)))
+    bad.beat()
+
+    settle([good, bad])
+
+    assert (len(good.held), len(bad.held)) == (4, 0)
 
 
 def test_a_damaged_catalogue_of_another_worker_costs_only_that_worker(client: Client) -> None:

@@ -50,6 +50,38 @@ def test_a_camera_keeps_its_own_account_even_when_strangers_came_first() -> None
     assert ledger.snapshot()[OTHER].received == 50
 
 
+def test_of_cameras_that_have_gone_the_newest_keep_their_account_and_nothing_is_lost_of_the_others() -> None:
+    ledger = Ledger()
+    for number in range(MAX_SOURCES + 50):
+        ledger.name(f"cam-{number}")
+        ledger.received(f"cam-{number}")
+        if number:  # a frame of the first one is still in the engine
+            ledger.dropped(f"cam-{number}", DropReason.STALE)
+        ledger.gone(f"cam-{number}")
+
+    accounts = ledger.snapshot()
+    assert len(accounts) == MAX_SOURCES + 1
+    assert {"cam-0", f"cam-{MAX_SOURCES + 49}", OTHER} < accounts.keys()
+    assert accounts[OTHER].dropped == {DropReason.STALE: 50}
+    assert ledger.total().received == MAX_SOURCES + 50
+    ledger.published("cam-0")
+    assert ledger.total().in_flight == 0
+
+
+def test_a_camera_that_comes_back_has_its_account_again() -> None:
+    ledger = Ledger()
+    ledger.received("cam")
+    ledger.published("cam")
+    ledger.gone("cam")
+    ledger.name("cam")
+
+    for number in range(2 * MAX_SOURCES):
+        ledger.name(f"cam-{number}")
+        ledger.gone(f"cam-{number}")
+
+    assert ledger.snapshot()["cam"].published == 1
+
+
 def test_a_snapshot_balances_while_threads_count() -> None:
     ledger = Ledger()
     stop = threading.Event()

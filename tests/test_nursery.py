@@ -1,6 +1,7 @@
 """Processes that can be killed: born, asked to end, killed, reaped; and none of them outlives the worker."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -8,9 +9,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.workers import eventually
 from worker.frames import InputSpec
@@ -114,6 +117,56 @@ def test_whoever_stops_waits_for_no_child() -> None:
 def test_without_a_nursery_there_is_an_error_and_no_endless_wait() -> None:
     with pytest.raises(NoChild, match="is not there"):
         Nursery(SPEC).bear(threading.Event(), within=0.1)
+
+
+@contextmanager
+def open_at_most(most: int) -> Iterator[None]:
+    """Let this process have so many files open."""
+    before, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before, hard))
+
+
+@pytest.mark.parametrize("room", range(4))
+def test_where_no_more_files_may_be_open_there_is_no_child_and_nothing_is_left_open(
+    nursery: Nursery, room: int
+) -> None:
+    with born(nursery):
+        pass
+    open_files = descriptors()
+    fillers: list[int] = []
+    with ExitStack() as closing, open_at_most(max(map(int, open_files)) + 50):
+        with suppress(OSError):
+            while True:
+                fillers.append(os.open(os.devnull, os.O_RDONLY))
+        for filler in fillers[room:]:
+            closing.callback(os.close, filler)
+        for filler in fillers[:room]:
+            os.close(filler)
+
+        with pytest.raises(NoChild, match="no further process"):
+            nursery.bear(threading.Event())
+
+    assert descriptors() == open_files
+    with born(nursery) as child:
+        assert not child.ended()
+
+
+def test_a_nursery_whose_successor_finds_no_room_at_first_has_one_later() -> None:
+    with capture_logs() as logs, Nursery(SPEC) as nursery:
+        with born(nursery):
+            pass
+        first = nursery.pid
+        assert first is not None
+        with open_at_most(3):
+            os.kill(first, signal.SIGKILL)
+            eventually(lambda: "Too many open files" in [line["status"] for line in logs], "there is no room")
+
+        with born(nursery) as child:
+            assert not child.ended()
 
 
 def test_a_nursery_that_is_stopped_holds_nobody_up() -> None:

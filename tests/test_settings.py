@@ -139,3 +139,27 @@ def test_a_row_of_the_table_tells_the_default_of_the_tree_and_the_comment_of_the
 def test_a_camera_cannot_take_the_name_of_the_queue_or_of_the_many(name: str) -> None:
     with pytest.raises(ValidationError, match=f"the name {name} is taken"):
         SettingsTree.model_validate({"cameras": [{"name": name, "url": "0"}]})
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"events": {"stream": "labels"}},
+        {"events": {"tags": "labels"}},  # the tags of a camera called "latest" would go into the hash of newest labels
+        {"events": {"tags": "cameras"}},
+        {"fleet": {"key": "frames"}},
+        {"results": {"stream": "events"}, "cameras": [{"name": "door", "url": "0"}]},
+    ],
+)
+def test_one_key_for_two_things_is_refused(sections: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="is the name of two things"):
+        SettingsTree.model_validate(sections)
+
+
+def test_who_has_no_cameras_may_call_the_queue_as_they_would_be_called() -> None:
+    assert SettingsTree.model_validate({"queue": {"stream": "cameras"}, "results": {"stream": "tags"}}).cameras == ()
+
+
+def test_a_priority_of_which_nothing_would_be_left_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"greater than or equal to 0\.001"):
+        CameraSettings.model_validate({"name": "door", "url": "0", "priority": 1e-9})

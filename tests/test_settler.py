@@ -69,6 +69,21 @@ def user_without(client: Client, *rights: str) -> Iterator[Client]:
 # ---- publishing
 
 
+def test_a_user_of_queues_alone_needs_no_right_to_what_belongs_to_cameras(client: Client) -> None:
+    (entry_id,) = read_entries(client, 1)
+    keys = ("~frames*", "~labels*")
+    client.execute_command("ACL", "SETUSER", "queues", "reset", "on", ">pw", *keys, "&*", "+@all")
+    path = client.connection_pool.connection_kwargs["path"]
+    try:
+        with connect(RedisSettings.model_validate({"url": f"unix://queues:pw@{path}"})) as narrow:
+            settlement = settler(narrow).settle([published(entry_id)], now=NOW)
+    finally:
+        client.execute_command("ACL", "DELUSER", "queues")
+
+    assert settlement.done == (True,)
+    assert len(labels(client)) == 1
+
+
 def test_a_published_queue_frame_leaves_the_queue_and_appears_in_stream_channel_and_hash(client: Client) -> None:
     (entry_id,) = read_entries(client, 1)
     with client.pubsub(ignore_subscribe_messages=True) as listener:

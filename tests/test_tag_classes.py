@@ -28,6 +28,12 @@ def test_without_settings_each_class_is_a_tag_under_its_own_name() -> None:
     assert scores(classes(), 285, 967) == {"Egyptian cat": 0.25, "espresso": 0.25}
 
 
+def test_a_score_that_is_no_number_counts_as_nothing() -> None:
+    labels = (ScoredLabel(LABELS[285], float("nan")), ScoredLabel(LABELS[967], 0.5))
+
+    assert classes().scores(Prediction("door", "f", 0.0, labels, 64, 36)) == {"espresso": 0.5}
+
+
 @pytest.mark.parametrize(
     ("entries", "members"),
     [

@@ -384,3 +384,22 @@ def test_whatever_is_seen_tags_start_and_end_in_turn_and_are_neither_too_short_n
             for before, after in pairwise(tag_runs):
                 gap = 0 if before["why"] == "camera_lost" else options["min_gap"]
                 assert after["started_at"] - before["ended_at"] >= gap - slack
+
+
+def test_an_outage_of_ours_ends_no_tag_and_is_part_of_its_duration() -> None:
+    camera = Watched(lost_after=10, min_gap=1)
+    camera.play(3, {"cat": 0.9})
+    waiting = camera.wall.now  # a frame that was taken just before nothing could be published any more
+
+    for _ in range(60):
+        camera.wait(1)
+        camera.tagger.excuse()
+        assert camera.tick() == []
+    camera.wall.now, now = waiting, camera.wall.now
+    camera.frame({"cat": 0.9})
+    camera.wall.now = now
+    camera.play(2, {"cat": 0.9})
+    camera.play(2, {})
+
+    assert words(camera.events) == [("tag.started", "cat"), ("tag.ended", "cat")]
+    assert camera.events[-1].detail["duration"] == pytest.approx(65, abs=0.5)

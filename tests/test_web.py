@@ -2,12 +2,16 @@
 
 import asyncio
 import socket
+import threading
+from collections.abc import Iterator
 
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from config.settings import HttpSettings
 from worker.engine import ModelInfo
@@ -85,6 +89,24 @@ async def test_openmetrics_is_given_to_who_asks_for_it_and_parses() -> None:
     families = {family.name: family for family in parse_openmetrics(response.text)}  # type: ignore[no-untyped-call]
     (sample,) = families["coatstream_model"].samples
     assert sample.labels["weights"] == "random"
+
+
+async def test_a_scrape_does_not_hold_up_the_loop() -> None:
+    """With some hundred cameras it takes long, and batches are made on the loop."""
+    fixture, loop = Fixture(), asyncio.get_running_loop()
+    turned = threading.Event()
+
+    class Slow(Collector):
+        def describe(self) -> Iterator[Metric]:
+            yield from ()
+
+        def collect(self) -> Iterator[Metric]:
+            loop.call_soon_threadsafe(turned.set)
+            yield GaugeMetricFamily("coatstream_turned", "Whether the loop did something.", value=turned.wait(5))
+
+    fixture.metrics.registry.register(Slow())
+
+    assert "coatstream_turned 1.0" in (await fixture.get("/metrics")).text
 
 
 async def test_every_metric_has_our_prefix_and_a_help_text() -> None:

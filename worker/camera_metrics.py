@@ -40,7 +40,7 @@ class CameraCollector(Collector):
         yield _gauge(
             "tags_present",
             "Tags that are present now.",
-            (([view.ward.settings.name], len(view.tags)) for view in views if view.ward.tagger),
+            (([view.ward.settings.name], len(view.tags)) for view in views),
         )
 
 

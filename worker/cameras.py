@@ -18,7 +18,7 @@ import structlog
 from config.settings import CameraSettings, SettingsTree
 from worker.broker.announcer import Announcer
 from worker.capacity import demand_of
-from worker.errors import REDIS_TROUBLE, BadFrame, DownReason
+from worker.errors import REDIS_TROUBLE, BadFrame, DownReason, RedisUnavailable
 from worker.events import Event, EventKind
 from worker.fleet import Parting
 from worker.frames import Frame, InputSpec, Label, Prediction
@@ -35,7 +35,7 @@ from worker.sources.camera_process import CameraProcess
 from worker.sources.nursery import Nursery
 from worker.status import SourceStatus, State, Status
 from worker.tag_classes import TagClasses, tag_classes
-from worker.tags import Tagger
+from worker.tags import PresentTag, Tagger
 from worker.tenure import Tenure
 
 TAGGED = 50  # labels that tags look at: a group of classes sums more of them than are published
@@ -58,23 +58,28 @@ class Ward:
     source: CameraProcess
     health: PictureHealth
     gate: Gate | None
-    tagger: Tagger | None
+    tagger: Tagger
     fence: int | None = None  # under which its tags were taken over; its intake thread's
-    spoke_under: int | None = None  # the newest fence under which anything was said of it
+    spoke_under: int | None = None  # the newest fence under which its state was said
     asked_at: float = 0.0  # monotonic seconds
     ended: bool = False  # by itself: a file was read
 
 
 class Watched:
-    """A camera as a Source that takes its tags over from whoever had them, before its first frame."""
+    """A camera as a Source that takes its tags over from whoever had them, before its first frame.
 
-    def __init__(self, ward: Ward, take_over: Callable[[Ward, int], None]) -> None:
+    reopens  told of each opening, before it
+    """
+
+    def __init__(self, ward: Ward, take_over: Callable[[Ward, int], None], reopens: Callable[[Ward], None]) -> None:
         self.name = ward.settings.name
         self.live = ward.source.live
         self._ward = ward
         self._take_over = take_over
+        self._reopens = reopens
 
     def frames(self, stop: threading.Event) -> Generator[Frame, None, None]:
+        self._reopens(self._ward)
         frames = self._ward.source.frames(stop)
         try:
             for frame in frames:
@@ -128,6 +133,7 @@ class Cameras:
         self._monotonic = monotonic
         self._loop = asyncio.get_running_loop()
         self._wards: dict[str, Ward] = {}  # changed on the loop only
+        self._ending: dict[str, Ward] = {}  # read to their end, and perhaps not all labelled yet; likewise
         self._log = structlog.get_logger("cameras")
         self._classes = tag_classes(settings.tags, labels)
         for camera in settings.cameras:
@@ -144,15 +150,27 @@ class Cameras:
 
     def published(self, prediction: Prediction) -> None:
         """A label has gone out."""
-        ward = self._wards.get(prediction.source)
-        if ward is not None and ward.tagger is not None and prediction.fence == (ward.tenure.fence or 0):
+        ward = self._wards.get(prediction.source) or self._ending.get(prediction.source)
+        if ward is not None and prediction.fence == (ward.spoke_under if ward.ended else ward.tenure.fence):
             self._announce_all(ward.tagger.seen(prediction))
 
     def tick(self) -> None:
         """Once a second: what time alone changes."""
+        can_publish = self._status.redis_is_up()
         for ward in self._wards.values():
-            if ward.tagger is not None and ward.tenure.fence is not None:
+            if not can_publish:
+                ward.tagger.excuse()
+            elif ward.tenure.fence is not None:
                 self._announce_all(ward.tagger.tick())
+        self.conclude()
+
+    def conclude(self) -> None:
+        """What was read to its end has no tags any more once its last label is out."""
+        for name, ward in [*self._wards.items(), *self._ending.items()]:
+            if ward.ended and not self._ledger.in_flight(name):
+                self._announce_all(ward.tagger.end("camera_lost"))
+                if self._ending.pop(name, None) is not None:
+                    self._announcer.release(name)
 
     def on_state(self, name: str, state: State, reason: DownReason | None, message: str) -> None:
         """A source's state has changed; called in its intake thread."""
@@ -170,8 +188,7 @@ class Cameras:
         """A snapshot, for any thread."""
         status = self._status.sources()
         return [
-            CameraView(ward, status.get(name), tuple(ward.tagger.present) if ward.tagger else ())
-            for name, ward in list(self._wards.items())
+            CameraView(ward, status.get(name), tuple(ward.tagger.present)) for name, ward in list(self._wards.items())
         ]
 
     def documents(self) -> list[Mapping[str, Any]]:
@@ -180,7 +197,7 @@ class Cameras:
 
     def _ward(self, camera: CameraSettings, tenure: Tenure) -> Ward:
         settings, name = self._settings, camera.name
-        reuse, tags = camera.reuse or settings.reuse, camera.tags or settings.tags
+        reuse = camera.reuse or settings.reuse
         health = PictureHealth(camera.health or settings.health, name, announce=partial(self._announce_own, tenure))
         source = CameraProcess(
             camera,
@@ -199,8 +216,14 @@ class Cameras:
             source,
             health,
             Gate(reuse, rng=random.Random(), monotonic=self._monotonic) if reuse.enabled else None,
-            Tagger(name, tags, self._classes_of(camera), fps=camera.fps) if tags.enabled else None,
+            self._tagger(camera),
         )
+
+    def _tagger(self, camera: CameraSettings) -> Tagger:
+        """One without any tags ends those that earlier settings have left."""
+        tags = camera.tags or self._settings.tags
+        classes = self._classes_of(camera) if tags.enabled else TagClasses({})
+        return Tagger(camera.name, tags, classes, fps=camera.fps)
 
     def _classes_of(self, camera: CameraSettings) -> TagClasses:
         if camera.tags is None:
@@ -211,10 +234,12 @@ class Cameras:
         name = ward.settings.name
         if name in self._wards:  # a bug of the fleet would else end the worker
             self._leave(name, "moved")
+        if (earlier := self._ending.pop(name, None)) is not None:
+            self._announce_all(earlier.tagger.end("camera_lost"))
         self._wards[name] = ward
         self._ledger.name(name)
         self._lanes[name] = Lane(ward.settings.max_age, ward.gate)
-        source: Source = Watched(ward, self._take_over)
+        source: Source = Watched(ward, self._take_over, self._reopens)
         self._intake.add(source, weight=ward.settings.priority)
 
     def _leave(self, name: str, parting: Parting) -> None:
@@ -225,24 +250,43 @@ class Cameras:
         self._lanes.pop(name, None)
         if not ward.ended:
             self._status.forget(name)
+        if parting == "removed":
+            self._ledger.gone(name)
+        if parting == "moved" and ward.ended:
+            self._ending[name] = ward
+            return
         if parting != "moved" and ward.spoke_under is not None:
-            self._announce_all(ward.tagger.end("removed") if ward.tagger is not None else ())
+            self._announce_all(ward.tagger.end("removed"))
         if parting == "paused" and ward.spoke_under is not None:
             detail = {"state": "paused", "reason": None, "message": ""}
             self._announcer.announce(Event(EventKind.CAMERA_STATE, name, self._clock(), detail, ward.spoke_under))
         self._announcer.release(name)
 
+    def _reopens(self, ward: Ward) -> None:
+        """What is down may stay so. Its tags must end, and what became of it while another spoke for it must be said.
+
+        In its intake thread.
+        """
+        fence, status = ward.tenure.fence, self._status.sources().get(ward.settings.name)
+        if fence is None or status is None or status.state != "down":
+            return
+        if ward.spoke_under != fence:
+            self.on_state(ward.settings.name, status.state, status.reason, status.message)
+        if ward.fence != fence:
+            self._take_over(ward, fence)
+
     def _take_over(self, ward: Ward, fence: int) -> None:
         """Go on with the tags that were present when the camera came to us. In its intake thread, which may wait."""
-        now = self._monotonic()
-        if ward.tagger is None or now < ward.asked_at + _ASK_AGAIN:
+        now, present = self._monotonic(), dict[str, PresentTag]()
+        if now < ward.asked_at + _ASK_AGAIN:
             return
         ward.asked_at = now
         try:
             present = self._announcer.take_over(ward.settings.name, fence=fence)
         except REDIS_TROUBLE as trouble:
             self._log.warning("present tags cannot be read", source=ward.settings.name, trouble=str(trouble))
-            return
+            if isinstance(trouble, RedisUnavailable):
+                return
         ward.fence = fence
         self._loop.call_soon_threadsafe(partial(ward.tagger.resume, present, fence=fence))
 
@@ -257,6 +301,8 @@ class Cameras:
 
     def _flows(self, camera: str, flows: bool) -> None:
         state: State = "live" if flows else "stalled"
+        if camera not in self._wards:  # it has gone meanwhile
+            return
         if self._status.source(camera, state, None if flows else DownReason.TIMEOUT):
             self._log.info("source up" if flows else "source stalled", source=camera)
             self.on_state(camera, state, None if flows else DownReason.TIMEOUT, "")

@@ -31,7 +31,9 @@ BEATS_A_LEASE: Final = 5
 POLL: Final = 0.2  # seconds between two looks at the version: how late a worker hears of a change
 TICK: Final = 0.05  # seconds, while a camera is being opened here: its first picture is news for the server
 GAP: Final = 0.05  # seconds at least between two beats
-AFTER_TROUBLE: Final = 0.25  # seconds until Redis is tried again
+IDLE_POLL: Final = 1.0  # seconds, the same where there is no camera yet
+AFTER_TROUBLE: Final = 0.25  # seconds until Redis is tried again; doubles, up to the next
+LONGEST_TROUBLE: Final = 1.0
 LONGEST_RETIREMENT: Final = 3.0  # seconds; two openings of a slow camera
 EVERY_FRAME: Final = 25.0  # frames a second that a camera of `fps: 0` is taken to send
 
@@ -83,7 +85,8 @@ class _Known:
 class Fleet:
     """`run` blocks until its `stop`; it calls back in its thread. All other methods may be called from any.
 
-    start        read this camera; publish under the tenure's fence, and tell the tenure of its pictures
+    start        read this camera; publish under the tenure's fence, and tell the tenure of its pictures. Raises
+                 ConfigError for one that cannot be read here: it is left out until its settings change
     stop         read it no more, and why; it may have ended by itself
     predecessors workers that crashed and that this one comes after: their cameras are its own at once
     room         frames a second that this worker accepts from shared cameras; None: any number
@@ -133,6 +136,7 @@ class Fleet:
         self._figures = Figures()
         # All below is the business of the thread that runs.
         self._readings: dict[str, _Reading] = {}
+        self._unfit: dict[str, CameraSettings] = {}  # that `start` refused
         self._known = self._known_from(Content())
         self._content: Content | None = None
         self._answer: Answer | None = None
@@ -140,6 +144,7 @@ class Fleet:
         self._version = b""  # of what this worker knows
         self._stale, self._dirty = True, True  # the registry must be read; a beat must be made
         self._read_at = self._beat_at = self._asked_at = self._resumes_at = float("-inf")
+        self._failures = 0  # calls in a row, since the last beat that went through
         self._sent: object = None  # what the last beat said of this worker
         self._transfers: Counter[Transfer] = Counter()
         self._said: dict[str, str] = {}  # camera -> fault of its entry that was logged
@@ -190,7 +195,7 @@ class Fleet:
         """Take part until `stop`. Tenures end then, readers are left to who stops them."""
         courier = _Courier(self._wake)
         try:
-            self._tend_unshared(paused=frozenset())
+            self._tend_unshared(self._content.paused if self._content else frozenset())
             while not stop.is_set():
                 self._step(courier)
                 self._wake.wait(self._tick(courier))
@@ -219,7 +224,7 @@ class Fleet:
         if courier.idle and self._connected and not self._left.is_set():
             due = min(self._beat_at + self._beat_every(), self._asked_at + self._poll_every())
             wait = min(wait, max(self._resumes_at, due, self._beat_at + GAP) - now)
-        if any(not reading.tenure.warm for reading in self._readings.values()):
+        if any(not self._readings[name].tenure.warm for name in self._shared()):
             wait = min(wait, TICK)
         if self._shared():
             wait = min(wait, self._until - now)
@@ -250,7 +255,7 @@ class Fleet:
         return every if self._answer is None else min(every, max(GAP, self._answer.next_in + 0.005))
 
     def _poll_every(self) -> float:
-        every = min(POLL, self._lease / 10)
+        every = min(POLL if self._known.cameras else IDLE_POLL, self._lease / 10)
         return every if self._mode == "stay" else min(every, 2 * TICK)
 
     def _present(self) -> tuple[Any, ...]:
@@ -279,8 +284,10 @@ class Fleet:
 
     def _failed(self, trouble: CoatstreamError) -> None:
         slow = isinstance(trouble, RedisRefuses) or getattr(trouble, "slow", False)
-        self._resumes_at = self._monotonic() + (SLOW_RETRY if slow else AFTER_TROUBLE)
-        self._stale = self._dirty = True
+        delay = min(AFTER_TROUBLE * 2**self._failures, LONGEST_TROUBLE, self._lease / BEATS_A_LEASE)
+        self._failures = min(self._failures + 1, 10)
+        self._resumes_at = self._monotonic() + (SLOW_RETRY if slow else delay)
+        self._dirty = True  # what was changed meanwhile, the next beat's version tells
         if self._mode != "stay":
             self._retired.set()  # nobody can take over what the server is not told of
         self._on_trouble(trouble)
@@ -296,10 +303,13 @@ class Fleet:
         self._content = content
         if news:
             self._say_faults(content)
-            with self._lock:
-                self._known = self._known_from(content)
+            self._learn(content)
             self._tend_unshared(content.paused)
-            self._dirty = True
+
+    def _learn(self, content: Content) -> None:
+        with self._lock:
+            self._known = self._known_from(content)
+        self._dirty = True
 
     def _beaten(self, asked_at: float, mode: Mode, answer: Answer) -> None:
         until = asked_at + self._lease - _margin(self._lease)
@@ -307,6 +317,7 @@ class Fleet:
         if answer.before != self._version:
             self._stale = True
         self._version, self._answer = answer.version, answer
+        self._failures = 0
         self._on_success()
         if until <= self._monotonic():  # the answer came too late to be acted upon
             self._dirty = True
@@ -340,8 +351,11 @@ class Fleet:
         for name, camera in self._unshared.items():
             if name in self._readings and name in paused:
                 self._end(name)
-            elif name not in self._readings and name not in paused and name not in self._ended:
+            elif name not in self._readings and name not in paused and not self._is_over(camera):
                 self._begin(camera, Tenure.unshared())
+
+    def _is_over(self, unshared: CameraSettings) -> bool:
+        return unshared.name in self._ended or unshared.name in self._unfit
 
     def _has_ended(self, name: str) -> bool:
         with self._lock:
@@ -352,7 +366,18 @@ class Fleet:
         self._readings[camera.name] = reading
         if lease is not None:
             self._grant(reading, lease)
-        self._start(camera, tenure)
+        try:
+            self._start(camera, tenure)
+        except ConfigError as fault:  # tags that this model cannot have, say
+            del self._readings[camera.name]
+            tenure.end()
+            self._leave_out(camera, fault)
+
+    def _leave_out(self, camera: CameraSettings, fault: ConfigError) -> None:
+        """As if it were not known here: a lease on it would keep it from workers that can read it."""
+        self._log.warning("a camera cannot be read here", camera=camera.name, why=redact(str(fault)))
+        self._unfit[camera.name] = camera
+        self._learn(self._content or Content())
 
     def _grant(self, reading: _Reading, lease: Lease) -> None:
         if reading.lease is None or reading.lease.fence != lease.fence:
@@ -392,7 +417,9 @@ class Fleet:
     def _known_from(self, content: Content) -> _Known:
         own = {**self._cameras, **self._unshared}
         added = {name: camera for name, camera in content.cameras.items() if name not in own}
-        cameras = {**self._cameras, **added}
+        every = {**self._cameras, **added}
+        self._unfit = {name: camera for name, camera in self._unfit.items() if {**every, **own}.get(name) == camera}
+        cameras = {name: camera for name, camera in every.items() if name not in self._unfit}
         digests = {name: _digest(camera) for name, camera in cameras.items()}
         entries = [self._entry(camera, digests[name], added=name in added) for name, camera in cameras.items()]
         return _Known(cameras, Catalogue(tuple(entries)), digests)
@@ -429,7 +456,7 @@ class Fleet:
             held=held + len(self._readings) - len(shared),
             prospects=len(shared) - held,
             refused=len(answer.refused),
-            faults=len(self._said),
+            faults=len(self._said) + len(self._unfit),
             lease_left=max(0.0, self._until - self._monotonic()) if held else None,
             transfers=dict(self._transfers),
             paused=self._paused(),
@@ -542,12 +569,16 @@ def _accept(camera: CameraSettings, *, local: bool) -> None:
 
 
 def _is_cold(camera: CameraSettings) -> bool:
-    """A file would begin anew with its heir, and a device cannot be opened twice."""
+    """A file would begin anew with its heir, and a folder's backlog too, of which it would pass over some in silence; a
+    device cannot be opened twice.
+    """
     try:
         kind = parse(camera).kind
     except ConfigError:  # its reader will say so
         return True
-    return kind is Kind.DEVICE or (kind is Kind.FILE and not camera.realtime)
+    return (
+        kind is Kind.DEVICE or (kind is Kind.FILE and not camera.realtime) or (kind is Kind.FOLDER and camera.backlog)
+    )
 
 
 def _digest(camera: CameraSettings) -> str:

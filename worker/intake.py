@@ -25,6 +25,7 @@ REOPEN_QUEUE = Backoff(first=0.05, longest=2.0)
 # A camera locks the account, or our address, for half an hour after some five wrong passwords in a few minutes.
 REOPEN_LOCKED = Backoff(first=5.0, longest=900.0)
 STABLE_AFTER = 60.0  # seconds of reading after which the next loss counts as the first
+SETTLED_AFTER = 5.0  # the same where nothing but the size of its pictures has changed
 
 OnState = Callable[[str, State, DownReason | None, str], None]
 
@@ -139,14 +140,14 @@ class Intake:
             try:
                 self._read(reader)
             except SourceLost as lost:
-                failures = 0 if self._was_well(reader, opened_at) else failures
-                delay = self._delay(reader.source, lost, failures)
+                failures = 0 if self._was_well(reader, lost, self._monotonic() - opened_at) else failures
+                delay = self._delay(lost, failures)
                 failures += 1
                 if not reader.stop.is_set():
                     self._lost(name, lost, delay)
                 reader.stop.wait(delay)
             else:
-                if reader.stop.is_set():
+                if reader.stop.is_set() or self._mailbox.closed:  # a worker that ends is no end of a camera
                     self._log.info("source stopped", source=name)
                 else:
                     self._state(name, "ended", DownReason.ENDED)
@@ -154,11 +155,19 @@ class Intake:
                     self._on_ended(name)
                 return
 
-    def _was_well(self, reader: _Reader, opened_at: float) -> bool:
-        """A camera that shows one picture is not well yet."""
-        return self._monotonic() - opened_at > STABLE_AFTER or (reader.read > 0 and not reader.source.live)
+    def _was_well(self, reader: _Reader, lost: SourceLost, lasted: float) -> bool:
+        """A camera that shows one picture is not well yet, nor is a file whose tenth picture kills its decoder: it
+        begins anew each time. Only the queue goes on where it was.
+        """
+        match lost.reason:
+            case DownReason.REDIS:
+                return reader.read > 0 or lasted > STABLE_AFTER
+            case DownReason.CHANGED:  # as often as it likes, but it must show something in between
+                return reader.read > 0 and lasted > SETTLED_AFTER
+            case _:
+                return lasted > STABLE_AFTER
 
-    def _delay(self, source: Source, lost: SourceLost, failures: int) -> float:
+    def _delay(self, lost: SourceLost, failures: int) -> float:
         """Seconds until it is opened again."""
         match lost.reason:
             case DownReason.CHANGED if failures == 0:  # nothing is wrong with it
@@ -166,7 +175,7 @@ class Intake:
             case DownReason.AUTH:
                 backoff = REOPEN_LOCKED
             case _:
-                backoff = REOPEN_CAMERA if source.live else REOPEN_QUEUE
+                backoff = REOPEN_QUEUE if lost.reason is DownReason.REDIS else REOPEN_CAMERA
         return max(backoff.delay(failures, self._rng), SLOW_RETRY if lost.slow else 0.0)
 
     def _lost(self, name: str, lost: SourceLost, delay: float) -> None:

@@ -38,6 +38,12 @@ class Account:
     def in_flight(self) -> int:
         return self.received - self.published - self.dropped.total() - self.dead.total()
 
+    def add(self, other: "Account") -> None:
+        self.received += other.received
+        self.published += other.published
+        self.dropped += other.dropped
+        self.dead += other.dead
+
     def copy(self) -> "Account":
         return Account(self.received, self.published, Counter(self.dropped), Counter(self.dead))
 
@@ -45,19 +51,31 @@ class Account:
 class Ledger:
     """Counts frames by source. Called from any thread.
 
-    `named` sources (cameras) and those of `name` always keep their own account; of the names that strangers choose, the
-    first 200 do and the rest share `other`.
+    `named` sources (cameras) and those of `name` always keep their own account, and the newest 200 of those that have
+    gone; of the names that strangers choose, the first 200 do. The rest share `other`.
     """
 
     def __init__(self, named: Iterable[str] = ()) -> None:
         self._lock = threading.Lock()
         self._accounts = {name: Account() for name in named}
+        self._gone: dict[str, None] = {}  # cameras, in the order in which they went
         self._strangers = 0
 
     def name(self, source: str) -> None:
         """A camera: from now on it has its own account."""
         with self._lock:
             self._accounts.setdefault(source, Account())
+            self._gone.pop(source, None)
+
+    def gone(self, source: str) -> None:
+        """A camera that nobody will read again under this name."""
+        with self._lock:
+            self._gone[source] = None
+            balanced = [name for name in self._gone if not self._account(name).in_flight]
+            for name in balanced[: max(0, len(self._gone) - MAX_SOURCES)]:
+                del self._gone[name]
+                account = self._accounts.pop(name, Account())
+                self._accounts.setdefault(OTHER, Account()).add(account)
 
     def received(self, source: str) -> None:
         with self._lock:
@@ -75,6 +93,11 @@ class Ledger:
         with self._lock:
             self._account(source).dead[reason] += 1
 
+    def in_flight(self, source: str) -> int:
+        """Frames of a source that are not settled yet."""
+        with self._lock:
+            return self._accounts[source].in_flight if source in self._accounts else 0
+
     def snapshot(self) -> dict[str, Account]:
         """A consistent copy: it balances whatever the threads are doing."""
         with self._lock:
@@ -84,10 +107,7 @@ class Ledger:
         """All sources together."""
         total = Account()
         for account in self.snapshot().values():
-            total.received += account.received
-            total.published += account.published
-            total.dropped += account.dropped
-            total.dead += account.dead
+            total.add(account)
         return total
 
     def _admit(self, source: str) -> Account:

@@ -110,6 +110,7 @@ class Service:
         self._lanes: dict[str, Lane] = {}  # cameras come and go
         self._cameras: Cameras | None = None  # these two from the first moment of reading on
         self._fleet: Fleet | None = None
+        self._events_refused = False  # for want of a right: waiting is no use
         self._stuck: list[str] = []
         self._drain_ends = 0.0  # monotonic seconds, from `_begin_drain`
         self._log = structlog.get_logger("service")
@@ -132,6 +133,7 @@ class Service:
             room = await asyncio.to_thread(self._room, engine)
             stack.enter_context(self._monitored())
             stack.enter_context(self._leasing())
+            leases = await stack.enter_async_context(self._leaving())
             announcer = stack.enter_context(self._announcing())  # what the last labels bring about is said too
             # Room for all that the queues read ahead, so that what waits there is in turn among all their sources.
             mailbox = Mailbox(max(settings.batch.max_size, self._prefetch()), on_replaced=self._replaced)
@@ -140,7 +142,7 @@ class Service:
             intake = await stack.enter_async_context(self._taking_in(mailbox, engine))
             queues = intake.names
             self._cameras = self._camera_desk(engine, nursery, intake, announcer)
-            shared = await stack.enter_async_context(self._sharing(self._cameras, intake, room))
+            shared = await stack.enter_async_context(self._sharing(self._cameras, intake, room, leases))
             self.status.warm()
             self._log.info("ready", queues=len(queues), cameras=len(settings.cameras))
             self._on_ready(Ready(port, engine, self.ledger))
@@ -227,7 +229,7 @@ class Service:
             self._log.warning("the weights are random: the labels mean nothing, this is for load tests only")
 
     def _room(self, engine: Engine) -> float | None:
-        """Frames a second that cameras may ask of this worker, None: any number. Says what will not fit."""
+        """Frames a second that shared cameras may ask of this worker, None: any number. Says what will not fit."""
         settings = self._settings
         refuse = settings.fleet.overload == "refuse"
         live = [camera for camera in settings.cameras if demand(camera)]
@@ -236,9 +238,10 @@ class Service:
         rate = measure_rate(engine, engine.prepared)
         self.metrics.engine_rate.set(rate)
         if refuse:
-            if left_out := [camera.name for camera in admit(live, rate)[1]]:
+            spare = max(0.0, rate - sum(demand(camera) for camera in live if not camera.shared) / ADMIT)
+            if left_out := [camera.name for camera in admit((one for one in live if one.shared), spare)[1]]:
                 self._log.warning("no room in this worker for all cameras", left_out=left_out, engine_rate=round(rate))
-            return ADMIT * rate
+            return ADMIT * spare
         if (warning := overload_warning(live, rate)) is not None:
             self._log.warning("too many cameras for one worker", what=warning)
         return None
@@ -427,16 +430,33 @@ class Service:
                 self._fleet_keys,
                 settings.events,
                 worker=self.worker,
-                on_trouble=partial(self._redis_down, "events"),
-                on_success=partial(self._redis_up, "events"),
+                on_trouble=self._events_held_up,
+                on_success=self._events_flow,
             )
             self.metrics.registry.register(EventCollector(announcer.figures))
             with _in_thread(announcer.run, "events"):
                 try:
                     yield announcer
                 finally:
-                    if not announcer.flush(within=self._time_left()):
+                    if self._cameras is not None:
+                        self._cameras.conclude()
+                    if not announcer.flush(within=0.0 if self._events_refused else self._time_left()):
                         self._log.warning("events were not written", count=announcer.figures().buffered)
+
+    def _events_held_up(self, trouble: CoatstreamError) -> None:
+        """A right that only events need is no outage: labels go out, and at the end entries are handed back."""
+        if not isinstance(trouble, RedisRefuses):
+            self._redis_down("events", trouble)
+            return
+        self._redis_up("events")
+        self.metrics.redis_errors.inc()
+        if not self._events_refused:
+            self._events_refused = True
+            self._log.error("events cannot be written: tags and states are not up to date", trouble=str(trouble))
+
+    def _events_flow(self) -> None:
+        self._events_refused = False
+        self._redis_up("events")
 
     def _camera_desk(self, engine: Engine, nursery: Nursery, intake: Intake, announcer: Announcer) -> Cameras:
         cameras = Cameras(
@@ -455,42 +475,58 @@ class Service:
         return cameras
 
     @asynccontextmanager
-    async def _sharing(self, cameras: Cameras, intake: Intake, room: float | None) -> AsyncIterator[Fleet]:
+    async def _leaving(self) -> AsyncIterator[ExitStack]:
+        """Leases of cameras that nobody has taken over are kept until all is published: what is left would be refused,
+        were they another's. The stack is for what the fleet needs till then.
+        """
+        with ExitStack() as leases:
+            try:
+                yield leases
+            finally:
+                if self._fleet is not None and not await asyncio.to_thread(self._fleet.leave):
+                    self._log.warning("the fleet could not be left: others take the cameras over after the lease")
+
+    @asynccontextmanager
+    async def _sharing(
+        self, cameras: Cameras, intake: Intake, room: float | None, leases: ExitStack
+    ) -> AsyncIterator[Fleet]:
         """Cameras are read from here on. At the end they are kept until other workers have opened them."""
         settings, loop = self._settings, asyncio.get_running_loop()
 
         def on_finished() -> None:
             loop.call_soon_threadsafe(intake.look)
 
-        with connect(fleet.brisk(settings.redis, settings.fleet.lease)) as client:
-            connected = await asyncio.to_thread(fleet.reachable, client, self._fleet_keys, settings, worker=self.worker)
-            shared = self._fleet = Fleet(
-                client,
-                self._fleet_keys,
-                settings,
-                worker=self.worker,
-                start=cameras.start,
-                stop=cameras.stop,
-                predecessors=self._lineage.predecessors,
-                room=lambda: room,
-                rate=demand,
-                on_trouble=partial(self._redis_down, "fleet"),
-                on_success=partial(self._redis_up, "fleet"),
-                on_finished=on_finished,
-                connected=connected,
-            )
-            self.metrics.registry.register(FleetCollector(shared.figures))
-            with _in_thread(shared.run, "fleet"):
-                try:
-                    yield shared
-                finally:
-                    await asyncio.to_thread(self._retire, shared)
+        client = leases.enter_context(connect(fleet.brisk(settings.redis, settings.fleet.lease)))
+        shared = self._fleet = Fleet(
+            client,
+            self._fleet_keys,
+            settings,
+            worker=self.worker,
+            start=cameras.start,
+            stop=cameras.stop,
+            predecessors=self._lineage.predecessors,
+            room=lambda: room,
+            rate=demand,
+            on_trouble=partial(self._redis_down, "fleet"),
+            on_success=partial(self._redis_up, "fleet"),
+            on_finished=on_finished,
+            connected=await asyncio.to_thread(self._may_share, client),
+        )
+        self.metrics.registry.register(FleetCollector(shared.figures))
+        leases.enter_context(_in_thread(shared.run, "fleet"))
+        try:
+            yield shared
+        finally:
+            if not await asyncio.to_thread(shared.retire):
+                self._log.warning("some cameras were not taken over in time: others open them now")
 
-    def _retire(self, shared: Fleet) -> None:
-        if not shared.retire():
-            self._log.warning("some cameras were not taken over in time: others open them now")
-        if not shared.leave():
-            self._log.warning("the fleet could not be left: others take the cameras over when the lease has ended")
+    def _may_share(self, client: Client) -> bool:
+        """Redis may have gone away while the model was loaded: then the fleet waits for it, as everybody does."""
+        try:
+            return fleet.reachable(client, self._fleet_keys, self._settings, worker=self.worker)
+        except RedisUnavailable as trouble:
+            self._redis_down("fleet", trouble)
+            return True
 
     def _on_published(self, prediction: Prediction) -> None:
         if self._cameras is not None:

@@ -18,9 +18,14 @@ class TagClasses:
         self._tags = tags
 
     def scores(self, prediction: Prediction) -> dict[str, float]:
-        """Each tag's probability, 0..1: the sum of those of its classes, as far as the model named them."""
+        """Each tag's probability, 0..1: the sum of those of its classes, as far as the model named them.
+
+        What is no number counts as nothing: a tag that has once had it would never end.
+        """
         scores: dict[str, float] = {}
         for scored in (*prediction.labels, *prediction.further):
+            if not scored.score > 0:
+                continue
             for tag in self._tags.get(scored.label.index, ()):
                 scores[tag] = min(1.0, scores.get(tag, 0.0) + scored.score)
         return scores

@@ -130,6 +130,7 @@ class _Timeline:
         self._longest = longest
         self._floor = 0.0
         self._shift = 0.0
+        self._late = 0.0  # seconds that frames come after their time: those behind an outage follow in no time
         self.now: float | None = None
 
     def advance(self, captured_at: float, *, passed: float, loose: bool) -> float:
@@ -139,8 +140,9 @@ class _Timeline:
             self._shift = self.now - captured_at
             return 0.0
         elapsed = captured_at + self._shift - self.now
-        if not 0 <= elapsed <= max(self._longest, passed + 1):
+        if not 0 <= elapsed <= max(self._longest, self._late + passed + 1):
             elapsed = passed
+        self._late = max(0.0, self._late + passed - elapsed)
         self._shift = 0.0 if loose else self.now + elapsed - captured_at
         self.now = captured_at + self._shift
         return elapsed
@@ -187,7 +189,7 @@ class Tagger:
         by_votes = settings.smoothing == "votes"
         self._smoothing: Smoothing = Votes(settings.votes, settings.window) if by_votes else Mean(settings.memory)
         self._line = _Timeline(longest=self._lost_after)
-        self._arrived = self._monotonic()
+        self._arrived = self._excused = self._monotonic()
         self._unsmoothed = 0.0  # seconds since the last well picture
 
     def seen(self, prediction: Prediction) -> tuple[Event, ...]:
@@ -241,11 +243,15 @@ class Tagger:
 
     def tick(self) -> tuple[Event, ...]:
         """What time alone changes: without any frame for `lost_after` all tags end. To be called every second or so."""
-        if self._monotonic() - self._arrived < self._lost_after:
+        if self._monotonic() - max(self._arrived, self._excused) < self._lost_after:
             return ()
         events = self.end("camera_lost")
         self._begin()
         return events
+
+    def excuse(self) -> None:
+        """No frame can come through now, and that is no fault of the camera's."""
+        self._excused = self._monotonic()
 
     def end(self, why: Why) -> tuple[Event, ...]:
         """All tags are over: the camera is lost, or was removed."""
@@ -278,8 +284,8 @@ class Tagger:
 
     @property
     def present(self) -> dict[str, PresentTag]:
-        """The tags that were said to have started and not to have ended."""
-        return {tag: run.start for tag, run in self._runs.items() if run.said}
+        """The tags that were said to have started and not to have ended. For any thread."""
+        return {tag: run.start for tag, run in list(self._runs.items()) if run.said}
 
     def _started(self, tag: str, run: _Run, prediction: Prediction) -> Event:
         self._ended_here.discard(tag)

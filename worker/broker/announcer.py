@@ -99,7 +99,7 @@ class Announcer:
         self._news = threading.Condition()  # guards all below
         self._numbers = count()
         self._waiting: dict[int, Event | _Release | _TakeOver] = {}  # in order
-        self._lesser: deque[int] = deque()  # numbers of those that go first when there is no room; some have gone
+        self._lesser: deque[int] = deque()  # numbers of those that go first when there is no room
         self._busy = False
         self._held = 0
         self._sent: Counter[str] = Counter()
@@ -125,14 +125,14 @@ class Announcer:
 
     def _drop_one(self) -> None:
         """States and pictures first: what is lost of a tag is missed for longer."""
-        while self._lesser:
-            event = self._waiting.pop(self._lesser.popleft(), None)
-            if isinstance(event, Event):
-                self._dropped[event.kind] += 1
-                return
-        number, oldest = next((number, item) for number, item in self._waiting.items() if isinstance(item, Event))
-        del self._waiting[number]
-        self._dropped[oldest.kind] += 1
+        number = next(iter(self._lesser), None)
+        if number is None:
+            number = next(number for number, item in self._waiting.items() if isinstance(item, Event))
+        else:
+            self._lesser.popleft()
+        event = self._waiting.pop(number)
+        if isinstance(event, Event):
+            self._dropped[event.kind] += 1
 
     def present_tags(self, camera: str) -> dict[str, PresentTag]:
         """What late comers read now. Blocks. Raises RedisUnavailable, RedisRefuses."""
@@ -211,7 +211,10 @@ class Announcer:
         """What is in hand stays there until it is said."""
         with self._news:
             while self._waiting and len(self._hand) < MOST_EVENTS:
-                item = self._waiting.pop(next(iter(self._waiting)))
+                number = next(iter(self._waiting))
+                item = self._waiting.pop(number)
+                if self._lesser and self._lesser[0] == number:
+                    self._lesser.popleft()
                 self._hand.append(Saying(item, item.fence) if isinstance(item, Event) else item)
             self._note_hand()
 

@@ -27,6 +27,7 @@ local CATALOGUE = ':' -- fields of `members` that begin so are no worker's
 local AT_ONCE = 16 -- cameras for each member that are moved for fairness at the same time: each is opened by two then
 local FORGIVEN = 30 -- leases after which an heir who never got warm may try again
 local LARGEST = 9e15 -- what a number may be and still be exact
+local LONGEST = 3600000 -- ms of a member's lease
 
 local wrong = misfit({[members_key] = 'hash', [leases_key] = 'hash', [fences_key] = 'hash', [registry_key] = 'hash',
                       [paused_key] = 'set', [version_key] = 'string'})
@@ -43,20 +44,33 @@ local before = redis.call('GET', version_key) or ''
 local stored = redis.call('HGETALL', members_key)
 local members, catalogues, useless = {}, {}, {}
 
+-- Not NaN and not endless either: a member that never grows old would keep its cameras for ever.
+local function is_number(value, most) return type(value) == 'number' and value >= 0 and value <= (most or LARGEST) end
+
+local function are_numbers(list)
+  for _, value in pairs(list) do
+    if not is_number(value) then return false end
+  end
+  return true
+end
+
 local function is_member(record)
-  return type(record.beat) == 'number' and type(record.lease) == 'number' and type(record.catalogue) == 'string'
-    and type(record.warm) == 'table' and (record.room == nil or type(record.room) == 'number')
+  return is_number(record.beat) and is_number(record.lease, LONGEST) and type(record.catalogue) == 'string'
+    and type(record.warm) == 'table' and (record.ended == nil or type(record.ended) == 'table')
+    and (record.room == nil or is_number(record.room))
 end
 
 local function is_lease(record)
-  return type(record.ended) == 'string' or type(record.owner) == 'string' and type(record.fence) == 'string'
-    and (record.heir == nil or type(record.heir) == 'string' and type(record.heir_at) == 'number')
-    and (record.passed == nil or type(record.passed) == 'table')
+  return type(record.ended) == 'string' or type(record.owner) == 'string'
+    and type(record.fence) == 'string' and string.match(record.fence, '^%d+$')
+    and (record.why == nil or type(record.why) == 'string')
+    and (record.heir == nil or type(record.heir) == 'string' and is_number(record.heir_at))
+    and (record.passed == nil or type(record.passed) == 'table' and are_numbers(record.passed))
 end
 
 local function is_entry(entry)
   return type(entry) == 'table' and type(entry[1]) == 'string' and type(entry[2]) == 'string'
-    and type(entry[3]) == 'number' and type(entry[4]) == 'number'
+    and is_number(entry[3]) and is_number(entry[4])
 end
 
 for i = 1, #stored, 2 do
@@ -88,7 +102,7 @@ for _, name in ipairs(report.predecessors) do
   if name ~= me then gone[name] = false end
 end
 for name in pairs(gone) do members[name] = nil end
-local is_first = not was_there and next(members) == nil and #report.predecessors == 0
+local is_first = mode ~= 'gone' and not was_there and next(members) == nil and #report.predecessors == 0
 
 if mode == 'gone' then
   members[me] = nil
@@ -99,7 +113,7 @@ else
     redis.call('HSET', members_key, CATALOGUE .. digest, catalogue)
   end
   members[me] = {beat = now, lease = lease_ms, leaving = mode == 'leaving' or nil, room = room, catalogue = digest,
-                 warm = report.warm}
+                 warm = report.warm, ended = report.ended}
   redis.call('HSET', members_key, me, cjson.encode(members[me]))
 end
 for name in pairs(gone) do redis.call('HDEL', members_key, name) end
@@ -132,7 +146,7 @@ for camera, lease in pairs(leases) do
 end
 local names, takers = {}, {} -- members by name; those that may be given more
 for name, member in pairs(members) do
-  member.known, member.warm = known_by(member), set_of(member.warm)
+  member.known, member.warm, member.ended = known_by(member), set_of(member.warm), set_of(member.ended or {})
   member.suspect = name ~= me and member.beat + member.lease / 2 <= now
   names[#names + 1] = name
 end
@@ -154,6 +168,7 @@ local function can_read(name, camera)
   local member = members[name]
   local entry = member and member.known[camera]
   if not entry or paused[camera] or (entry.added and not registered[camera]) then return false end
+  if member.ended[camera] then return false end -- it has read it, whatever digest others know it by
   local lease = leases[camera]
   return not (lease and lease.ended == entry.digest)
 end
@@ -190,15 +205,17 @@ local function grant(camera, owner, why)
   write(camera, {owner = owner, fence = fence, since = now, why = why})
 end
 
-local predecessors, ended = set_of(report.predecessors), set_of(report.ended)
+local predecessors = set_of(report.predecessors)
 for camera, lease in pairs(leases) do
   if lease.ended then
     if is_first then write(camera, nil) end
-  elseif lease.owner == me and mode ~= 'gone' and ended[camera] and can_read(me, camera) then
-    write(camera, {ended = members[me].known[camera].digest})
   elseif predecessors[lease.owner] and mode ~= 'gone' and can_read(me, camera) then
     grant(camera, me, 'taken_over')
   end
+end
+for _, camera in ipairs(mode == 'gone' and {} or report.ended) do
+  local lease, entry = leases[camera], members[me].known[camera]
+  if entry and (not lease or lease.owner == me) then write(camera, {ended = entry.digest}) end
 end
 
 -- ---- who shall have what
@@ -413,7 +430,7 @@ for _, camera in ipairs(order) do
   end
   local heir = lease and lease.heir and members[lease.heir]
   if heir and not heir.warm[camera.name] then wake = math.min(wake, lease.heir_at + heir.lease - now) end
-  if mine and lease and lease.ended == mine.digest then over[#over + 1] = camera.name end
+  if mine and (members[me].ended[camera.name] or lease and lease.ended == mine.digest) then over[#over + 1] = camera.name end
   if mine and not lease and #takers > 0 and can_read(me, camera.name) then refused[#refused + 1] = camera.name end
 end
 for _, name in ipairs(names) do

@@ -75,6 +75,8 @@ class Registry:
         if fault := _misnamed(camera.name):
             raise ConfigError(f"camera {camera.name!r}: {fault}")
         text = document(camera)
+        if not _is_text(text):
+            raise ConfigError(f"camera {camera.name!r}: its settings are not text in UTF-8")
         if len(text.encode()) > LONGEST:
             raise ConfigError(f"camera {camera.name!r}: its settings are larger than {LONGEST} bytes")
         return self._change("replace" if replace else "add", camera.name, text) == 1
@@ -93,6 +95,8 @@ class Registry:
 
     def _change(self, what: Literal["add", "replace", "remove", "pause", "resume"], name: str, text: str = "") -> int:
         keys = self._keys
+        if not _is_text(name):  # bytes of the command line: nobody has that name
+            return 0
         with calls("the cameras in Redis cannot be changed", self._client):
             return int(
                 _REGISTER(
@@ -151,11 +155,23 @@ def document(camera: CameraSettings) -> str:
 def _mapping(text: bytes) -> dict[str, object]:
     try:
         values = json.loads(text)
+        well = _is_text(json.dumps(values, ensure_ascii=False))
     except (ValueError, RecursionError):
         raise ConfigError("its entry is not JSON") from None
+    if not well:
+        raise ConfigError("its entry is not text")
     if not isinstance(values, dict):
         raise ConfigError("its entry is not a JSON object")
     return values
+
+
+def _is_text(text: str) -> bool:
+    """Half a character (a lone surrogate) can be written nowhere: neither to Redis nor to whoever asks for a list."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _misnamed(name: str) -> str | None:

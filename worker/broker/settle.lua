@@ -1,7 +1,7 @@
 -- Gives each frame of a batch its one outcome, in one atomic step: publish and settle, drop, or bury.
 --
 -- KEYS  1 frames in  2 labels out  3 newest label per source  4 dead letters  5 the caller's memo  6 books
---       7 admitted entries per source  8 newest fence per camera (only where labels of cameras go)
+--       7 admitted entries per source  8 newest fence per camera (only where a label has one)
 -- ARGV  1 consumer group  2 labels kept  3 sources in the hash of newest  4 dead letters kept  5 their bytes at most
 --       6 channel prefix  7 number of this call (rises by 1)  8 the memo's life in ms  9 now, Unix seconds  10 worker
 --       11 a letter per frame: p, c, d or b  12 per frame the entry's bytes as admission counted them, with spaces between;

@@ -81,13 +81,14 @@ class QueueSettler:
         for outcome in outcomes:
             arguments += self._block(outcome, now)
         with calls("labels could not be published", self._client):
-            digits, left_out, letters = _SETTLE(self._client, keys=self._keys(), args=arguments)
+            digits, left_out, letters = _SETTLE(self._client, keys=self._keys(outcomes), args=arguments)
         return Settlement(tuple(digit == ord("1") for digit in digits), int(left_out), int(letters))
 
-    def _keys(self) -> list[str]:
+    def _keys(self, outcomes: Sequence[Outcome]) -> list[str]:
+        """That of the fences only where one is asked for: who has no cameras may have no right to it."""
         queue = self._queue
         keys = [queue.stream, queue.labels, queue.latest, queue.dead, self._memo, queue.books, queue.sources]
-        return keys if self._fences is None else [*keys, self._fences]
+        return [*keys, self._fences] if self._fences is not None and any(map(_is_fenced, outcomes)) else keys
 
     def _header(self, outcomes: Sequence[Outcome], now: float) -> _Arguments:
         return [
@@ -197,6 +198,10 @@ class Settler:
 
 def _kind(outcome: Outcome) -> str:
     return _OF_CAMERA if isinstance(outcome, Published) and outcome.receipt is None else _KINDS[type(outcome)]
+
+
+def _is_fenced(outcome: Outcome) -> bool:
+    return isinstance(outcome, Published) and outcome.prediction.fence > 0
 
 
 def _sizes(outcomes: Sequence[Outcome]) -> str:

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from config.settings import CameraSettings, SettingsTree
+from worker.cameras import demand
 from worker.capacity import (
     KEY_INTERVAL,
     LOAD,
@@ -81,7 +82,8 @@ def run_bench_cameras(settings: SettingsTree, *, seconds: float, as_json: bool) 
         "load": LOAD,
         "decode": {size: _reading_words(reading) for size, reading in readings.items()},
         "fits": [_fit_words(size, name, fit) for size, name, fit in _fits(capacity, readings)],
-        "configured": configured(settings.cameras, capacity.engine_rate),
+        # A file that waits for the model asks for nothing.
+        "configured": configured([camera for camera in settings.cameras if demand(camera)], capacity.engine_rate),
         "machine": described,
     }
     if as_json:
@@ -256,7 +258,7 @@ def _fit_words(size: str, sampled: str, fit: Fit) -> dict[str, str | int | float
 
 
 def configured(cameras: Sequence[CameraSettings], engine_rate: float) -> dict[str, Any] | None:
-    """Whether the model can do what the settings' cameras ask for, and what each gets; None where there are none.
+    """Whether the model can do what these cameras ask for, and what each gets; None where there are none.
 
     Their sizes are not known before they are read, so what decoding takes is not in it.
     """

@@ -28,6 +28,7 @@ from worker.redaction import redact
 
 COLUMNS: Final = ("camera", "url", "from", "state", "reason", "since", "worker", "fence", "tags")
 LONGEST_PASSWORD: Final = 4096  # characters
+_LAST_MOMENT: Final = 2.5e11  # Unix seconds; a later one has no date
 _STATE_FIELDS: Final = ("state", "reason", "message", "since", "worker")
 
 
@@ -220,7 +221,7 @@ def _row(
         str(said.get("state") or "unknown"),
         str(said.get("reason") or ""),
         redact(str(said.get("message") or "")),
-        float(since) if isinstance(since, int | float) else None,
+        float(since) if isinstance(since, int | float) and 0 <= since < _LAST_MOMENT else None,
         holder.worker if holder else str(said.get("worker") or ""),
         holder.fence if holder else None,
         () if paused else tags,

@@ -1,6 +1,7 @@
 """`coatstream check`: tests settings, Redis, the model and every camera, and says what to do about each fault."""
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,11 +27,13 @@ from worker.frames import InputSpec
 from worker.redaction import redact
 from worker.sources.address import Kind, parse
 from worker.sources.camera_process import CameraProcess
+from worker.sources.capture import read_timeout
 from worker.sources.nursery import Nursery
 from worker.tenure import Tenure
 
 AT_ONCE = 8  # cameras that are opened side by side
 LOOK_INTO_FOLDER = 3.0  # seconds
+LOOK_LONGER = 5.0  # seconds beyond a camera's own time-outs, which one whose pictures are all broken keeps
 _SMALL = InputSpec(64, 64, 1.0, "squash", "area", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # what a look at a camera needs
 NEARLY_FULL = 0.9  # of the room for dead letters: then the oldest will soon have to go
 
@@ -162,24 +165,28 @@ def _cameras(cameras: Sequence[CameraSettings]) -> Iterator[Finding]:
 
 
 def _camera(settings: CameraSettings, nursery: Nursery) -> str:
-    """Open it and wait for one picture; the camera's own time-outs bound the wait."""
+    """Open it and wait for one picture, for a little longer than the camera's own time-outs."""
     settings = settings.model_copy(update={"backlog": True})  # a folder's new pictures may be a day away
-    camera = CameraProcess(settings, _SMALL, nursery=nursery, tenure=Tenure.unshared())
-    stop = threading.Event()
-    started = time.monotonic()
+    camera, address = CameraProcess(settings, _SMALL, nursery=nursery, tenure=Tenure.unshared()), parse(settings)
+    within = settings.open_timeout + read_timeout(settings, address) + LOOK_LONGER
+    stop, started = threading.Event(), time.monotonic()
+    enough = threading.Timer(LOOK_INTO_FOLDER if address.kind is Kind.FOLDER else within, stop.set)
+    enough.start()
     frames = camera.frames(stop)
-    if parse(settings).kind is Kind.FOLDER:
-        threading.Timer(LOOK_INTO_FOLDER, stop.set).start()
     try:
         frame = next(frames, None)
     finally:
+        enough.cancel()
+        too_late = stop.is_set()
         stop.set()
         frames.close()
-    if frame is None and parse(settings).kind is Kind.FOLDER:
+    if frame is not None:
+        return f"{frame.width} x {frame.height}, first picture after {time.monotonic() - started:.1f} s"
+    if os.path.isdir(address.location):  # noqa: PTH112 (raises nothing)
         return "a folder without a picture so far"
-    if frame is None:
-        raise SourceLost("it ended before its first picture")
-    return f"{frame.width} x {frame.height}, first picture after {time.monotonic() - started:.1f} s"
+    raise SourceLost(
+        f"no picture that can be used within {within:g} s" if too_late else "it ended before its first picture"
+    )
 
 
 def _show(findings: list[Finding]) -> None:

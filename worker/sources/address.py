@@ -1,4 +1,5 @@
-"""What a camera's URL means: a network stream, a device, a file or a folder. Opens nothing.
+"""What a camera's URL means: a network stream, a device, a file or a folder. Opens nothing, and asks no file system:
+one that hangs would hold up whoever wants to know what a camera is, the fleet's thread among them.
 
 Nothing is left to FFmpeg's own reading of a URL, which knows 36 protocols, local files and playlists among them.
 """
@@ -6,7 +7,6 @@ Nothing is left to FFmpeg's own reading of a URL, which knows 36 protocols, loca
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from config.settings import CameraSettings
@@ -88,8 +88,8 @@ def parse(settings: CameraSettings, *, password: str | None = None) -> Address:
 
 
 def _local(path: str) -> Address:
-    """A folder is one that is there, or is written like one: it may come later."""
-    return Address(Kind.FOLDER if path.endswith("/") or Path(path).is_dir() else Kind.FILE, path)
+    """A folder is what is written like one. That a path without the slash leads to one too, its reader sees."""
+    return Address(Kind.FOLDER if path.endswith("/") else Kind.FILE, path)
 
 
 def _network(settings: CameraSettings, url: str, scheme: str, password: str | None) -> Address:
@@ -118,7 +118,10 @@ def _credentials(settings: CameraSettings, user_in_url: str | None, password: st
 
 
 def _path(settings: CameraSettings, url: str) -> str:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise _wrong(settings, "cannot be read; write file:///path or just the path") from None
     if parts.netloc not in ("", "localhost"):
         raise _wrong(settings, "names a file on another machine; write file:///path or just the path")
     return unquote(parts.path)

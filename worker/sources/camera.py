@@ -8,10 +8,12 @@ into the old size without a word. FFmpeg's own words give it away, so it is noti
 (`worker.opencv.overheard`), and of H.264 and JPEG only: HEVC changes in silence.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from itertools import count
 from pathlib import Path
@@ -114,6 +116,9 @@ class Camera:
         """Open, then yield the sampled pictures. Ends with a file's end or after `stop`, else raises SourceLost."""
         session = int(self._clock() * 1e9)
         ids = (f"{self.name}-{session:x}-{number}" for number in count())
+        # Not in `parse`: here a file system that hangs holds up nobody but this camera.
+        if self._address.kind is Kind.FILE and os.path.isdir(self._address.location):  # noqa: PTH112 (raises nothing)
+            self._address = replace(self._address, kind=Kind.FOLDER)
         read = {Kind.FILE: self._play, Kind.FOLDER: self._gather}.get(self._address.kind, self._watch)
         try:
             yield from read(stop, ids)
@@ -145,8 +150,7 @@ class Camera:
             if not current:
                 current, behind_until = True, now
                 self._begin_live()
-            if self._wanted.is_set():
-                self._wanted.clear()
+            if self._is_wanted():
                 sampler = Sampler(self._settings.fps)
             if sampler.is_due(now):
                 yield
@@ -161,8 +165,17 @@ class Camera:
                 self._begin_live()
             if stop.wait(pacer.delay(reader.media_time, self._monotonic())):
                 return
+            if self._is_wanted():
+                sampler = Sampler(self._settings.fps)
             if sampler.is_due(pacer.media):
                 yield
+
+    def _is_wanted(self) -> bool:
+        """True once for each wish: sampling begins anew, with the present picture."""
+        wanted = self._wanted.is_set()
+        if wanted:
+            self._wanted.clear()
+        return wanted
 
     def _begin_live(self) -> None:
         if self._monotonic() - self._began > self._settings.open_timeout + _WARM_UP:

@@ -151,14 +151,15 @@ class Nursery:
     def bear(self, stop: threading.Event, *, within: float = READY_WITHIN) -> Child | None:
         """A new process, or None once `stop` is set. Raises NoChild."""
         self.start()
-        with ExitStack() as if_it_fails:
-            work, theirs = socket.socketpair()
-            report, its_report = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            for end in (work, report):
-                if_it_fails.callback(end.close)
-            with theirs, its_report:
-                if not self._ask(theirs, its_report, stop, time.monotonic() + within):
-                    return None
+        with ExitStack() as if_it_fails, ExitStack() as theirs:
+            try:
+                work, its_work = _pair(if_it_fails, theirs, socket.SOCK_STREAM)
+                report, its_report = _pair(if_it_fails, theirs, socket.SOCK_SEQPACKET)
+            except OSError as error:  # as many files as may be open
+                raise NoChild(f"no further process: {error.strerror}") from None
+            if not self._ask(its_work, its_report, stop, time.monotonic() + within):
+                return None
+            theirs.close()
             pid, pidfd = _born(report, self._born_within)
             if_it_fails.pop_all()
             return Child(pid, pidfd, work, report)
@@ -181,13 +182,21 @@ class Nursery:
         """The thread."""
         # The new process must have these blocked until it ignores them: Ctrl-C may come at any time.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-        while process := self._start():
-            code = process.wait()
+        while not self._closing:
+            status = self._serve()
             with self._changed:
                 self._forget()
                 if not self._closing:
-                    self._log.error("the process that starts the readers of cameras ended", status=code)
+                    self._log.error("the process that starts the readers of cameras ended", status=status)
                     self._changed.wait_for(lambda: self._closing, _PAUSE)
+
+    def _serve(self) -> int | str | None:
+        """Start one and wait for its end; how it ended."""
+        try:
+            process = self._start()
+        except OSError as error:  # no room for one more process or file now, but perhaps soon
+            return error.strerror
+        return None if process is None else process.wait()
 
     def _start(self) -> subprocess.Popen[bytes] | None:
         """Start one and wait until it is ready, or has ended; None: we are closing."""
@@ -222,6 +231,12 @@ class Nursery:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,  # FFmpeg writes there what labels' readers would get
         )
+
+
+def _pair(ours: ExitStack, theirs: ExitStack, kind: socket.SocketKind) -> tuple[socket.socket, socket.socket]:
+    """Both ends, each to be closed with its stack."""
+    own, other = socket.socketpair(socket.AF_UNIX, kind)
+    return ours.enter_context(own), theirs.enter_context(other)
 
 
 def _born(report: socket.socket, within: float) -> tuple[int, int]:

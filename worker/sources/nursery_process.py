@@ -74,6 +74,9 @@ class _Ward:
             work, report = (socket.socket(fileno=descriptor) for descriptor in descriptors)
             with work:
                 self._bear(work, report)
+        else:  # there was no room for both
+            for descriptor in descriptors:
+                os.close(descriptor)
         return True
 
     def _bear(self, work: socket.socket, report: socket.socket) -> None:
@@ -86,7 +89,13 @@ class _Ward:
             return
         if pid == 0:
             self._live(work, report, nursery)
-        pidfd = os.pidfd_open(pid)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:  # as many files as may be open: if this process ended for that, all its children would
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            report.close()
+            return
         self._reports[pidfd] = pid, report
         self._selector.register(pidfd, selectors.EVENT_READ)
 

@@ -1,5 +1,6 @@
 """The ASGI app: metrics, probes, and what is known of the cameras."""
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,8 @@ def make_app(registry: CollectorRegistry, status: Status, *, cameras: Cameras = 
 
     async def metrics(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(registry), headers={"content-type": content_type})
+        text = await asyncio.to_thread(encode, registry)  # 85 ms with 200 cameras: batches must not wait for it
+        return Response(text, headers={"content-type": content_type})
 
     async def healthz(_request: Request) -> Response:
         return _verdict("healthy", status.unhealthy_because())

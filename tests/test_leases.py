@@ -564,6 +564,7 @@ def test_damaged_records_count_as_none(client: Client, junk: bytes) -> None:
     [
         {"fence": "nonsense"},
         {"fence": ""},
+        {"fence": "1" * 5000},
         {"why": {}},
         {"passed": {"b": "x"}},
         {"heir": "b", "heir_at": float("nan")},

@@ -283,14 +283,21 @@ class Fleet:
     # ---- what came of a call
 
     def _failed(self, trouble: CoatstreamError) -> None:
-        slow = isinstance(trouble, RedisRefuses) or getattr(trouble, "slow", False)
-        delay = min(AFTER_TROUBLE * 2**self._failures, LONGEST_TROUBLE, self._lease / BEATS_A_LEASE)
+        self._resumes_at = self._monotonic() + self._delay(trouble)
         self._failures = min(self._failures + 1, 10)
-        self._resumes_at = self._monotonic() + (SLOW_RETRY if slow else delay)
         self._dirty = True  # what was changed meanwhile, the next beat's version tells
         if self._mode != "stay":
             self._retired.set()  # nobody can take over what the server is not told of
-        self._on_trouble(trouble)
+        if self._known.cameras:  # else nothing of this worker suffers
+            self._on_trouble(trouble)
+
+    def _delay(self, trouble: CoatstreamError) -> float:
+        """Seconds until Redis is tried again."""
+        if not self._known.cameras:
+            return self._lease / BEATS_A_LEASE
+        if isinstance(trouble, RedisRefuses) or getattr(trouble, "slow", False):
+            return SLOW_RETRY
+        return min(AFTER_TROUBLE * 2**self._failures, LONGEST_TROUBLE, self._lease / BEATS_A_LEASE)
 
     def _heard(self, version: bytes) -> None:
         if version != self._version:

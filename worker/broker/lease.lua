@@ -62,7 +62,7 @@ end
 
 local function is_lease(record)
   return type(record.ended) == 'string' or type(record.owner) == 'string'
-    and type(record.fence) == 'string' and string.match(record.fence, '^%d+$')
+    and type(record.fence) == 'string' and #record.fence <= 16 and string.match(record.fence, '^%d+$')
     and (record.why == nil or type(record.why) == 'string')
     and (record.heir == nil or type(record.heir) == 'string' and is_number(record.heir_at))
     and (record.passed == nil or type(record.passed) == 'table' and are_numbers(record.passed))

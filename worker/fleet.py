@@ -297,7 +297,7 @@ class Fleet:
             return self._lease / BEATS_A_LEASE
         if isinstance(trouble, RedisRefuses) or getattr(trouble, "slow", False):
             return SLOW_RETRY
-        return min(AFTER_TROUBLE * 2**self._failures, LONGEST_TROUBLE, self._lease / BEATS_A_LEASE)
+        return min(AFTER_TROUBLE * 2.0**self._failures, LONGEST_TROUBLE, self._lease / BEATS_A_LEASE)
 
     def _heard(self, version: bytes) -> None:
         if version != self._version:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -26,9 +27,10 @@ from worker.errors import BadFrame, ConfigError, DownReason, SourceLost
 from worker.frames import Frame, InputSpec, PictureFault, Vitals
 from worker.image import prepare
 from worker.opencv import cv2
-from worker.sources import Source
+from worker.sources import Source, camera_process
 from worker.sources.camera import Step
 from worker.sources.camera_process import CameraProcess
+from worker.sources.camera_wire import Inbox, Message, Tally
 from worker.sources.nursery import Nursery
 from worker.tenure import Tenure
 
@@ -130,6 +132,32 @@ def test_a_live_camera_gives_its_newest_pictures_in_order(nursery: Nursery) -> N
     assert max(lags) < FPS / 2
 
 
+def test_a_camera_that_is_faster_than_its_worker_gives_some_pictures_all_the_same(nursery: Nursery) -> None:
+    """Each message takes the worker longer than the next one takes to come, so there is always a newer picture."""
+    source = camera(nursery, "rtsp://127.0.0.1:1/x")
+    ours, theirs = socket.socketpair()
+    frame = Frame("door", "door-1", 1.0, np.zeros((240, 320, 3), np.uint8), 320, 240)
+    stop = threading.Event()
+    enough = threading.Timer(5, stop.set)
+
+    class Faster(Inbox):
+        def receive(self, within: float) -> Message | None:
+            time.sleep(0.01)
+            return Message(Tally(grabbed=1), frame=frame)
+
+    class Bare:
+        work = ours
+
+    with ours, theirs, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(camera_process, "Inbox", Faster)
+        enough.start()
+        found = list(islice(source._read(Bare(), stop), 5))  # type: ignore[arg-type]
+        enough.cancel()
+
+    assert len(found) == 5
+    assert source.figures().replaced >= 5 * 5
+
+
 def test_a_file_loses_nothing_however_slowly_it_is_taken(nursery: Nursery) -> None:
     source = camera(nursery, COCKATOO, fps=5, read_timeout=0.2)
     with closing(opened(source)) as frames:
@@ -229,6 +257,25 @@ def test_while_another_worker_has_the_camera_its_pictures_are_held_back(nursery:
     assert len(reading.frames) <= seen + 1  # one was on its way
     assert {frame.fence for _, frame in reading.frames} == {7}
     assert not tenure.warm
+
+
+def test_a_file_waits_where_its_worker_may_not_speak_for_it_for_a_while_and_loses_nothing(nursery: Nursery) -> None:
+    tenure = Tenure()
+    tenure.grant(7, until=float("inf"))
+    source = camera(nursery, COCKATOO, callbacks={"tenure": tenure})
+    with Reading(source) as reading:
+        eventually(lambda: len(reading.frames) >= 20, "it is read")
+        tenure.end()
+        time.sleep(0.3)
+        count = len(reading.frames)
+        time.sleep(0.3)
+        assert len(reading.frames) == count < 280
+        tenure.grant(8, until=float("inf"))
+
+        eventually(lambda: len(reading.frames) == 280, "it is read to its end")
+
+    assert {frame.fence for _, frame in reading.frames} == {7, 8}
+    assert source.figures().held_back == 0
 
 
 def test_a_frame_bears_the_faults_that_were_found(nursery: Nursery) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import signal
 import threading
 from collections.abc import AsyncIterator
@@ -217,14 +218,28 @@ async def test_two_workers_do_not_read_one_camera(client: Client, redis_url: str
         assert document["fence"] == max(fences[document["source"]])
 
 
+class Impatient(random.Random):
+    """A lost camera is opened again soon."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return min(b, 0.1)
+
+
 @asynccontextmanager
 async def desk(client: Client, **tree: Any) -> AsyncIterator[Cameras]:
     """Cameras without a fleet: a test says which there are."""
     ledger, status, lost = Ledger(), Status(stall_after=60), threading.Event()
     mailbox = Mailbox(8, on_replaced=lambda frame: None)
+    status.redis_up("start")
     announcer = Announcer(client, FleetKeys(), settings("redis://", **tree).events, worker="me")
     cameras: Cameras
-    intake = Intake(mailbox, ledger, status, on_state=lambda *change: cameras.on_state(*change))  # noqa: PLW0108 - it is made later
+    intake = Intake(
+        mailbox,
+        ledger,
+        status,
+        on_state=lambda *change: cameras.on_state(*change),  # noqa: PLW0108 - it is made later
+        rng=Impatient(),
+    )
     with ExitStack() as stack:
         cameras = Cameras(
             settings("redis://", **tree),

@@ -359,6 +359,28 @@ def test_when_redis_falls_silent_readers_stop_before_the_lease_is_over_and_start
         assert worker.transfers()["lost"] == 2
 
 
+def test_when_redis_falls_silent_a_file_only_waits_and_goes_on_when_it_is_back() -> None:
+    settings = SettingsTree(cameras=(camera("clip", "clip.mp4"), camera("door")), fleet=tree().fleet)
+    with (
+        embedded_server() as server,
+        connect(RedisSettings.model_validate({"url": server.url})) as patient,
+        capture_logs() as logs,
+        working(patient, settings) as worker,
+    ):
+        eventually(has(worker, 2), "they are read")
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            eventually(lambda: "stop door" in worker.told, "the camera is let go")
+            assert worker.fences() == {}
+            time.sleep(0.3)
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+        eventually(has(worker, 2), "both are read again")
+
+        assert worker.told == ["start clip", "start door", "stop door", "start door"]
+    assert len([line for line in logs if "no word from Redis" in line["event"]]) == 1
+
+
 def test_after_redis_lost_its_data_the_cameras_are_granted_anew_under_higher_numbers(client: Client) -> None:
     with working(client, tree(2)) as worker:
         eventually(has(worker, 2), "they are read")

@@ -226,7 +226,7 @@ class Fleet:
             wait = min(wait, max(self._resumes_at, due, self._beat_at + GAP) - now)
         if any(not self._readings[name].tenure.warm for name in self._shared()):
             wait = min(wait, TICK)
-        if self._shared():
+        if self._to_let_go():
             wait = min(wait, self._until - now)
         return max(wait, 0.005)
 
@@ -407,14 +407,24 @@ class Fleet:
 
     def _let_go_in_time(self) -> None:
         """The server may give them to others soon: it has not heard of us for almost a lease."""
-        if self._monotonic() < self._until or not self._shared():
+        if self._monotonic() < self._until or not self._to_let_go():
             return
         held = [name for name in self._shared() if self._readings[name].lease is not None]
         self._transfers["lost"] += len(held)
         self._log.warning("no word from Redis for a lease: its cameras are let go", cameras=len(held))
-        for name in self._shared():
-            self._end(name)
+        for name in self._to_let_go():
+            reading = self._readings[name]
+            if _waits(reading.camera):  # or each outage would begin it anew
+                reading.lease = None
+                reading.tenure.end()
+            else:
+                self._end(name)
         self._dirty = True
+
+    def _to_let_go(self) -> list[str]:
+        """All that end with the tenures: files only say no more, and wait."""
+        mine = {name: self._readings[name] for name in self._shared()}
+        return [name for name, reading in mine.items() if reading.lease is not None or not _waits(reading.camera)]
 
     # ---- what there is to know
 
@@ -573,6 +583,14 @@ def _accept(camera: CameraSettings, *, local: bool) -> None:
     for key in ("password_file", "tls_ca"):
         if getattr(camera, key) is not None:
             raise ConfigError(f"camera {camera.name!r}: {key} names a file, which needs fleet.local from Redis")
+
+
+def _waits(camera: CameraSettings) -> bool:
+    """A file or a folder that is read as fast as its frames are taken, and so not at all while none is."""
+    try:
+        return parse(camera).kind in (Kind.FILE, Kind.FOLDER) and not camera.realtime
+    except ConfigError:
+        return False
 
 
 def _is_cold(camera: CameraSettings) -> bool:

@@ -443,21 +443,6 @@ class Service:
                     if not announcer.flush(within=0.0 if self._events_refused else self._time_left()):
                         self._log.warning("events were not written", count=announcer.figures().buffered)
 
-    def _events_held_up(self, trouble: CoatstreamError) -> None:
-        """A right that only events need is no outage: labels go out, and at the end entries are handed back."""
-        if not isinstance(trouble, RedisRefuses):
-            self._redis_down("events", trouble)
-            return
-        self._redis_up("events")
-        self.metrics.redis_errors.inc()
-        if not self._events_refused:
-            self._events_refused = True
-            self._log.error("events cannot be written: tags and states are not up to date", trouble=str(trouble))
-
-    def _events_flow(self) -> None:
-        self._events_refused = False
-        self._redis_up("events")
-
     def _camera_desk(self, engine: Engine, nursery: Nursery, intake: Intake, announcer: Announcer) -> Cameras:
         cameras = Cameras(
             self._settings,
@@ -592,6 +577,21 @@ class Service:
 
     def _replaced(self, frame: Frame) -> None:
         self.ledger.dropped(frame.source, DropReason.REPLACED)
+
+    def _events_held_up(self, trouble: CoatstreamError) -> None:
+        """A right that only events need is no outage: labels go out, and at the end entries are handed back."""
+        if not isinstance(trouble, RedisRefuses):
+            self._redis_down("events", trouble)
+            return
+        self._redis_up("events")
+        self.metrics.redis_errors.inc()
+        if not self._events_refused:
+            self._events_refused = True
+            self._log.error("events cannot be written: tags and states are not up to date", trouble=str(trouble))
+
+    def _events_flow(self) -> None:
+        self._events_refused = False
+        self._redis_up("events")
 
     def _redis_up(self, caller: str) -> None:
         if self.status.redis_up(caller) and self.reading:

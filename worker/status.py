@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from worker.errors import DownReason
 
-State = Literal["connecting", "live", "standby", "stalled", "down", "paused", "ended"]
+State = Literal["connecting", "live", "stalled", "down", "paused", "ended"]
 STATES: tuple[State, ...] = get_args(State)
 
 

@@ -34,6 +34,7 @@ _TICK: Final = 0.1  # seconds until `stop` is noticed
 _BRIEF: Final = 0.02  # the same for a tenure that is about to be granted
 _AWAY: Final = 0.5  # seconds; who comes back after so long finds an old frame first
 _SETTLE: Final = 0.2  # seconds in which the newest one has followed it
+_RIPE: Final = 0.1  # seconds after which a frame goes, whether or not a newer one is there already
 
 OnFlow = Callable[[bool], None]
 Examine = Callable[[Vitals, float], tuple[PictureFault, ...]]
@@ -139,7 +140,7 @@ class CameraProcess:
         """One process, until it or the worker has had enough."""
         try:
             send_order(child.work, self._order)
-            yield from self._passed(self._read(child, stop))
+            yield from self._passed(self._read(child, stop), stop)
         except HungUp:
             if stop.is_set():
                 return
@@ -151,11 +152,15 @@ class CameraProcess:
             self._count(killed=1)
             raise self._crash(f"was lost: the process that read it sent {one_line(nonsense)}, and was killed") from None
 
-    def _passed(self, frames: Generator[Frame, None, None]) -> Generator[Frame, None, None]:
-        """Those frames for which this worker may speak."""
+    def _passed(self, frames: Generator[Frame, None, None], stop: threading.Event) -> Generator[Frame, None, None]:
+        """Those frames for which this worker may speak. A file that was spoken for waits until that is so again."""
+        spoke = False
         for frame in frames:
             self._tenure.arrived()
-            fence = self._tenure.fence
+            while (fence := self._tenure.fence) is None and spoke and not self.live:
+                if stop.wait(_TICK):
+                    return
+            spoke = spoke or fence is not None
             if fence is None:
                 self._count(held_back=1)
                 self._held_back = True
@@ -167,7 +172,8 @@ class CameraProcess:
         """All frames of a file; of a live camera the newest whenever the next one is asked for."""
         inbox = Inbox(child.work, source=self.name, spec=self._order.spec)
         watch = _Watch(*self._timeouts, self._monotonic)
-        newest: Frame | None = None
+        newest: Frame | None = None  # that goes next
+        since = 0.0  # when the first one came since the last that went
         while not stop.is_set():
             tick = _BRIEF if self._held_back else _TICK
             message = inbox.receive(tick if newest is None else watch.settling)
@@ -184,11 +190,12 @@ class CameraProcess:
                 continue
             self._book(message, watch)
             if message.frame is not None:
-                if self.live:
-                    self._replaced(newest is not None)
-                    newest = message.frame
-                else:
-                    yield message.frame
+                self._replaced(newest is not None)
+                since = watch.looked_at if newest is None else since
+                newest = message.frame
+                if not self.live or watch.is_ripe(since):
+                    yield newest
+                    newest = None
             if message.ended or message.loss is not None:
                 if newest is not None:
                     yield newest
@@ -259,7 +266,7 @@ class _Watch:
         self._open_timeout = open_timeout
         self._read_timeout = read_timeout
         self._monotonic = monotonic
-        self._looked_at = monotonic()
+        self.looked_at = monotonic()
         self._settled_at = 0.0
         self._step: Step | None = None
         self._opening = 0.0  # seconds
@@ -269,7 +276,7 @@ class _Watch:
     def look(self, message: Message | None) -> None:
         """A wait is over, and this is what it has brought."""
         now = self._monotonic()
-        waited, self._looked_at = now - self._looked_at, now
+        waited, self.looked_at = now - self.looked_at, now
         if waited > _AWAY:
             self._settled_at = now + _SETTLE
         passed = min(waited, 2 * _TICK)
@@ -289,6 +296,13 @@ class _Watch:
     def settling(self) -> float:
         """Seconds to wait for a frame newer than the one that is here."""
         return max(0.0, self._settled_at - self._monotonic())
+
+    def is_ripe(self, since: float) -> bool:
+        """Whether newer frames have followed for so long that waiting for the last of them may have no end.
+
+        A worker that is short of CPU reads them more slowly than they come: of 60 a second none went for 2 s.
+        """
+        return self.looked_at > max(since + _RIPE, self._settled_at)
 
     def just_stalled(self) -> bool:
         """True once, when pictures have not come for too long."""

@@ -275,6 +275,7 @@ async def test_a_camera_that_was_down_before_it_became_ours_is_said_to_be_and_it
         await until(lambda: [view.status.state for view in cameras.views() if view.status] == ["down"])
         assert client.exists("events") == 0  # another worker speaks for it
         tenure.grant(7, until=float("inf"))
+        cameras.tick()
         await until(lambda: client.hexists("cameras:states", "yard"))
         async with asyncio.timeout(20):
             while not events(client, "tag.ended"):

@@ -20,7 +20,6 @@ from worker.capacity import (
     measure_rate,
     measure_rates,
     overload_warning,
-    refusal,
     served,
 )
 from worker.frames import Pixels, Scores
@@ -144,13 +143,6 @@ def test_an_overload_is_said_in_one_line_and_only_then() -> None:
     assert "\n" not in said
     assert overload_warning(cameras, 21) is None
     assert overload_warning([], 21) is None
-
-
-def test_a_refusal_names_the_camera_the_rate_and_the_setting() -> None:
-    assert refusal(camera("yard", fps=25, priority=2), 12.34) == (
-        "camera 'yard' is not read: the model does about 12.3 frames/s, and nothing is left for its 25 at priority 2 "
-        "(fleet.overload: refuse)"
-    )
 
 
 # ---- the engine's rate

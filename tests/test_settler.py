@@ -169,6 +169,21 @@ def test_a_label_under_an_older_fence_than_the_newest_granted_is_refused(client:
     assert [json.loads(fields[b"json"])["fence"] for fields in labels(client)] == [1_764_000_000_000_001]
 
 
+def test_a_grant_that_the_server_has_forgotten_holds_again_from_its_first_label_on(client: Client) -> None:
+    """A failover lost the second in which the camera changed hands: both workers believe that it is theirs."""
+    old, new = (
+        Published(replace(label_with_everything(None).prediction, fence=fence))
+        for fence in (1_764_000_000_000_000, 1_764_000_000_000_001)
+    )
+
+    settlements = [
+        settler(client, worker=worker).settle([label], now=1.0)
+        for worker, label in zip("abc", (old, new, old), strict=True)
+    ]
+
+    assert [settlement.done for settlement in settlements] == [(True,), (True,), (False,)]
+
+
 def test_a_camera_whose_fence_the_server_has_forgotten_may_speak(client: Client) -> None:
     assert settler(client).settle(
         [Published(replace(label_with_everything(None).prediction, fence=7))], now=1.0

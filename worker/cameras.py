@@ -156,8 +156,10 @@ class Cameras:
 
     def tick(self) -> None:
         """Once a second: what time alone changes."""
-        can_publish = self._status.redis_is_up()
-        for ward in self._wards.values():
+        can_publish, states = self._status.redis_is_up(), self._status.sources()
+        for name, ward in self._wards.items():
+            if ward.tenure.fence not in (None, ward.spoke_under) and (now := states.get(name)) is not None:
+                self.on_state(name, now.state, now.reason, now.message)  # what its last owner said may be long past
             if not can_publish:
                 ward.tagger.excuse()
             elif ward.tenure.fence is not None:
@@ -263,16 +265,9 @@ class Cameras:
         self._announcer.release(name)
 
     def _reopens(self, ward: Ward) -> None:
-        """What is down may stay so. Its tags must end, and what became of it while another spoke for it must be said.
-
-        In its intake thread.
-        """
+        """What is down may stay so, and its tags must end. In its intake thread."""
         fence, status = ward.tenure.fence, self._status.sources().get(ward.settings.name)
-        if fence is None or status is None or status.state != "down":
-            return
-        if ward.spoke_under != fence:
-            self.on_state(ward.settings.name, status.state, status.reason, status.message)
-        if ward.fence != fence:
+        if fence is not None and status is not None and status.state == "down" and ward.fence != fence:
             self._take_over(ward, fence)
 
     def _take_over(self, ward: Ward, fence: int) -> None:

@@ -146,14 +146,6 @@ def overload_warning(cameras: Sequence[CameraSettings], engine_rate: float) -> s
     )
 
 
-def refusal(camera: CameraSettings, engine_rate: float) -> str:
-    """One line that says why a camera is not read."""
-    return (
-        f"camera {camera.name!r} is not read: the model does about {engine_rate:.3g} frames/s, and nothing is left for "
-        f"its {demand_of(camera):.3g} at priority {camera.priority:g} (fleet.overload: refuse)"
-    )
-
-
 # ---- the engine's rate
 
 

@@ -63,8 +63,10 @@ if #ARGV >= FIRST_BLOCK then
 end
 
 local function is_fenced(camera, fence)
-  local granted = fence ~= '0' and tonumber(redis.call('HGET', fences, camera) or '')
-  return granted and granted > tonumber(fence)
+  if fence == '0' then return false end
+  local granted = tonumber(redis.call('HGET', fences, camera) or '') or 0
+  if granted < tonumber(fence) then redis.pcall('HSET', fences, camera, fence) end -- forgotten, as settle.lua says
+  return granted > tonumber(fence)
 end
 
 local function started_at(json)

@@ -117,8 +117,11 @@ local function publish(admitted, entry_id, source, frame_id, captured_at, label,
 end
 
 local function publish_camera(fence, source, frame_id, captured_at, label, score, json, status)
-  local newest = fence ~= '0' and tonumber(redis.pcall('HGET', fences, source) or '')
+  local newest = fence ~= '0' and (tonumber(redis.pcall('HGET', fences, source) or '') or 0)
   if newest and newest > tonumber(fence) then return '0' end
+  if newest and newest < tonumber(fence) then -- the grant was forgotten: a failover that lost its last second
+    redis.pcall('HSET', fences, source, fence)
+  end
   redis.call('XADD', labels, 'MAXLEN', '~', labels_kept, '*', 'frame_id', frame_id, 'source', source, 'captured_at', captured_at,
     'published_at', now, 'label', label, 'score', score, 'status', status, 'fence', fence, 'json', json)
   return tell(source, captured_at, json)

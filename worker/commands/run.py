@@ -4,6 +4,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 from config.settings import SettingsTree
@@ -27,6 +28,7 @@ def run_worker(settings: SettingsTree, exit_code: Callable[[Callable[[], int]], 
             "redis.url is not set: say where Redis is, for example COATSTREAM_REDIS__URL=redis://localhost:6379/0"
         )
     logs.configure(settings.log)
+    _allow_files()
     restarts = settings.process.restarts_per_minute
     if restarts == 0 or sys.platform != "linux":
         return _serve(settings, worker_name(), Lineage(), _ALONE)
@@ -34,6 +36,16 @@ def run_worker(settings: SettingsTree, exit_code: Callable[[Callable[[], int]], 
         lambda *place: exit_code(partial(_serve, settings, *place)),
         restarts_per_minute=restarts,
     )
+
+
+def _allow_files() -> None:
+    """As many open files as this process may have: each camera takes three, and many systems begin with 1,024."""
+    if sys.platform != "win32":
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _serve(settings: SettingsTree, name: str, lineage: Lineage, lifeline: Lifeline) -> int:

@@ -277,3 +277,29 @@ async def test_a_loss_counts_as_the_first_one_only_where_it_was_well_before(
     await asyncio.to_thread(fixture.intake._keep_reading, _Reader(source, 1.0, Impatient()))
 
     assert waited == pauses
+
+
+async def test_waits_after_a_wrong_password_grow_with_wrong_passwords_only() -> None:
+    fixture = Fixture()
+    asked: list[tuple[DownReason, int]] = []
+
+    def at_once(lost: SourceLost, failures: int) -> float:
+        asked.append((lost.reason, failures))
+        return 0.0
+
+    fixture.intake._delay = at_once  # type: ignore[method-assign]
+    reasons = iter([DownReason.TIMEOUT] * 5 + [DownReason.AUTH] * 3 + [DownReason.TIMEOUT, DownReason.AUTH])
+
+    def lose_for(stop: threading.Event) -> None:
+        if (reason := next(reasons, None)) is None:
+            stop.wait(20)
+            return
+        raise SourceLost("", reason=reason)
+
+    fixture.intake.add(ScriptedSource("cam", [], live=True, then=lose_for))
+    while len(asked) < 10:
+        await asyncio.sleep(0.001)
+    await fixture.intake.halt(within=5)
+
+    assert [failures for reason, failures in asked if reason is DownReason.AUTH] == [0, 1, 2, 0]
+    assert [failures for reason, failures in asked if reason is DownReason.TIMEOUT] == [0, 1, 2, 3, 4, 8]

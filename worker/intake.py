@@ -134,15 +134,16 @@ class Intake:
             self._loop.call_soon_threadsafe(self._changed.set)
 
     def _keep_reading(self, reader: _Reader) -> None:
-        name, failures = reader.source.name, 0
+        name, failures, denied = reader.source.name, 0, 0
         while not reader.stop.is_set():
             opened_at, reader.read = self._monotonic(), 0
             try:
                 self._read(reader)
             except SourceLost as lost:
                 failures = 0 if self._was_well(reader, lost, self._monotonic() - opened_at) else failures
-                delay = self._delay(lost, failures)
-                failures += 1
+                # Wrong passwords count by themselves: only they lock a camera, and their waits are long.
+                delay = self._delay(lost, denied if lost.reason is DownReason.AUTH else failures)
+                failures, denied = failures + 1, denied + 1 if lost.reason is DownReason.AUTH else 0
                 if not reader.stop.is_set():
                     self._lost(name, lost, delay)
                 reader.stop.wait(delay)

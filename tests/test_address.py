@@ -79,7 +79,7 @@ def test_what_is_no_url_of_a_camera_is_refused(url: str) -> None:
     [
         ("rtsp:///main", "names no host"),
         ("tcp://cam", "names no port"),
-        ("rtsp://jo:se#cret@cam/main", "special characters in username and password"),
+        ("rtsp://jo:se#cret@cam/main", "special characters, write them in username and password"),
         ("rtsp://[::1/main", "cannot be read"),
         ("file://server/clip.mp4", "file on another machine"),
         ("file://[secret", "cannot be read; write file:///path"),

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,7 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from config.settings import CameraSettings
 from tests.doubles import SPEC, FixedEngine
-from tests.pictures import CLIP
+from tests.pictures import CLIP, grey_jpeg
 from tests.servers import ON_ONE_SERVER
 from tests.test_story import settings, until, working
 from worker.broker.announcer import Announcer
@@ -377,3 +378,31 @@ def test_what_a_camera_asks_of_the_model(more: dict[str, Any], asked: float) -> 
 def test_an_address_of_no_known_kind_is_refused_before_anything_is_read() -> None:
     with pytest.raises(ConfigError, match="door"):
         demand(CameraSettings.model_validate({"name": "door", "url": "gopher://10.0.0.7/x"}))
+
+
+async def test_a_folders_labels_name_their_files_and_a_bad_one_is_said(
+    client: Client, redis_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "well.jpg").write_bytes(grey_jpeg(42))
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    folder = {"name": "drop", "url": f"{tmp_path}/", "backlog": True}
+
+    async with working(settings(redis_url, cameras=[folder]), FixedEngine()) as (service, _):
+        await until(lambda: service.ledger.snapshot()["drop"].published == 1)
+        await until(lambda: service.ledger.snapshot()["drop"].dead.total() == 1)
+
+    assert newest(client, "drop")["meta"] == {"file": "well.jpg"}
+    assert "broken.jpg" in capsys.readouterr().out
+
+
+async def test_a_still_picture_that_plays_for_ever_keeps_the_cameras_rate(
+    client: Client, redis_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "still.jpg").write_bytes(grey_jpeg(42))
+    still = {"name": "still", "url": str(tmp_path / "still.jpg"), "fps": 5, "realtime": True, "loop": True}
+
+    async with working(settings(redis_url, cameras=[still]), FixedEngine()):
+        await until(lambda: client.xlen("labels") >= 6)
+
+    times = [float(fields[b"captured_at"]) for _, fields in client.xrange("labels")]
+    assert (len(times) - 1) / (times[-1] - times[0]) < 6

@@ -33,7 +33,7 @@ def test_everything_that_works_is_ok_and_exit_0(
     found = findings(capsys)
     assert code == 0
     assert {what: verdict for what, (verdict, _) in found.items()} == dict.fromkeys(
-        ("settings", "redis", "queue frames", "dead letters of frames", "model", "camera bird"), "ok"
+        ("settings", "redis", "queue frames", "dead letters of frames", "model", "tags", "camera bird"), "ok"
     )
     assert "640 x 360" in found["camera bird"][1]
 
@@ -183,3 +183,17 @@ def test_a_worker_for_cameras_alone_is_told_nothing_of_queues(
     client: Client, redis_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert about_queues(capsys, redis_url, "--set", "queue.enabled=false") == []
+
+
+@ON_ONE_SERVER
+def test_tags_that_the_model_cannot_have_are_a_fault(redis_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    cameras = json.dumps([{"name": "bird", "url": str(CLIP)}])
+    wrong = 'tags.groups={"dog": ["no such class"]}'
+
+    code = _run(
+        ["check", "--json", "--redis", redis_url, "--engine", "noop", "--set", f"cameras={cameras}", "--set", wrong]
+    )
+
+    verdict, detail = findings(capsys)["tags"]
+    assert (code, verdict) == (1, "fault")
+    assert "no class is called 'no such class'" in detail

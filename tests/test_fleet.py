@@ -569,9 +569,11 @@ class Crowd:
                 text=True,
             )
         )
-        self._stack.callback(process.kill)
         one = Process(name, process)
-        threading.Thread(target=one.listen, daemon=True).start()
+        ear = threading.Thread(target=one.listen, daemon=True)
+        self._stack.callback(ear.join, 5)  # after the kill, and before its pipe is closed
+        self._stack.callback(process.kill)
+        ear.start()
         self.all.append(one)
         return one
 

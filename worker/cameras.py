@@ -39,6 +39,7 @@ from worker.tags import PresentTag, Tagger
 from worker.tenure import Tenure
 
 TAGGED = 50  # labels that tags look at: a group of classes sums more of them than are published
+_SAY_AGAIN = 10.0  # seconds between two lines about bad pictures of one camera
 _ASK_AGAIN = 1.0  # seconds until present tags are asked for again that could not be read
 
 
@@ -132,6 +133,7 @@ class Cameras:
         self._clock = clock
         self._monotonic = monotonic
         self._loop = asyncio.get_running_loop()
+        self._say_bad_at: dict[str, float] = {}  # monotonic seconds, by camera
         self._wards: dict[str, Ward] = {}  # changed on the loop only
         self._ending: dict[str, Ward] = {}  # read to their end, and perhaps not all labelled yet; likewise
         self._log = structlog.get_logger("cameras")
@@ -250,6 +252,7 @@ class Cameras:
             return
         self._intake.remove(name)
         self._lanes.pop(name, None)
+        self._say_bad_at.pop(name, None)
         if not ward.ended:
             self._status.forget(name)
         if parting == "removed":
@@ -288,6 +291,11 @@ class Cameras:
     def _bad_picture(self, camera: str, bad: BadFrame) -> None:
         self._ledger.received(camera)
         self._ledger.dead(camera, bad.reason)
+        now = self._monotonic()
+        if now >= self._say_bad_at.get(camera, 0.0):  # a broken stream has many
+            self._say_bad_at[camera] = now + _SAY_AGAIN
+            trouble = redact(str(bad))
+            self._log.warning("a picture cannot be used", source=camera, reason=bad.reason.value, trouble=trouble)
 
     def _replaced(self, camera: str, count: int) -> None:
         for _ in range(count):

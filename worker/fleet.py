@@ -397,7 +397,7 @@ class Fleet:
         reading = self._readings.pop(name)
         reading.tenure.end()
         if reading.lease is not None:
-            self._log.info("camera is no longer ours", camera=name, fence=reading.lease.fence)
+            self._log.info("camera is no longer ours", camera=name, why=self._parting(name), fence=reading.lease.fence)
         self._stop(name, self._parting(name))
 
     def _parting(self, name: str) -> Parting:

@@ -21,7 +21,7 @@ from worker.broker.fleet_keys import fleet_keys
 from worker.broker.preflight import check_keys, check_queues, check_server, server_infos
 from worker.broker.queues import queues_of
 from worker.commands.books import fullness, losses_of, room_of, sum_of
-from worker.engine import load_engine
+from worker.engine import Engine, load_engine
 from worker.errors import CoatstreamError, SourceLost
 from worker.frames import InputSpec
 from worker.redaction import redact
@@ -29,6 +29,7 @@ from worker.sources.address import Kind, parse
 from worker.sources.camera_process import CameraProcess
 from worker.sources.capture import read_timeout
 from worker.sources.nursery import Nursery
+from worker.tag_classes import tag_classes
 from worker.tenure import Tenure
 
 AT_ONCE = 8  # cameras that are opened side by side
@@ -74,7 +75,7 @@ def _findings(load: Callable[[], SettingsTree]) -> Iterator[Finding]:
     yield from redis
     if settings.queue.enabled and all(finding.verdict != "fault" for finding in redis):
         yield from _books(settings)
-    yield _tried("model", lambda: _model(settings))
+    yield from _classifying(settings)
     yield from _cameras(settings.cameras)
 
 
@@ -142,9 +143,28 @@ def _account(books: Audit, limits: QueueSettings) -> Iterator[Finding]:
         yield Finding(what, "ok", room)
 
 
-def _model(settings: SettingsTree) -> str:
+def _classifying(settings: SettingsTree) -> Iterator[Finding]:
+    """The model, and the tags that are made of its classes."""
+    try:
+        engine = load_engine(settings.model, settings.batch)
+    except CoatstreamError as error:
+        yield Finding("model", "fault", redact(str(error)))
+        return
+    yield _tried("model", lambda: _model(engine))
+    if settings.cameras:
+        yield _tried("tags", lambda: _tags(settings, engine))
+
+
+def _tags(settings: SettingsTree, engine: Engine) -> str:
+    known = tag_classes(settings.tags, engine.labels).tags
+    own = [camera for camera in settings.cameras if camera.tags is not None]
+    for camera in own:
+        tag_classes(camera.tags or settings.tags, engine.labels, where=f"tags of camera {camera.name}")
+    return f"{len(known)} possible" + (f", and {len(own)} cameras have their own" if own else "")
+
+
+def _model(engine: Engine) -> str:
     started = time.monotonic()
-    engine = load_engine(settings.model, settings.batch)
     engine.warm_up()
     info = engine.info
     note = "; RANDOM WEIGHTS: the labels mean nothing" if info.weights == "random" else ""

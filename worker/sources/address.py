@@ -97,7 +97,11 @@ def _network(settings: CameraSettings, url: str, scheme: str, password: str | No
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port or _PORTS[scheme]
     except ValueError:
-        raise _wrong(settings, "cannot be read; write special characters in username and password instead") from None
+        raise _wrong(
+            settings,
+            "cannot be read: its port must be a number from 1 to 65535; where user or password hold special "
+            "characters, write them in username and password instead",
+        ) from None
     if not port or not (host or scheme == "udp"):
         raise _wrong(settings, f"names no {'port' if host else 'host'}")
     if credentials := _credentials(settings, parts.username, password):

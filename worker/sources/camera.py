@@ -8,6 +8,7 @@ into the old size without a word. FFmpeg's own words give it away, so it is noti
 (`worker.opencv.overheard`), and of H.264 and JPEG only: HEVC changes in silence.
 """
 
+import json
 import os
 import threading
 import time
@@ -219,21 +220,26 @@ class Camera:
 
     def _play(self, stop: threading.Event, ids: Iterator[str]) -> Iterator[Frame]:
         """A file, once or for ever."""
-        yield from self._play_once(stop, ids)
+        show = _Show(self._settings.fps)
+        yield from self._play_once(stop, ids, show)
         while self._settings.loop and not stop.is_set():
-            yield from self._play_once(stop, ids)
+            # Like a camera it keeps its rate from round to round, be the clip a single picture.
+            show = show if self.live else _Show(self._settings.fps)
+            yield from self._play_once(stop, ids, show)
 
-    def _play_once(self, stop: threading.Event, ids: Iterator[str]) -> Iterator[Frame]:
+    def _play_once(self, stop: threading.Event, ids: Iterator[str], show: "_Show") -> Iterator[Frame]:
         """A file, sampled by its own timestamps; lossless as fast as it is taken, or at its own speed when live."""
-        sampler, pacer = Sampler(self._settings.fps), Pacer()
+        begun = show.time
         with self._opened() as reader:
             self._begin_reading()
             while not stop.is_set() and reader.grab():
                 self._listen()
                 self._on_grab()
-                if self.live and stop.wait(pacer.delay(reader.media_time, self._monotonic())):
+                at = begun + reader.media_time
+                show.time = at + reader.period
+                if self.live and stop.wait(show.pacer.delay(at, self._monotonic())):
                     return
-                if sampler.is_due(reader.media_time) and (frame := self._frame(reader, ids)):
+                if show.sampler.is_due(at) and (frame := self._frame(reader, ids)):
                     yield frame
             if not reader.grabbed:
                 raise self._lost("holds no picture that can be decoded", DownReason.CODEC)
@@ -266,11 +272,12 @@ class Camera:
             picture = decode(data, max_bytes=_PICTURES.max_bytes, max_pixels=_PICTURES.max_pixels)
             bgr: Pixels = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)  # type: ignore[assignment]  # uint8 stays
         except BadFrame as bad:
-            self._bad(bad)
+            self._bad(BadFrame(bad.reason, f"{_shown(found.name)}: {bad}"))
             return None
         finally:
             self._observe("decode", time.thread_time() - before)
-        return self._made(bgr, found.written / 1e9, ids)
+        frame = self._made(bgr, found.written / 1e9, ids)
+        return None if frame is None else replace(frame, meta=json.dumps({"file": _shown(found.name)}))
 
     # ---- pictures
 
@@ -366,3 +373,15 @@ class Camera:
 
     def _lost(self, what: str, reason: DownReason) -> SourceLost:
         return SourceLost(f"camera {self.name!r} {what}", reason=reason)
+
+
+class _Show:
+    """What a clip's rounds have in common. `time`: seconds of it that were shown so far."""
+
+    def __init__(self, fps: float) -> None:
+        self.sampler, self.pacer, self.time = Sampler(fps), Pacer(), 0.0
+
+
+def _shown(name: str) -> str:
+    """A file's name as text that any reader takes; it may hold any bytes."""
+    return name.encode("utf-8", "replace").decode()[:512]

@@ -5,6 +5,7 @@ in a stranger's hands, so all that it says is checked for kind, size and range. 
 for a picture the pixels, which have the one size that the model wants, and the thumbnail.
 """
 
+import json
 import pickle
 import select
 import socket
@@ -114,6 +115,7 @@ class _Picture(_Checked):
     width: Side
     height: Side
     vitals: _Vitals | None
+    meta: Annotated[str, Field(max_length=4096)] | None = None
 
 
 class _Content(_Checked):
@@ -164,6 +166,7 @@ def _described(frame: Frame) -> _Picture:
         captured_at=frame.captured_at,
         width=frame.width,
         height=frame.height,
+        meta=frame.meta,
         vitals=None
         if vitals is None
         else _Vitals(
@@ -290,7 +293,21 @@ class Inbox:
             width=picture.width,
             height=picture.height,
             vitals=vitals,
+            meta=_checked_meta(picture.meta),
         )
+
+
+def _checked_meta(meta: str | None) -> str | None:
+    """It goes into documents as it is, so it must be one JSON object."""
+    if meta is None:
+        return None
+    try:
+        wrong = not isinstance(json.loads(meta), dict)
+    except ValueError:
+        wrong = True
+    if wrong:
+        raise Nonsense("a frame's meta that is no JSON object")
+    return meta
 
 
 def _checked_head(head: bytes) -> tuple[int, int]:

@@ -188,6 +188,11 @@ class Capture:
             return position
         return (self.grabbed - 1) / self._rate  # a raw .h264 file has no timestamps: always 0
 
+    @property
+    def period(self) -> float:
+        """Seconds for which one picture is shown."""
+        return 1 / self._rate if self._rate > 0 else 0.04
+
     def retrieve(self) -> Pixels | None:
         """The picture that was grabbed last, uint8 [height, width, 3] BGR, or None where it is broken."""
         before = time.thread_time()

@@ -395,6 +395,15 @@ async def test_a_folders_labels_name_their_files_and_a_bad_one_is_said(
     assert "broken.jpg" in capsys.readouterr().out
 
 
+async def test_a_folder_in_which_nothing_happens_is_live(client: Client, redis_url: str, tmp_path: Path) -> None:
+    folder = {"name": "drop", "url": f"{tmp_path}/"}
+
+    async with working(settings(redis_url, cameras=[folder]), FixedEngine()) as (service, _):
+        await until(lambda: "drop" in service.status.sources() and service.status.sources()["drop"].state == "live")
+
+    assert client.xlen("labels") == 0
+
+
 async def test_a_still_picture_that_plays_for_ever_keeps_the_cameras_rate(
     client: Client, redis_url: str, tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ from typing import Final
 from config.settings import CameraSettings
 from worker.errors import BadFrame, DownReason, SourceLost
 from worker.frames import Frame, InputSpec, PictureFault, Vitals
+from worker.sources.address import Kind, parse
 from worker.sources.camera import Camera, Step
 from worker.sources.camera_wire import HungUp, Inbox, Message, Nonsense, Order, Tally, one_line, send_order, send_wish
 from worker.sources.nursery import Child, NoChild, Nursery
@@ -102,6 +103,7 @@ class CameraProcess:
         camera = Camera(settings, prepare=lambda picture: picture)  # only asked what it is
         self.live = camera.live
         self._timeouts = settings.open_timeout, camera.read_timeout
+        self._is_folder = parse(settings).kind is Kind.FOLDER
         self._order = Order(settings, spec)
         self._nursery = nursery
         self._tenure = tenure
@@ -222,6 +224,8 @@ class CameraProcess:
         before, watch.tally = watch.tally, tally
         if message.step is not None:
             self._note(step=message.step)
+            if message.step is Step.READING and self._is_folder:  # it works, whether a picture comes today or not
+                self._on_flow(True)
         if tally.grabbed > before.grabbed or message.frame is not None:
             self._note(last_picture=self._clock())
             if watch.just_recovered():

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from config.settings import CameraSettings
 from worker.errors import DeadReason, DownReason
 from worker.frames import THUMBNAIL, Frame, InputSpec, Vitals
+from worker.sources import camera_wire
 from worker.sources.camera import Step
 from worker.sources.camera_wire import (
     STAGES,
@@ -246,3 +247,14 @@ def test_an_error_becomes_one_short_line_without_credentials() -> None:
 
     assert line.startswith("cannot open rtsp://***@cam/1 xxx")
     assert len(line) == 300
+
+
+@pytest.mark.parametrize("meta", ["[1]", "null", '{"file": ', "1}, {"])
+def test_a_meta_that_would_spoil_the_document_is_nonsense(meta: str) -> None:
+    with pytest.raises(Nonsense, match="no JSON object"):
+        camera_wire._checked_meta(meta)
+
+
+def test_a_meta_that_is_an_object_passes_as_it_is() -> None:
+    assert camera_wire._checked_meta('{"file":  "a.jpg"}') == '{"file":  "a.jpg"}'
+    assert camera_wire._checked_meta(None) is None

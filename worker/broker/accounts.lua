@@ -16,16 +16,6 @@ local rises = {} -- field of the books -> by how much it rises when this call en
 
 local function note(field, by) rises[field] = (rises[field] or 0) + by end
 
--- The error for the first key that holds what it must not, or nil. Scripts do not roll back: this comes first.
-local function misfit(wanted)
-  for key, kind in pairs(wanted) do
-    local found = redis.call('TYPE', key)['ok']
-    if found ~= kind and found ~= 'none' then
-      return redis.error_reply('WRONGTYPE ' .. key .. ' holds a ' .. found .. ', not a ' .. kind)
-    end
-  end
-end
-
 -- The refusal, if this user may not add to a stream. Rights can go while we run, and after XACK that would cost a frame.
 -- The id is one that no stream takes; at `maxmemory` the answer is OOM, and after our first write that no longer holds.
 local function bars_adding(stream)

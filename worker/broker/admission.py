@@ -21,7 +21,7 @@ MAX_BYTES: Final = 8 * 1024**2  # of one call's frames; a larger frame goes alon
 
 Confirm = Literal["none", "replicas", "disk"]
 
-_ADMIT: Final = Script("admit", after=("accounts",))
+_ADMIT: Final = Script("admit", after=("keys", "accounts"))
 
 
 class Verdict(Enum):

@@ -20,7 +20,7 @@ from worker.tags import PresentTag
 MOST_EVENTS: Final = 128  # of one call; some 100 kB
 MOST_SURVEYED: Final = 256  # cameras of one call
 
-_ANNOUNCE = Script("announce", after=("accounts",))
+_ANNOUNCE = Script("announce", after=("keys", "accounts"))
 _SURVEY = Script("survey")
 
 _LETTERS: Final = {EventKind.TAG_STARTED: "s", EventKind.TAG_ENDED: "e", EventKind.CAMERA_STATE: "t"}

@@ -27,8 +27,8 @@ _ID: Final = re.compile(r"(\d{1,20})-(\d{1,20})", re.ASCII)
 
 _LETTERS = Script("letters")
 _HELD = Script("held")
-_REPLAY = Script("replay", after=("accounts",))
-_DISCARD = Script("discard", after=("accounts",))
+_REPLAY = Script("replay", after=("keys", "accounts"))
+_DISCARD = Script("discard", after=("keys", "accounts"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,4 @@
--- Put in front of the scripts about cameras: what their keys must hold, the server's time, records that may be damaged.
-
--- The error for the first key that holds what it must not, or nil. Scripts do not roll back: this comes first.
-local function misfit(wanted)
-  for key, kind in pairs(wanted) do
-    local found = redis.call('TYPE', key)['ok']
-    if found ~= kind and found ~= 'none' then
-      return redis.error_reply('WRONGTYPE ' .. key .. ' holds a ' .. found .. ', not a ' .. kind)
-    end
-  end
-end
+-- Put in front of the scripts about cameras: the version that everybody looks at, records that may be damaged.
 
 -- Everybody looks again. pcall: what a stranger wrote there is no number, and any other text will do as well.
 local function bump(version)

@@ -24,7 +24,7 @@ AT_ONCE: Final = 256  # ids of one call: some microseconds each, during which th
 SWEEP_LIMIT: Final = 1000  # entries looked at in one search for orphans
 GATE: Final = 0.2  # seconds that "nothing is idle" holds for all workers
 
-_ACCOUNTS = ("accounts",)
+_ACCOUNTS = ("keys", "accounts")
 _BEAT, _JOIN, _REAP, _RELEASE = Script("beat"), Script("join"), Script("reap"), Script("release")
 _RECLAIM = Script("reclaim", after=_ACCOUNTS)
 

@@ -18,7 +18,7 @@ from worker.broker.scripts import Script
 Mode = Literal["stay", "leaving", "gone"]
 Why = Literal["granted", "handed_over", "taken_over"]
 
-_PRELUDE: Final = ("fleet",)
+_PRELUDE: Final = ("keys", "fleet")
 _LEASE, _LEASED = Script("lease", after=_PRELUDE), Script("leased", after=_PRELUDE)
 
 

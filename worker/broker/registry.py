@@ -23,7 +23,7 @@ from worker.redaction import redact
 LONGEST: Final = 16_384  # bytes of one camera's JSON
 LONGEST_FAULT: Final = 200  # characters
 
-_PRELUDE: Final = ("fleet",)
+_PRELUDE: Final = ("keys", "fleet")
 _REGISTRY, _REGISTER = Script("registry", after=_PRELUDE), Script("register", after=_PRELUDE)
 
 Accept = Callable[[CameraSettings], None]

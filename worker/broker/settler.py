@@ -19,7 +19,7 @@ from worker.outcomes import Buried, Dropped, Outcome, Published
 
 MEMO_LIFE = 3600.0  # seconds that the server remembers a worker's last call; far longer than any retry
 
-_SETTLE = Script("settle", after=("accounts",))
+_SETTLE = Script("settle", after=("keys", "accounts"))
 
 _KINDS: Final[Mapping[type[Outcome], str]] = {Published: "p", Dropped: "d", Buried: "b"}
 _OF_CAMERA: Final = "c"  # published, and it came from no queue

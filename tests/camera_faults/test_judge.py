@@ -88,6 +88,15 @@ def test_a_silence_at_the_end_of_a_window_counts() -> None:
     assert judge.rate_share(labels, [Window(100, 110)], FPS) == pytest.approx(0.5)
 
 
+def test_a_first_picture_that_came_late_is_no_camera_that_runs_too_fast_but_double_the_rate_is() -> None:
+    late = [replace(label(0), captured_at=100.15), *(label(n) for n in range(1, 11))]
+    double = [replace(label(n), captured_at=100 + n / FPS / 2) for n in range(21)]
+
+    assert (judge.rate_share(late, [Window(100, 102.0)], FPS) or 0) > 1.05
+    assert (judge.rate_share(late, [Window(100, 102.0)], FPS, spare=1.0) or 9) <= 1.05
+    assert (judge.rate_share(double, [Window(100, 102.0)], FPS, spare=1.0) or 0) > 1.5
+
+
 def test_a_window_without_a_label_is_a_rate_of_nothing() -> None:
     assert judge.rate_share([], [Window(100, 110)], FPS) == 0
 

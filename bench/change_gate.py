@@ -33,9 +33,9 @@ from config.settings import BatchSettings, ModelSettings, ReuseSettings
 from worker.engine import Engine, load_engine
 from worker.engine.lite0 import ARCHITECTURE, PACKAGE
 from worker.frames import Frame, Pixels, Prediction, Vitals
-from worker.image import prepare
 from worker.inference import prediction_of
 from worker.opencv import cv2
+from worker.resizing import prepare
 from worker.reuse import Gate
 from worker.sources.vitals import measure
 

@@ -27,9 +27,9 @@ from worker.commands.demo import FALLBACK_MODEL, FALLBACK_WEIGHTS
 from worker.engine import Engine, load_engine
 from worker.events import Event, EventKind
 from worker.frames import Frame, Pixels, Prediction
-from worker.image import prepare
 from worker.inference import prediction_of
 from worker.opencv import cv2
+from worker.resizing import prepare
 from worker.tag_classes import tag_classes
 from worker.tags import Tagger
 

@@ -19,11 +19,12 @@ class FixedEngine:
     def __init__(
         self, *, streams: int = 1, prepared: tuple[int, ...] = (1, 2, 4, 8), poison: int | None = None
     ) -> None:
-        self.info = ModelInfo("fixed", "none", "fixed", "cpu", 2)
+        self.info = ModelInfo("fixed", "none", "fixed", "fp32", "cpu", 2)
         self.spec = SPEC
         self.labels = tuple(Label(index, None, f"class {index}") for index in range(256))
         self.prepared = prepared
         self.streams = streams
+        self.recompilations = 0
         self.poison = poison
         self.gate = threading.Event()  # cleared: batches stay inside the engine
         self.gate.set()

@@ -17,7 +17,7 @@ from worker.outcomes import Buried, Dropped, Published
 
 NOW = 1_700_000_000.5  # when everything was settled, Unix seconds
 QUEUE = Queue("frames", "coatstream", "frames:dead", "labels")
-MODEL = ModelInfo("coat_lite_mini.in1k", "random", "eager", "cpu", 512)
+MODEL = ModelInfo("coat_lite_mini.in1k", "random", "eager", "fp32", "cpu", 512)
 HOUR = 3600.0
 
 

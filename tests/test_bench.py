@@ -25,7 +25,7 @@ from worker.commands.measuring import Figure, Report, figure, interleave, machin
 from worker.cores import usable_cores
 from worker.errors import EngineError
 from worker.frames import InputSpec
-from worker.image import prepare
+from worker.resizing import prepare
 
 SMALL = SettingsTree(model=ModelSettings(name="test_efficientnet.r160_in1k", device="cpu"))
 SPEC = InputSpec(160, 160, 0.95, "center", "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

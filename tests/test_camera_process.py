@@ -25,8 +25,8 @@ from tests.test_nursery import descriptors, gone
 from tests.workers import eventually
 from worker.errors import BadFrame, ConfigError, DownReason, SourceLost
 from worker.frames import Frame, InputSpec, PictureFault, Vitals
-from worker.image import prepare
 from worker.opencv import cv2
+from worker.resizing import prepare
 from worker.sources import Source, camera_process
 from worker.sources.camera import Step
 from worker.sources.camera_process import CameraProcess

@@ -43,7 +43,7 @@ def one(score: float, name: str = "tabby", captured_at: float = 1.5, meta: str |
     return Prediction("door", "f", captured_at, (ScoredLabel(Label(281, None, name), score),), 640, 360, meta=meta)
 
 
-MODEL = ModelInfo("m", "none", "noop", "none", 0)
+MODEL = ModelInfo("m", "none", "noop", "none", "none", 0)
 
 
 @given(prediction=predictions, model=models, worker=st.text(), published_at=moments)

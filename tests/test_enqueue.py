@@ -20,7 +20,8 @@ from worker import cli
 from worker.broker.admission import MAX_ENTRIES
 from worker.broker.connection import Client
 from worker.commands import enqueue as command
-from worker.image import decode, encode_jpeg
+from worker.decoding import decode
+from worker.encoding import encode_jpeg
 from worker.sources.entry import Entry, parse
 
 PATIENCE = 20.0  # seconds

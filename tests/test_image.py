@@ -7,7 +7,6 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,11 +18,12 @@ from timm.data.transforms_factory import transforms_imagenet_eval
 
 from tests.absence import missing
 from tests.photos import ASSETS, clip_frames, photo_files
-from worker.cores import usable_cores, use_cores
+from worker.cores import single_threaded, use_cores
+from worker.decoding import decode, raw
 from worker.errors import BadFrame, DeadReason
 from worker.frames import CropMode, InputSpec, Pixels
-from worker.image import decode, prepare, raw, single_threaded
 from worker.opencv import cv2
+from worker.resizing import prepare
 
 LIMITS = {"max_bytes": 1_000_000, "max_pixels": 1_000_000}
 
@@ -447,17 +447,6 @@ def test_a_decoding_thread_is_limited_to_one_core_and_others_are_not() -> None:
         thread.join()
 
     assert counts == {"decoder": 1, "engine": 2}
-
-
-@pytest.mark.parametrize(
-    ("quota", "cores"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", None), ("", None)]
-)
-def test_a_containers_cpu_quota_bounds_the_cores(tmp_path: Path, quota: str, cores: int | None) -> None:
-    file = tmp_path / "cpu.max"
-    file.write_text(quota)
-    unlimited = usable_cores(tmp_path / "absent")
-
-    assert usable_cores(file) == min(unlimited, cores or unlimited)
 
 
 # ---- structure: pictures that cost more than their size says

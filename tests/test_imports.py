@@ -24,9 +24,15 @@ LAYERS: list[set[str]] = [
     {"worker.metrics"},
     {"worker.tags", "worker.picture_health", "worker.reuse", "worker.capacity"},
     {"worker.batching", "worker.status", "worker.logs", "worker.outcomes", "worker.supervisor"},
+    {"worker.batch_policy"},
+    {"worker.batch_cost"},
     {
         "worker.engine",
+        "worker.decoding",
+        "worker.encoding",
+        "worker.geometry",
         "worker.image",
+        "worker.resizing",
         "worker.mailbox",
         "worker.fairness",
         "worker.ledger",
@@ -41,7 +47,7 @@ LAYERS: list[set[str]] = [
 
 # library -> the modules that may import it
 ONLY_IN = {
-    "torch": ("worker.engine", "worker.image", "worker.cores", "worker.commands.bench", "worker.commands.measuring"),
+    "torch": ("worker.engine", "worker.resizing", "worker.cores", "worker.commands.bench", "worker.commands.measuring"),
     "timm": ("worker.engine", "worker.commands.measuring"),
     "cv2": ("worker.opencv",),
     "redis": ("worker.broker",),

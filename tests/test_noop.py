@@ -96,7 +96,9 @@ import io, sys
 from PIL import Image
 from config.settings import BatchSettings, ModelSettings
 from worker.engine import load_engine
-from worker.image import decode, prepare, single_threaded
+from worker.cores import single_threaded
+from worker.decoding import decode
+from worker.resizing import prepare
 single_threaded()
 engine = load_engine(ModelSettings(engine="noop"), BatchSettings())
 engine.warm_up()

@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager
 import pytest
 from prometheus_client import CollectorRegistry
 
-from config.settings import BatchSettings
 from tests.doubles import FixedEngine, make_frame
+from worker.batch_cost import BatchCost
+from worker.batch_policy import BatchPolicy
 from worker.broker.publisher import Publisher
 from worker.broker.settler import Settlement
 from worker.errors import RedisUnavailable
@@ -55,7 +56,7 @@ class Fixture:
             on_success=lambda: None,
             rng=random.Random(1),
         )
-        self.batch = BatchSettings(max_size=max_size)
+        self.policy = BatchPolicy(BatchCost.of({1: 0.001}), max_size)
 
     def put(self, count: int, *, sources: int = 1, entries: bool = False) -> None:
         for number in range(count):
@@ -79,7 +80,7 @@ class Fixture:
                 self.mailbox,
                 inference,
                 self.publisher,
-                batch=self.batch,
+                policy=self.policy,
                 slots=self.engine.streams,
                 engines=engines,
                 publishing=publishing,

@@ -35,7 +35,7 @@ from worker.sources import entry
 from worker.sources.entry import RawPixels, admitted_of, parse
 
 QUEUE = Queue("frames", "coatstream", "frames:dead", "labels")
-MODEL = ModelInfo("none", "none", "noop", "cpu", 1)
+MODEL = ModelInfo("none", "none", "noop", "none", "cpu", 1)
 WAIT, DROP = Terms(full_timeout=0), Terms(when_full="drop")
 
 

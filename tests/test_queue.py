@@ -30,7 +30,7 @@ from worker.sources.queue import REFUSALS, QueueSource
 from worker.sources.reader import EntryReader
 from worker.status import Status
 
-MODEL = ModelInfo("fixed", "none", "fixed", "cpu", 0)
+MODEL = ModelInfo("fixed", "none", "fixed", "fp32", "cpu", 0)
 
 
 def shrink(image: Pixels) -> Pixels:

@@ -209,7 +209,8 @@ def test_the_model_and_its_weights_are_said_in_the_metrics(redis_url: str) -> No
     with run_worker(redis_url) as worker:
         infos = [dict(labels) for (name, labels) in worker.metrics() if name == "coatstream_model_info"]
 
-    assert infos == [{"name": "coat_lite_mini.in1k", "weights": "none", "engine": "noop", "device": "none"}]
+    said = {"name": "coat_lite_mini.in1k", "weights": "none", "engine": "noop", "precision": "none", "device": "none"}
+    assert infos == [said]
 
 
 def _by_source(client: Client) -> Counter[str]:

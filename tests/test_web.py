@@ -81,7 +81,7 @@ async def test_metrics_hold_a_ledger_that_balances() -> None:
 
 async def test_openmetrics_is_given_to_who_asks_for_it_and_parses() -> None:
     fixture = Fixture()
-    fixture.metrics.model(ModelInfo("coat_lite_mini.in1k", "random", "eager", "cpu", 512))
+    fixture.metrics.model(ModelInfo("coat_lite_mini.in1k", "random", "eager", "fp32", "cpu", 512))
 
     response = await fixture.get("/metrics", accept="application/openmetrics-text; version=1.0.0")
 

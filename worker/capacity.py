@@ -1,23 +1,18 @@
 """How many cameras fit, and which are let in where not all do: arithmetic on measured rates and costs.
 
-Also measures the one figure that a starting worker needs, the engine's rate. Nothing here acts: `worker.service`
-refuses or warns, `worker.commands.bench_cameras` prints.
+Nothing here acts: `worker.service` refuses or warns, `worker.commands.bench_cameras` prints.
 """
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from math import floor
 from typing import Final, Literal
 
-import numpy as np
-
 from config.settings import CameraSettings
+from worker.batch_cost import ROUNDS, measure_costs
 from worker.engine import Engine
 from worker.fairness import water_fill
-from worker.frames import Pixels
 
 LOAD: Final = 0.7  # of a machine that one plans with: the rest is for bursts, noisy nights and everything else
 EVERY: Final = 25.0  # frames/s that a camera with fps 0 (every picture) is taken to ask for
@@ -169,33 +164,6 @@ def measure_rates(
     most: float = 3.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[int, float]:
-    """Frames/s by batch size, in about `seconds`.
-
-    The smallest size is always measured. A larger one is left out if it would go beyond `most` seconds, so that an
-    engine that is slow is not held up by being told so.
-    """
-    rates: dict[int, float] = {}
-    began = clock()
-    with ThreadPoolExecutor(engine.streams, "measure") as pool:
-        for size in sorted(sizes):
-            took = size * engine.streams / min(rates.values(), default=float("inf"))
-            if rates and clock() - began + took > most:
-                break
-            stream = partial(_rate, engine, _noise(engine, size), seconds / len(sizes), clock)
-            streams = [pool.submit(stream) for _ in range(engine.streams)]
-            rates[size] = sum(stream.result() for stream in streams)
-    return rates
-
-
-def _rate(engine: Engine, pixels: Pixels, seconds: float, clock: Callable[[], float]) -> float:
-    """Frames/s of one stream, over `seconds` and one batch at least."""
-    began, batches, elapsed = clock(), 0, 0.0
-    while not batches or elapsed < seconds:
-        engine.classify(pixels)
-        batches += 1
-        elapsed = clock() - began
-    return batches * len(pixels) / max(elapsed, 1e-9)
-
-
-def _noise(engine: Engine, size: int) -> Pixels:
-    return np.random.default_rng(0).integers(0, 256, (size, engine.spec.height, engine.spec.width, 3), np.uint8)
+    """Frames/s by batch size, in about `seconds`; an engine that is slow may take `most`. See `measure_costs`."""
+    enough = seconds / len(sizes) / ROUNDS
+    return measure_costs(engine, sizes, budget=seconds, most=most, enough=enough, clock=clock).rates

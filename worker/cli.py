@@ -483,12 +483,51 @@ def bench_host(seconds: BenchSeconds = 3.0, config: Config = None, set_: Set = N
 
 @bench_app.command("engine")
 def bench_engine(
-    seconds: BenchSeconds = 3.0, config: Config = None, set_: Set = None, model: Model = None, device: Device = None
+    seconds: BenchSeconds = 3.0,
+    engines: Annotated[
+        str, typer.Option(metavar="LIST", help="Beside eager: fused, openvino, compile (slow), with :bf16 or without.")
+    ] = "fused,openvino",
+    sizes: Annotated[str, typer.Option(metavar="LIST", help="Batch sizes.")] = "1,2,4,8,16,32",
+    busy: Annotated[bool, typer.Option("--busy", help="Also while another process takes a core.")] = False,
+    config: Config = None,
+    set_: Set = None,
+    model: Model = None,
+    weights: Weights = None,
+    device: Device = None,
 ) -> int:
-    """The model alone: frames a second by batch size."""
+    """The model alone: frames a second by engine and batch size, beside the machine's limit."""
+    settings = _settings(config, set_, model__name=model, model__weights=weights, model__device=device)
     from worker.commands.bench_engine import run_bench_engine
 
-    return run_bench_engine(_settings(config, set_, model__name=model, model__device=device), seconds=seconds)
+    chosen = [word.strip() for word in engines.split(",") if word.strip()]
+    return run_bench_engine(settings, seconds=seconds, engines=chosen, sizes=_sizes(sizes), busy=busy)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    """Batch sizes of a list such as 1,4,8. Raises BadParameter."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and 1 <= int(word) <= 1024 for word in words):
+        raise typer.BadParameter(f"{text!r} is no list of batch sizes such as 1,4,8", param_hint="--sizes")
+    return tuple(map(int, words))
+
+
+@bench_app.command("pipeline")
+def bench_pipeline(
+    seconds: BenchSeconds = 3.0,
+    config: Config = None,
+    set_: Set = None,
+    model: Model = None,
+    weights: Weights = None,
+    engine: Engine = None,
+    device: Device = None,
+) -> int:
+    """Redis to Redis with the model: throughput against the bare work, latency against offered load, time by stage."""
+    settings = _settings(
+        config, set_, model__name=model, model__weights=weights, model__engine=engine, model__device=device
+    )
+    from worker.commands.bench_pipeline import run_bench_pipeline
+
+    return run_bench_pipeline(settings, seconds=seconds)
 
 
 @bench_app.command("queue")
@@ -521,6 +560,43 @@ def bench_cameras(
     from worker.commands.bench_cameras import run_bench_cameras
 
     return run_bench_cameras(settings, seconds=seconds, as_json=json)
+
+
+@bench_app.command("peers")
+def bench_peers(
+    rounds: Annotated[int, typer.Option(help="Rounds of all systems; 0 = only find the peers' settings.", min=0)] = 5,
+    seconds: Annotated[float, typer.Option(help="Of each run at full load.", min=0.1, max=60)] = 4.0,
+    systems: Annotated[
+        str | None, typer.Option(help="Some of coatstream,naive,mosec,ray,litserve.", show_default=False)
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Kept for the next run: packages, settings. Default: a temporary one.", show_default=False),
+    ] = None,
+    tune: Annotated[bool, typer.Option("--tune", help="Find the peers' settings anew.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="One round of coatstream and the naive loop.")] = False,
+    model: Annotated[str, typer.Option(metavar="NAME", help="Any timm classifier.")] = "coat_lite_mini.in1k",
+    peer_env: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the peers only.", show_default=False)
+    ] = None,
+    config: Config = None,
+    set_: Set = None,
+) -> int:
+    """The same work through coatstream, mosec, Ray Serve, LitServe and a naive loop: 15 minutes, 0.6 GB for a while.
+
+    --config and --set are for coatstream's worker alone, which else runs as it comes.
+    """
+    _settings(config, set_)  # what is wrong is said now, not by each worker
+    from worker.commands.bench_peers import run_bench_peers
+
+    arguments = [f"--rounds={rounds}", f"--seconds={seconds}", f"--model={model}"]
+    arguments += [f"--systems={systems}"] if systems else []
+    arguments += [f"--folder={folder}"] if folder else []
+    arguments += ["--tune"] * tune + ["--quick"] * quick
+    arguments += [f"--peer-env={pair}" for pair in peer_env or []]
+    arguments += [f"--worker=--config={config.resolve()}"] if config else []
+    arguments += [f"--worker=--set={pair}" for pair in set_ or []]
+    return run_bench_peers(arguments)
 
 
 def _version(value: bool) -> None:

@@ -43,11 +43,12 @@ class Mailbox:
         self._on_replaced = on_replaced
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._changed = asyncio.Event()  # set on the loop after a put or a close
+        self._changed = asyncio.Event()  # set on the loop when what `filled` waits for is here, or after a close
         self._lock = threading.Condition()  # guards all below; notified when room appears or the box closes
         self._letters: OrderedDict[tuple[str, str], deque[Letter]] = OrderedDict()  # in turn order, no empty ones
         self._waiting: Counter[str] = Counter()  # letters per lane
         self._turns: Turns[tuple[str, str]] = Turns()
+        self._wanted = 0  # frames that `filled` waits for; 0: nobody waits, and the loop is not woken
         self._closed = False
 
     def put(self, frame: Frame, *, lane: str, live: bool, weight: float = 1.0) -> bool:
@@ -57,14 +58,17 @@ class Mailbox:
         """
         letter = Letter(frame, lane, self._clock())
         with self._lock:
-            if not live:
+            if not live and self._waiting[lane] >= self._room:
                 self._lock.wait_for(lambda: self._closed or self._waiting[lane] < self._room)
             if self._closed:
                 return False
             replaced = self._add(letter, live=live, weight=weight)
+            awaited = self._wanted > 0 and self._holds(self._wanted)
+            if awaited:
+                self._wanted = 0
         for old in replaced:
             self._on_replaced(old.frame)
-        if not self._changed.is_set():  # else the loop is awake already, and it looks again after each clear
+        if awaited:  # once for a whole batch: to wake the loop costs more than all the rest of a put
             self._loop.call_soon_threadsafe(self._changed.set)
         return True
 
@@ -99,19 +103,26 @@ class Mailbox:
         """Wait until `count` frames are here. False: the box was closed before that.
 
         Where frames are being lost and weights differ, one is enough: what `take` leaves out must not be waited for.
+        One task waits at a time.
         """
-        while not self._has(count):
+        while True:
+            self._changed.clear()
+            if self._want(count):
+                return True
             if self.closed:
                 return False
-            self._changed.clear()
-            if not self._has(count) and not self.closed:  # a put between look and clear has set it for nothing
-                await self._changed.wait()
-        return True
+            await self._changed.wait()
 
-    def _has(self, count: int) -> bool:
+    def _want(self, count: int) -> bool:
+        """Whether `count` frames are here; if not, the put that brings the last of them wakes the loop."""
         with self._lock:
-            waiting = self._waiting.total()
-            return waiting >= count or (waiting > 0 and not self._turns.alike and self._turns.short)
+            here = self._holds(count)
+            self._wanted = 0 if here else count
+            return here
+
+    def _holds(self, count: int) -> bool:
+        waiting = self._waiting.total()
+        return waiting >= count or (waiting > 0 and not self._turns.alike and self._turns.short)
 
     def take(self, count: int) -> list[Letter]:
         """Up to `count` frames, one at least if any is here: one per source in turn, oldest first within a source.

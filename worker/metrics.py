@@ -4,14 +4,14 @@ The ledger and the status are not counted here a second time: they are read when
 balances.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from worker.batching import LeftBecause
-from worker.engine import ModelInfo
+from worker.batch_policy import BatchFigures, LeftBecause
+from worker.engine import Engine, ModelInfo
 from worker.ledger import Ledger
 from worker.status import Status
 
@@ -100,7 +100,7 @@ class Metrics:
         )
         self.engine_rate = Gauge(
             "coatstream_engine_rate_frames_per_second",
-            "What the engine did when it was measured at the start; 0: it was not, for want of cameras.",
+            "What the engine did at its best batch size when it was measured at the start.",
             registry=registry,
         )
         self._model = Info("coatstream_model", "The model that classifies.", registry=registry)
@@ -115,7 +115,15 @@ class Metrics:
         self._queue_events[event].inc(number)
 
     def model(self, info: ModelInfo) -> None:
-        self._model.info({"name": info.name, "weights": info.weights, "engine": info.engine, "device": info.device})
+        self._model.info(
+            {
+                "name": info.name,
+                "weights": info.weights,
+                "engine": info.engine,
+                "precision": info.precision,
+                "device": info.device,
+            }
+        )
 
     def build(self, *, version: str, worker: str) -> None:
         self._build.info({"version": version, "worker": worker})
@@ -192,6 +200,55 @@ class StatusCollector(Collector):
         yield GaugeMetricFamily("coatstream_redis_up", "1 while Redis answers.", value=self._status.redis_is_up())
         yield GaugeMetricFamily(
             "coatstream_ready", "1 while /readyz says yes.", value=not self._status.unready_because()
+        )
+
+
+class BatchCollector(Collector):
+    """How batches are chosen, and from which measured costs."""
+
+    def __init__(self, figures: Callable[[], BatchFigures]) -> None:
+        self._figures = figures
+
+    def describe(self) -> Iterable[Metric]:
+        return ()  # names that nobody else uses, and costs that are not known yet
+
+    def collect(self) -> Iterator[Metric]:
+        figures = self._figures()
+        costs = GaugeMetricFamily(
+            "coatstream_batch_cost_seconds", "Time of a batch in the engine, as measured at the start.", labels=["size"]
+        )
+        for size, seconds in figures.cost.measured:
+            costs.add_metric([str(size)], seconds)
+        yield costs
+        for name, meaning, value in (
+            (
+                "fixed_cost_seconds",
+                "What a batch costs whatever its size: the line through the costs.",
+                figures.cost.fixed,
+            ),
+            ("frame_cost_seconds", "What each frame adds to a batch: its slope.", figures.cost.per_frame),
+            ("full_frames", "Frames in a full batch: larger ones would only make frames older.", figures.cap),
+            ("expected_gap_seconds", "Mean time to the next frame lately.", figures.expected_gap),
+            ("slowdown_ratio", "Times the measured cost that batches take lately.", figures.slowdown),
+            ("margin_seconds", "Time that is kept for publishing, where there is a target.", figures.margin),
+        ):
+            yield GaugeMetricFamily(f"coatstream_batch_{name}", meaning, value=value)
+
+
+class EngineCollector(Collector):
+    """What an engine counts itself."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "coatstream_model_recompilations",
+            "Batches that fitted none of the compiled graphs (model.engine: compile): 0 unless something is wrong.",
+            value=self._engine.recompilations,
         )
 
 

@@ -5,21 +5,26 @@ waits for Redis, order per source is kept, and at most one finished batch waits 
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import replace
+from typing import Final
 
-from config.settings import BatchSettings
-from worker.batching import Batch, next_batch
+from worker.batch_policy import BatchPolicy
+from worker.batching import Batch, gather
 from worker.broker.publisher import Publisher
 from worker.broker.settler import Settlement
-from worker.frames import Frame, Prediction
+from worker.frames import Prediction
 from worker.inference import Inference
 from worker.ledger import Ledger
 from worker.mailbox import Mailbox
 from worker.metrics import Metrics
 from worker.outcomes import Outcome, Published, book
 from worker.sources.holdings import Holdings
+
+LONGEST_GROWTH: Final = 0.005  # seconds that a batch grows for at most because another one is being published
 
 
 class Pipeline:
@@ -34,7 +39,7 @@ class Pipeline:
         inference: Inference,
         publisher: Publisher,
         *,
-        batch: BatchSettings,
+        policy: BatchPolicy,
         slots: int,
         engines: Executor,
         publishing: Executor,
@@ -43,11 +48,11 @@ class Pipeline:
         metrics: Metrics,
         on_published: Callable[[Prediction], None] = lambda prediction: None,
     ) -> None:
-        """`on_published` hears of every label of a camera's frame that has gone out, in order per camera."""
+        """`on_published` hears on the loop of each label of a camera that has gone out, in order per camera."""
         self._mailbox = mailbox
         self._inference = inference
         self._publisher = publisher
-        self._batch = batch
+        self._policy = policy
         self._slots = asyncio.Semaphore(slots)
         self._engines = engines
         self._publishing = publishing
@@ -55,6 +60,8 @@ class Pipeline:
         self._ledger = ledger
         self._metrics = metrics
         self._on_published = on_published
+        self._unpublished = 0  # batches whose publishing has begun and is not over
+        self._published = asyncio.Event()  # set after each of them
 
     async def pump(self) -> None:
         """Run until the mailbox is closed and all that was taken is published. Raises what a batch raised first."""
@@ -69,43 +76,69 @@ class Pipeline:
         async with asyncio.TaskGroup() as batches:
             while True:
                 await self._slots.acquire()
-                batch = await next_batch(self._mailbox, max_size=self._batch.max_size, max_wait=self._batch.max_wait)
+                await self._let_it_grow()
+                batch = await gather(self._mailbox, self._policy, crowded=self._slots.locked)
                 if batch is None:
                     return
                 next_turn = asyncio.Event()
                 batches.create_task(self._process(batch, turn, next_turn))
                 turn = next_turn
 
+    async def _let_it_grow(self) -> None:
+        """While a batch is being published, the next one could not be published: it need not leave before it is full.
+
+        Otherwise an engine that is faster than Redis would get one frame at a time, at a batch's cost each. Not for
+        long: over a slow network a real engine must not stand idle.
+        """
+        if self._unpublished and self._mailbox.waiting < self._policy.cap:
+            self._published.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LONGEST_GROWTH):
+                    await self._published.wait()
+
     async def _process(self, batch: Batch, turn: asyncio.Event, next_turn: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
         try:
             batch = self._begin(batch)
             outcomes: Sequence[Outcome] = ()
+            began = loop.time()
             if batch.letters:
                 outcomes = await loop.run_in_executor(self._engines, self._inference.run, batch)
+            classified = loop.time()
             await turn.wait()
             self._slots.release()
             if not outcomes:
                 return
-            started = loop.time()
-            settlement, published_at = await loop.run_in_executor(self._publishing, self._publisher.publish, outcomes)
-            self._metrics.observe("publish", loop.time() - started)
-            self._enter(outcomes, settlement, published_at)
+            self._unpublished += 1
+            try:
+                done = await loop.run_in_executor(self._publishing, self._publish, outcomes)
+            finally:
+                self._unpublished -= 1
+                self._published.set()
+            self._policy.classified(len(batch.letters), classified - began)
+            self._policy.published(loop.time() - classified)
+            for outcome, settled in zip(outcomes, done, strict=True):
+                if settled and isinstance(outcome, Published) and outcome.receipt is None:
+                    self._on_published(outcome.prediction)
         finally:
             next_turn.set()
 
     def _begin(self, batch: Batch) -> Batch:
         """Without frames whose entries have gone to another worker meanwhile. The others count as received now."""
-        ours = [letter for letter in batch.letters if self._is_ours(letter.frame)]
+        begun = self._holdings.begin_all(letter.frame.receipt for letter in batch.letters)
+        ours = [letter for letter, is_ours in zip(batch.letters, begun, strict=True) if is_ours]
+        for letter in ours:
+            if letter.frame.receipt is not None:
+                self._ledger.received(letter.frame.source)
         return replace(batch, letters=ours)
 
-    def _is_ours(self, frame: Frame) -> bool:
-        if frame.receipt is None:
-            return True
-        if not self._holdings.begin(frame.receipt):
-            return False
-        self._ledger.received(frame.source)
-        return True
+    def _publish(self, outcomes: Sequence[Outcome]) -> Sequence[bool]:
+        """Settle the batch and book it, in the publishing thread. Says per outcome whether it was ours to settle."""
+        started = time.perf_counter()
+        settlement, published_at = self._publisher.publish(outcomes)
+        self._metrics.observe("publish", time.perf_counter() - started)
+        self._enter(outcomes, settlement, published_at)
+        return settlement.done
 
     def _enter(self, outcomes: Sequence[Outcome], settlement: Settlement, published_at: float) -> None:
         """Write the batch into the ledger; what is settled is no longer held."""
@@ -116,5 +149,3 @@ class Pipeline:
             book(self._ledger, outcome, done=done)
             if done and isinstance(outcome, Published):
                 self._metrics.age.observe(max(0.0, published_at - outcome.prediction.captured_at))
-                if outcome.receipt is None:
-                    self._on_published(outcome.prediction)

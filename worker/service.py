@@ -20,6 +20,8 @@ from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTO
 
 from config.settings import BatchSettings, HttpSettings, ModelSettings, RedisSettings, SettingsTree
 from worker import __version__, fleet
+from worker.batch_cost import BatchCost, measure_costs
+from worker.batch_policy import BatchPolicy
 from worker.broker.announcer import Announcer
 from worker.broker.connection import Client, address, channel, connect
 from worker.broker.fleet_keys import fleet_keys
@@ -31,7 +33,7 @@ from worker.broker.queues import Queue, by_slot, queues_of
 from worker.broker.settler import Settler
 from worker.camera_metrics import CameraCollector, EventCollector, FleetCollector
 from worker.cameras import TAGGED, Cameras, demand
-from worker.capacity import ADMIT, admit, measure_rate, overload_warning
+from worker.capacity import ADMIT, admit, overload_warning
 from worker.engine import Engine, ModelInfo, load_engine
 from worker.errors import (
     REDIS_TROUBLE,
@@ -46,14 +48,14 @@ from worker.errors import (
 from worker.fleet import Fleet
 from worker.frames import Frame, Prediction
 from worker.identity import FIRST, Lineage, worker_name
-from worker.image import prepare
 from worker.inference import Inference, Lane
 from worker.intake import Intake
 from worker.ledger import DropReason, Ledger
 from worker.mailbox import Mailbox
-from worker.metrics import Metrics
+from worker.metrics import BatchCollector, EngineCollector, Metrics
 from worker.monitor import Monitor
 from worker.pipeline import Pipeline
+from worker.resizing import prepare
 from worker.sources import Source
 from worker.sources.heartbeat import BEATS_A_LEASE, Heartbeat
 from worker.sources.holdings import Holdings
@@ -129,15 +131,15 @@ class Service:
             if settings.cameras:
                 nursery.start()  # so early that it is ready when the model is warm
             engines = stack.enter_context(self._threads(engine.streams, "engine"))
-            await self._warm_up(engine, engines)
-            room = await asyncio.to_thread(self._room, engine)
+            policy = await self._warm_up(engine, engines)
+            room = self._room(policy.figures().cost.rate)
             stack.enter_context(self._monitored())
             stack.enter_context(self._leasing())
             leases = await stack.enter_async_context(self._leaving())
             announcer = stack.enter_context(self._announcing())  # what the last labels bring about is said too
             # Room for all that the queues read ahead, so that what waits there is in turn among all their sources.
             mailbox = Mailbox(max(settings.batch.max_size, self._prefetch()), on_replaced=self._replaced)
-            pump = await stack.enter_async_context(self._pumping(mailbox, engine, engines))
+            pump = await stack.enter_async_context(self._pumping(mailbox, engine, engines, policy))
             self._on_warm(port)
             intake = await stack.enter_async_context(self._taking_in(mailbox, engine))
             queues = intake.names
@@ -211,32 +213,48 @@ class Service:
             handed_back = sum(group.inherit(dead) for group in groups)
             self._log.info("entries of a worker that crashed can be taken", worker=dead, entries=handed_back)
 
-    async def _warm_up(self, engine: Engine, engines: ThreadPoolExecutor) -> None:
+    async def _warm_up(self, engine: Engine, engines: ThreadPoolExecutor) -> BatchPolicy:
+        """Warm, measured, and hence how large its batches shall be."""
         started = time.monotonic()
         await asyncio.get_running_loop().run_in_executor(engines, engine.warm_up)
+        cost = await asyncio.to_thread(self._costs, engine, engines)
+        policy = BatchPolicy.from_settings(self._settings.batch, cost)
         info = engine.info
         self.metrics.model(info)
+        self.metrics.engine_rate.set(cost.rate)
+        self.metrics.registry.register(BatchCollector(policy.figures))
+        self.metrics.registry.register(EngineCollector(engine))
         self._log.info(
             "model warm",
             name=info.name,
             weights=info.weights,
             engine=info.engine,
+            precision=info.precision,
             device=info.device,
             streams=engine.streams,
+            frames_per_s=round(cost.rate, 1),
+            full_batch=policy.cap,
             seconds=round(time.monotonic() - started, 2),
         )
         if info.weights == "random":
             self._log.warning("the weights are random: the labels mean nothing, this is for load tests only")
+        return policy
 
-    def _room(self, engine: Engine) -> float | None:
-        """Frames a second that shared cameras may ask of this worker, None: any number. Says what will not fit."""
+    def _costs(self, engine: Engine, engines: ThreadPoolExecutor) -> BatchCost:
+        """Measured; but what a noop engine sleeps for is known, and may be a minute."""
+        delay = self._settings.model.noop_delay
+        if self._settings.model.engine == "noop" and delay:
+            return BatchCost.of(dict.fromkeys(engine.prepared, delay), prepared=engine.prepared, streams=engine.streams)
+        return measure_costs(engine, pool=engines)
+
+    def _room(self, rate: float) -> float | None:
+        """Frames a second that shared cameras may ask of this worker, None: any number. Says what will not fit.
+
+        `rate`: what the engine did when it was measured.
+        """
         settings = self._settings
         refuse = settings.fleet.overload == "refuse"
         live = [camera for camera in settings.cameras if demand(camera)]
-        if not live and not refuse:  # measuring takes about a second
-            return None
-        rate = measure_rate(engine, engine.prepared)
-        self.metrics.engine_rate.set(rate)
         if refuse:
             spare = max(0.0, rate - sum(demand(camera) for camera in live if not camera.shared) / ADMIT)
             if left_out := [camera.name for camera in admit((one for one in live if one.shared), spare)[1]]:
@@ -307,7 +325,7 @@ class Service:
 
     @asynccontextmanager
     async def _pumping(
-        self, mailbox: Mailbox, engine: Engine, engines: ThreadPoolExecutor
+        self, mailbox: Mailbox, engine: Engine, engines: ThreadPoolExecutor, policy: BatchPolicy
     ) -> AsyncIterator[asyncio.Task[None]]:
         with connect(self._settings.redis) as client, self._threads(1, "publish") as publishing:
             publisher = self._publisher(client, engine.info, "pump")
@@ -315,7 +333,7 @@ class Service:
                 mailbox,
                 self._inference(engine),
                 publisher,
-                batch=self._settings.batch,
+                policy=policy,
                 slots=engine.streams,
                 engines=engines,
                 publishing=publishing,
@@ -400,6 +418,7 @@ class Service:
             self._settings.queue,
             name=name,
             prepare=partial(prepare, spec=engine.spec),
+            spec=engine.spec,
             undertaker=undertaker,
             holdings=self._holdings,
             ledger=self.ledger,

@@ -36,12 +36,12 @@ from worker.capacity import (
     served,
 )
 from worker.commands.measuring import machine, rounded
-from worker.cores import usable_cores
+from worker.cores import single_threaded, usable_cores
 from worker.engine import Engine, load_engine
 from worker.errors import EngineError
 from worker.frames import InputSpec, Pixels
-from worker.image import prepare, single_threaded
 from worker.opencv import CAPTURE_OPTIONS, cv2
+from worker.resizing import prepare
 from worker.sources.camera_process import CameraProcess
 from worker.sources.nursery import Nursery
 from worker.sources.vitals import measure

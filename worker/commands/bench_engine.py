@@ -1,97 +1,148 @@
-"""`coatstream bench engine`: frames a second of the model alone, by batch size and by how it uses the cores.
+"""`coatstream bench engine`: frames a second of the model alone, by engine, batch size and how it uses the cores.
 
-With random weights: speed does not depend on them. Beside it the limit of the machine, as two large matrix products
-reach it, and the share of that limit which the model's own floating-point operations make up.
+Eager float32 is the base that the others are measured against; each engine runs in a process of its own. Beside them
+the limit of the machine, as large matrix products reach it in float32 and in bfloat16, and the share of it which the
+model's own floating-point operations make up. A survey runs every case; then the best of each engine meets the best of
+the base in rounds of their own. What they say of real pictures is compared, too.
 """
 
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.resources import as_file, files
+from multiprocessing.synchronize import Event
+from statistics import median
 from typing import Final
 
 import numpy as np
-import torch
-from torch.utils.flop_counter import FlopCounterMode
+from numpy.typing import NDArray
+from pydantic import SecretStr
 
-from config.settings import BatchSettings, ModelSettings, SettingsTree
-from worker.commands.measuring import Figure, Report, Run, figure, interleave, machine, ratio
-from worker.cores import usable_cores, use_cores
-from worker.engine import Engine, load_engine
-from worker.frames import Pixels
+from config.settings import CameraSettings, ModelSettings, QueueSettings, SettingsTree
+from worker.commands.bench_child import Child, burner, child
+from worker.commands.bench_contender import Contender, Layout, Limits, Sample, gpu_words, limits
+from worker.commands.measuring import Figure, Report, Run, Value, figure, interleave, machine, ratio
+from worker.cores import usable_cores
+from worker.decoding import decode
+from worker.engine import ModelInfo
+from worker.errors import ConfigError, EngineError
+from worker.frames import InputSpec, Pixels
+from worker.resizing import prepare
+from worker.sources.camera import Camera
 
 SIZES: Final = (1, 2, 4, 8, 16, 32)
-SIDE: Final = 2048  # of the matrices: 17.2 GFLOP a product
+ENGINES: Final = ("fused", "openvino")  # beside eager; compile takes minutes and is measured where it is asked for
+KNOWN: Final = ("eager", "fused", "compile", "openvino")
+BASE: Final = "eager_fp32"
+PRECISIONS: Final = ("fp32", "bf16", "fp16")
 MOST_STREAMS: Final = 64  # as many as model.streams allows
-LIMITS: Final = ("limit_mm_2048", "limit_conv1x1_2048")
+CLIP_FPS: Final = 10.0  # frames of the clip that engines are compared on: 143
+SURE: Final = 0.5  # probability above which the base's best class counts as sure
+LOADING: Final = 900.0  # seconds: compiling takes minutes
+SLICE: Final = 120.0  # seconds that one slice may take beyond its own
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """How a model uses the cores: `streams` batches at once, each on `threads` cores."""
+class Asked:
+    """An engine in a precision, as `--engines` names it."""
 
-    streams: int
-    threads: int
+    engine: str
+    precision: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.engine}_{self.precision}"
+
+
+@dataclass(slots=True, eq=False)
+class Side:
+    """One engine's process, and what is known of it."""
+
+    asked: Asked
+    child: Child
+    info: ModelInfo
+    layouts: tuple[Layout, ...]
+    differs: dict[str, Value] = field(default_factory=dict)  # from the base, on real pictures
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One engine at one batch size."""
+    """One engine at one batch size and layout."""
 
-    engine: Engine
+    side: Side
     layout: Layout
     size: int
-    pool: ThreadPoolExecutor  # with a thread per stream
 
     @property
     def name(self) -> str:
-        return f"{self.layout.streams}x{self.layout.threads}_batch{self.size}"
+        return f"{self.side.asked.name}_{self.layout}_batch{self.size}"
+
+    def sample(self, seconds: float) -> Sample:
+        taken: Sample = self.side.child.call("rate", self.layout, self.size, seconds, within=seconds + SLICE)
+        return taken
+
+    def rate(self, seconds: float) -> float:
+        return self.sample(seconds).rate
+
+    def words(self) -> dict[str, Value]:
+        info, layout = self.side.info, self.layout
+        return {
+            "model": info.name,
+            "weights": info.weights,
+            "engine": info.engine,
+            "precision": info.precision,
+            "device": info.device,
+            "streams": layout.streams,
+            "threads": layout.threads,
+            "batch": self.size,
+        }
 
 
-def run_bench_engine(settings: SettingsTree, *, seconds: float) -> int:
-    """Frames a second at each batch size and layout, all of them interleaved with the limit. Raises EngineError."""
-    with _engines(settings.model) as engines:
-        first, _, _ = engines[0]
-        report = Report("engine", machine(**_device(first.info.device)))
-        gflop = gflop_per_frame(first)
-        cases, slow = _sorted_out(engines, seconds)
-        report.say(f"about {(len(cases) + len(LIMITS)) * seconds:.0f} s of measuring {first.info.name}")
-        runs: dict[str, Run] = {case.name: _runner(case) for case in cases} | limits(first.info.device)
-        samples = interleave(runs, seconds)
-    _report(report, samples, cases, gflop)
-    for case, took in slow:
-        report.add(case=case.name, left_out=f"a batch takes {took:.1f} s, longer than --seconds {seconds:g}")
-    report.show()
+def run_bench_engine(
+    settings: SettingsTree,
+    *,
+    seconds: float,
+    engines: Sequence[str] = ENGINES,
+    sizes: Sequence[int] = SIZES,
+    busy: bool = False,
+) -> int:
+    """Frames a second of each engine at each batch size and layout. Raises ConfigError and EngineError.
+
+    `busy`: the best of each also while another process takes one core, in pairs with a quiet slice.
+    """
+    wanted, sizes = parse(engines), tuple(sorted(set(sizes)))
+    with ExitStack() as stack:
+        bench = stack.enter_context(_bench(settings.model, wanted, sizes))
+        bench.compare()
+        cases, slow = bench.sorted_out(sizes, seconds)
+        bench.report.say(f"about {2 * (len(cases) + len(bench.limit_names)) * seconds:.0f} s of measuring")
+        rates = bench.survey(cases, seconds)
+        for case, took in slow:
+            why = f"a batch takes {took:.1f} s, longer than --seconds {seconds:g}"
+            bench.report.add(case=case.name, left_out=why)
+        burning = stack.enter_context(burner()) if busy else None
+        bench.duel(cases, rates, seconds, burning)
+    bench.report.show()
     return 0
 
 
-def _report(report: Report, samples: dict[str, list[float]], cases: list[Case], gflop: float) -> None:
-    for name in LIMITS:
-        report.add(case=name, gflops=figure(samples[name]))
-    best = [max(pair) for pair in zip(*(samples[name] for name in LIMITS), strict=True)]
-    for case in cases:
-        rates = samples[case.name]
-        at_once = case.layout.streams * case.size
-        report.add(
-            case=case.name,
-            model=case.engine.info.name,
-            weights=case.engine.info.weights,
-            engine=case.engine.info.engine,
-            device=case.engine.info.device,
-            frames_per_s=figure(rates),
-            ms_per_batch=figure([1000 * at_once / rate for rate in rates]),
-            gflop_per_frame=gflop,
-            share_of_limit=_share(rates, best, gflop),
-        )
+def parse(engines: Iterable[str]) -> tuple[Asked, ...]:
+    """`fused` is fused in float32 and bfloat16, `fused:fp16` that alone; the base comes first, asked for or not.
 
-
-def _share(rates: list[float], best: list[float], gflop: float) -> Figure | None:
-    """None where no operations could be counted."""
-    return ratio([gflop * rate for rate in rates], best) if gflop else None
-
-
-# ---- what is measured
+    Raises ConfigError.
+    """
+    asked = [Asked("eager", "fp32")]
+    for word in engines:
+        engine, _, precision = word.partition(":")
+        if engine not in KNOWN or precision not in ("", *PRECISIONS):
+            raise ConfigError(
+                f"--engines: {word!r} is none of {', '.join(KNOWN)}, with :fp32, :bf16 or :fp16 or without"
+            )
+        several = ("fp32",) if engine == "eager" else ("fp32", "bf16")
+        asked += [Asked(engine, one) for one in ((precision,) if precision else several)]
+    return tuple(dict.fromkeys(asked))
 
 
 def layouts(cores: int, *, on_cpu: bool) -> tuple[Layout, ...]:
@@ -100,126 +151,213 @@ def layouts(cores: int, *, on_cpu: bool) -> tuple[Layout, ...]:
     return (Layout(1, cores), Layout(streams, 1)) if on_cpu and cores > 1 else (Layout(1, 1),)
 
 
+# ---- the engines' processes
+
+
 @contextmanager
-def _engines(model: ModelSettings) -> Iterator[list[tuple[Engine, Layout, ThreadPoolExecutor]]]:
-    """The model once per layout, with the threads that its streams run on."""
-    probe = _load(model, Layout(1, 1))
-    on_cpu = probe.info.device == "cpu"
-    engines = [(_load(model, layout), layout) for layout in layouts(usable_cores(), on_cpu=on_cpu)]
-    del probe
-    pools = [ThreadPoolExecutor(layout.streams, "bench") for _, layout in engines]
+def _bench(model: ModelSettings, wanted: Sequence[Asked], sizes: tuple[int, ...]) -> Iterator["_Bench"]:
+    """All engines that can be had, loaded; a line for each that cannot. Raises EngineError where the base cannot."""
+    if model.weights == "hub":  # speed does not depend on weights, and no download shall
+        model = model.model_copy(update={"weights": "random", "labels": None})
+    with ExitStack() as stack:
+        base = _side(stack, model, wanted[0], sizes)
+        report = Report("engine", machine(**gpu_words(base.info.device)))
+        sides = [base]
+        for asked in wanted[1:]:
+            try:
+                sides.append(_side(stack, model, asked, sizes))
+            except EngineError as error:
+                report.say(f"{asked.name} is left out: {error}")
+                report.add(case=asked.name, left_out=str(error))
+        gflop: float = base.child.call("gflop", base.layouts[0], within=SLICE)
+        yield _Bench(report, sides, stack.enter_context(child("limits", Limits, base.info.device)), gflop)
+
+
+def _side(stack: ExitStack, model: ModelSettings, asked: Asked, sizes: tuple[int, ...]) -> Side:
+    """Raises EngineError."""
+    model = model.model_copy(update={"engine": asked.engine, "precision": asked.precision})
+    process = stack.enter_context(child(asked.name, Contender, model, sizes))
+    first = Layout(1, usable_cores())
+    info: ModelInfo = process.call("load", first, within=LOADING)
+    shapes = layouts(usable_cores(), on_cpu=info.device == "cpu")
+    for layout in shapes:
+        process.call("load", layout, within=LOADING)
+    return Side(asked, process, info, shapes)
+
+
+@dataclass(slots=True)
+class _Bench:
+    """The report, the engines (the base first), the limits, and what one picture takes."""
+
+    report: Report
+    sides: list[Side]
+    limits: Child
+    gflop: float
+
+    @property
+    def base(self) -> Side:
+        return self.sides[0]
+
+    @property
+    def limit_names(self) -> tuple[str, ...]:
+        return limits(self.base.info.device)
+
+    # ---- what they say
+
+    def compare(self) -> None:
+        """Each engine's probabilities of real pictures with the base's."""
+        spec: InputSpec = self.base.child.call("spec", self.base.layouts[0], within=SLICE)
+        shown = pictures(spec)
+        reference = self.base.child.call("probabilities", shown, within=LOADING)
+        for side in self.sides[1:]:
+            side.differs = differences(reference, side.child.call("probabilities", shown, within=LOADING))
+
+    # ---- how fast they are
+
+    def sorted_out(self, sizes: Sequence[int], seconds: float) -> tuple[list[Case], list[tuple[Case, float]]]:
+        """Run every size once to warm it; (what fits into the time, what is too slow with its seconds a batch)."""
+        cases: list[Case] = []
+        slow: list[tuple[Case, float]] = []
+        for side in self.sides:
+            for layout in side.layouts:
+                for size in sizes:
+                    case = Case(side, layout, size)
+                    case.rate(0.0)
+                    took = size * layout.streams / case.rate(0.0)
+                    if took > seconds and size > sizes[0]:
+                        slow.append((case, took))
+                        break  # the next size takes longer
+                    cases.append(case)
+        order = {name: number for number, name in enumerate(side.asked.name for side in self.sides)}
+        cases.sort(key=lambda case: (case.size, case.layout.streams, order[case.side.asked.name]))  # what is compared
+        return cases, slow  # comes one after the other
+
+    def survey(self, cases: Sequence[Case], seconds: float) -> dict[Case, list[float]]:
+        """Frames a second of every case, a line for each."""
+        runs: dict[str, Run] = {case.name: case.rate for case in cases}
+        samples = interleave(runs | self._limit_runs(), seconds)
+        for name in self.limit_names:
+            self.report.add(case=name, gflops=figure(samples[name]))
+        for case in cases:
+            self.report.add(case=case.name, **case.words(), **self._speed(case, samples[case.name], samples))
+        return {case: samples[case.name] for case in cases}
+
+    def duel(
+        self,
+        cases: Sequence[Case],
+        rates: dict[Case, list[float]],
+        seconds: float,
+        burning: Event | None,
+    ) -> None:
+        """The best of each engine against the best of the base, and both at the smallest batch; a line for each.
+
+        `cases` begin with the smallest batch.
+        """
+        best = {side.asked.name: _best(side, cases, rates) for side in self.sides}
+        smallest = {
+            side.asked.name: _best(side, [case for case in cases if case.size == cases[0].size], rates)
+            for side in self.sides
+        }
+        runs: dict[str, Run] = {case.name: case.rate for case in (*smallest.values(), *best.values())}
+        cores: dict[str, list[float]] = {side.asked.name: [] for side in self.sides}
+        if burning is not None:
+            for name, case in best.items():
+                runs |= {f"{case.name} busy": partial(_disturbed, case, burning, cores[name])}
+        samples = interleave(runs | self._limit_runs(), seconds)
+        for side in self.sides:
+            case, small = best[side.asked.name], smallest[side.asked.name]
+            of_base, small_of_base = (samples[one[BASE].name] for one in (best, smallest))
+            values: dict[str, Value] = {
+                "ratio": ratio(samples[case.name], of_base),
+                f"batch{small.size}_frames_per_s": figure(samples[small.name]),
+                f"batch{small.size}_ratio": ratio(samples[small.name], small_of_base),
+            }
+            if burning is not None:
+                busy = samples[f"{case.name} busy"]
+                values |= {
+                    "busy_frames_per_s": figure(busy),
+                    "kept_when_busy": ratio(busy, samples[case.name]),
+                    "busy_cores": figure(cores[side.asked.name]),
+                }
+            speed = self._speed(case, samples[case.name], samples)
+            self.report.add(case=f"best_{side.asked.name}", **case.words(), **speed, **values, **side.differs)
+
+    def _limit_runs(self) -> dict[str, Run]:
+        return {name: partial(self._limit, name) for name in self.limit_names}
+
+    def _limit(self, name: str, seconds: float) -> float:
+        taken: Sample = self.limits.call("rate", name, seconds, within=seconds + SLICE)
+        return taken.rate
+
+    def _speed(self, case: Case, rates: list[float], samples: dict[str, list[float]]) -> dict[str, Value]:
+        at_once = case.layout.streams * case.size
+        in_fp32, in_bf16 = (_better(samples, names) for names in (self.limit_names[:2], self.limit_names[2:]))
+        return {
+            "frames_per_s": figure(rates),
+            "ms_per_batch": figure([1000 * at_once / rate for rate in rates]),
+            "gflop_per_frame": self.gflop,
+            "share_of_limit": self._share(rates, in_fp32),
+            "share_of_bf16_limit": self._share(rates, in_bf16),
+        }
+
+    def _share(self, rates: list[float], best: list[float]) -> Figure | None:
+        """None where no operations could be counted."""
+        return ratio([self.gflop * rate for rate in rates], best) if self.gflop else None
+
+
+def _better(samples: dict[str, list[float]], names: Sequence[str]) -> list[float]:
+    """Of two limits the higher one, round by round."""
+    return [max(pair) for pair in zip(*(samples[name] for name in names), strict=True)]
+
+
+def _best(side: Side, cases: Iterable[Case], rates: dict[Case, list[float]]) -> Case:
+    return max((case for case in cases if case.side is side), key=lambda case: median(rates[case]))
+
+
+def _disturbed(case: Case, burning: Event, cores: list[float], seconds: float) -> float:
+    """While another process takes a core; `cores` hears how many were left to the engine."""
+    burning.set()
     try:
-        yield [(engine, layout, pool) for (engine, layout), pool in zip(engines, pools, strict=True)]
+        taken = case.sample(seconds)
     finally:
-        for pool in pools:
-            pool.shutdown(cancel_futures=True)
+        burning.clear()
+    cores.append(taken.cores)
+    return taken.rate
 
 
-def _load(model: ModelSettings, layout: Layout) -> Engine:
-    eager = {
-        "weights": "random",
-        "engine": "eager",
-        "labels": None,
-        "streams": layout.streams,
-        "threads": layout.threads,
+# ---- what they say of real pictures
+
+
+def pictures(spec: InputSpec) -> Pixels:
+    """uint8 [n, height, width, 3] RGB at the model's size: the package's photos, and frames of its clip."""
+    return np.stack([prepare(picture, spec) for picture in _photos()])
+
+
+def _photos() -> Iterator[Pixels]:
+    bounds = QueueSettings()
+    with as_file(files("worker") / "assets") as assets:
+        for photo in sorted(assets.glob("*.png")):
+            yield decode(photo.read_bytes(), max_bytes=bounds.max_bytes, max_pixels=bounds.max_pixels)
+        clip = CameraSettings(
+            name="clip", url=SecretStr(str(assets / "cockatoo_360p.mp4")), fps=CLIP_FPS, realtime=False
+        )
+        with closing(Camera(clip, prepare=lambda pixels: pixels).frames(threading.Event())) as frames:
+            for frame in frames:
+                yield frame.pixels
+
+
+def differences(reference: NDArray[np.float32], others: NDArray[np.float32]) -> dict[str, Value]:
+    """float32 [n, classes] of both. How far apart they are, and how often they name the same class.
+
+    top1_agreement       over all pictures
+    top1_agreement_sure  over those of which the reference is sure; None where it is sure of none
+    """
+    same = reference.argmax(axis=1) == others.argmax(axis=1)
+    sure = reference.max(axis=1) > SURE
+    return {
+        "max_probability_difference": float(np.abs(reference - others).max()),
+        "pictures": len(reference),
+        "top1_agreement": float(same.mean()),
+        "sure": int(sure.sum()),
+        "top1_agreement_sure": float(same[sure].mean()) if sure.any() else None,
     }
-    return load_engine(model.model_copy(update=eager), BatchSettings(max_size=SIZES[-1], prepared=SIZES))
-
-
-def _sorted_out(
-    engines: list[tuple[Engine, Layout, ThreadPoolExecutor]], seconds: float
-) -> tuple[list[Case], list[tuple[Case, float]]]:
-    """Run every size once to warm it; (what fits into the time, what is too slow with its seconds a batch)."""
-    cases: list[Case] = []
-    slow: list[tuple[Case, float]] = []
-    for engine, layout, pool in engines:
-        for size in SIZES:
-            case = Case(engine, layout, size, pool)
-            rate(case, 0.0)
-            took = size * layout.streams / rate(case, 0.0)
-            if took > seconds and size > 1:
-                slow.append((case, took))
-                break  # the next size takes longer
-            cases.append(case)
-    return cases, slow
-
-
-def _runner(case: Case) -> Run:
-    return lambda seconds: rate(case, seconds)
-
-
-def rate(case: Case, seconds: float) -> float:
-    """Frames a second of all streams together over `seconds`, and at least one batch each.
-
-    `classify` gives its scores as arrays on the host, so that a GPU has finished when it returns.
-    """
-    pixels = _noise(case)
-
-    def stream(_: int) -> float:
-        started = time.perf_counter()
-        batches, elapsed = 0, 0.0
-        while not batches or elapsed < seconds:
-            case.engine.classify(pixels)
-            batches += 1
-            elapsed = time.perf_counter() - started
-        return batches * case.size / elapsed
-
-    return sum(case.pool.map(stream, range(case.layout.streams)))
-
-
-def _noise(case: Case) -> Pixels:
-    spec = case.engine.spec
-    return np.random.default_rng(0).integers(0, 256, (case.size, spec.height, spec.width, 3), np.uint8)
-
-
-# ---- limits
-
-
-def gflop_per_frame(engine: Engine) -> float:
-    """Floating-point operations of one picture, in 1e9, as torch counts them: products of matrices, convolutions and
-    attention; a multiplication with its addition is two.
-    """
-    spec = engine.spec
-    with FlopCounterMode(display=False) as counter:
-        engine.classify(np.zeros((1, spec.height, spec.width, 3), np.uint8))
-    return float(counter.get_total_flops()) / 1e9  # its sum has no type
-
-
-def limits(device: str) -> dict[str, Run]:
-    """GFLOP/s of two ways to the same product of float32 matrices, on all cores.
-
-    Two, because on a CPU they go to two libraries (MKL and oneDNN), of which now one, now the other is far ahead.
-    """
-    left, right = torch.rand(SIDE, SIDE, device=device), torch.rand(SIDE, SIDE, device=device)
-    picture, kernel = left.view(1, SIDE, SIDE // 32, 32), right.view(SIDE, SIDE, 1, 1)
-    picture = picture.contiguous(memory_format=torch.channels_last)  # else oneDNN reorders it each time
-    products: tuple[Callable[[], torch.Tensor], ...] = (
-        lambda: torch.mm(left, right),
-        lambda: torch.nn.functional.conv2d(picture, kernel),
-    )
-    return {name: _product(product, device) for name, product in zip(LIMITS, products, strict=True)}
-
-
-def _product(product: Callable[[], torch.Tensor], device: str) -> Run:
-    @torch.inference_mode()
-    def run(seconds: float) -> float:
-        use_cores(usable_cores())
-        product()  # not timed: the first one chooses its kernel
-        _synchronise(device)
-        started, done = time.perf_counter(), 0
-        while not done or time.perf_counter() - started < seconds:
-            product()
-            _synchronise(device)
-            done += 1
-        return done * 2 * SIDE**3 / 1e9 / (time.perf_counter() - started)
-
-    return run
-
-
-def _synchronise(device: str) -> None:
-    if device != "cpu":
-        torch.accelerator.synchronize(device)
-
-
-def _device(device: str) -> dict[str, object]:
-    return {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda} if device.startswith("cuda") else {}

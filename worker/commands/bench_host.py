@@ -34,11 +34,12 @@ from worker.broker.failures import calls
 from worker.broker.preflight import check_server
 from worker.commands.measuring import Report, figure, for_bench, interleave, machine, ratio
 from worker.commands.run import work
-from worker.cores import usable_cores
+from worker.cores import single_threaded, usable_cores
+from worker.decoding import decode, decode_for, raw
 from worker.errors import CoatstreamError, EngineError
 from worker.frames import InputSpec, Pixels
-from worker.image import decode, prepare, raw, single_threaded
 from worker.opencv import cv2
+from worker.resizing import prepare
 from worker.service import Service
 from worker.sources.camera import Camera
 from worker.sources.entry import milliseconds_of
@@ -79,11 +80,12 @@ class Kind:
     def mean_bytes(self) -> int:
         return sum(map(len, self.pictures)) // len(self.pictures)
 
-    def open(self, picture: bytes, limits: QueueSettings) -> Pixels:
+    def open(self, picture: bytes, limits: QueueSettings, spec: InputSpec) -> Pixels:
         """uint8 [height, width, 3] RGB, by the same calls as the queue source makes."""
         if self.key == "pixels":
             return raw(picture, width=self.width, height=self.height, pixel_format="bgr24")
-        return decode(picture, max_bytes=limits.max_bytes, max_pixels=limits.max_pixels)
+        wanted = spec if limits.decoding == "auto" else None
+        return decode_for(wanted, picture, max_bytes=limits.max_bytes, max_pixels=limits.max_pixels).pixels
 
 
 def run_bench_host(settings: SettingsTree, *, seconds: float) -> int:
@@ -106,7 +108,7 @@ def run_bench_host(settings: SettingsTree, *, seconds: float) -> int:
 
 def _spec(settings: SettingsTree) -> InputSpec:
     """How the configured model wants its pictures; its weights are not needed for that."""
-    from worker.engine.pytorch import input_spec
+    from worker.engine.classifier import input_spec
     from worker.engine.weights import load_model
 
     model = settings.model.model_copy(update={"weights": "random"})
@@ -172,7 +174,7 @@ class BareLoop:
         done = 0
         while not done or time.perf_counter() < until:
             picture = self._kind.pictures[(first + done) % len(self._kind.pictures)]
-            prepare(self._kind.open(picture, self._limits), self._spec)
+            prepare(self._kind.open(picture, self._limits, self._spec), self._spec)
             done += 1
         return done
 

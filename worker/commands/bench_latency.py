@@ -25,8 +25,8 @@ from worker.broker.failures import calls
 from worker.broker.queues import queues_of
 from worker.commands.measuring import Report, figure, for_bench, interleave, ratio
 from worker.commands.run import run_worker
+from worker.decoding import decode
 from worker.errors import CoatstreamError, EngineError
-from worker.image import decode
 from worker.opencv import cv2
 
 RATE: Final = 50.0  # frames a second: far below what the worker can do, so that each finds it idle

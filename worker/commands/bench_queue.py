@@ -31,7 +31,7 @@ AHEAD: Final = 16  # batches that are put into the stream and read before the cl
 SOURCES: Final = 8
 PICTURE: Final = b"\0" * 10_000  # bytes of an entry; deleting it is part of settling
 
-_MODEL = ModelInfo("coat_lite_mini.in1k", "random", "eager", "cpu", 512)
+_MODEL = ModelInfo("coat_lite_mini.in1k", "random", "eager", "fp32", "cpu", 512)
 _WORKER = "bench-1-0000"
 _LABELS = tuple(
     ScoredLabel(Label(index, f"n0212{index:04}", name), score)

@@ -169,7 +169,7 @@ def _model(engine: Engine) -> str:
     info = engine.info
     note = "; RANDOM WEIGHTS: the labels mean nothing" if info.weights == "random" else ""
     return (
-        f"{info.name}, weights {info.weights}, engine {info.engine} on {info.device}, "
+        f"{info.name}, weights {info.weights}, engine {info.engine} {info.precision} on {info.device}, "
         f"{len(engine.labels)} classes, warm in {time.monotonic() - started:.1f} s{note}"
     )
 

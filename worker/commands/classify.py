@@ -15,16 +15,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from config.settings import CameraSettings, QueueSettings, SettingsTree
+from config.settings import CameraSettings, ModelSettings, QueueSettings, SettingsTree
 from worker.broker.documents import LabelDocument, document
+from worker.decoding import decode
 from worker.engine import Engine, load_engine
 from worker.errors import CoatstreamError, ConfigError
 from worker.frames import Frame
 from worker.identity import worker_name
-from worker.image import decode, prepare
 from worker.inference import prediction_of
 from worker.media import expand, is_clip
 from worker.redaction import redact
+from worker.resizing import prepare
 from worker.sources.camera import Camera
 
 WIDTH = 160  # characters, where no terminal says how many: paths are long
@@ -38,7 +39,7 @@ def run_classify(settings: SettingsTree, paths: Sequence[str], *, fps: float, as
     found = list(expand(paths))
     if not found:
         raise ConfigError(f"no pictures or clips in {', '.join(paths)}")
-    engine = load_engine(settings.model, settings.batch)
+    engine = load_engine(_exact(settings.model), settings.batch)
     faults: list[str] = []
     frames = _frames(found, engine, settings.queue, fps=fps, faults=faults)
     documents = _documents(frames, engine, batch_size=settings.batch.max_size)
@@ -50,6 +51,11 @@ def run_classify(settings: SettingsTree, paths: Sequence[str], *, fps: float, as
     for fault in faults:
         print(f"coatstream: {fault}", file=sys.stderr)
     return int(bool(faults))
+
+
+def _exact(model: ModelSettings) -> ModelSettings:
+    """The reference itself, unless another engine is asked for: a few pictures are not worth choosing the fastest."""
+    return model if model.engine != "auto" else model.model_copy(update={"engine": "eager", "precision": "fp32"})
 
 
 def _frames(

@@ -24,8 +24,8 @@ from worker.broker.connection import connect
 from worker.broker.pictures import Picture
 from worker.broker.producer import Producer, QueueFull, Terms, name_of_queue, queues_to_fill
 from worker.commands.terminal import shown
+from worker.encoding import encode_jpeg
 from worker.errors import BadFrame, CoatstreamError, ConfigError, DeadReason, SourceLost
-from worker.image import encode_jpeg
 from worker.media import expand, is_clip, is_picture
 from worker.sources.address import Kind, parse
 from worker.sources.camera import Camera

@@ -29,6 +29,7 @@ _PACKAGES: Final = {
     "coatstream": "coatstream",
     "torch": "torch",
     "timm": "timm",
+    "openvino": "openvino",
     "opencv": "opencv-python-headless",
     "numpy": "numpy",
     "redis_py": "redis",

@@ -12,12 +12,15 @@ class ModelInfo:
     """What runs, in words that go into results, metrics and logs.
 
     weights        `hub`, `file:<12 hex digits of its sha256>`, `package:<name>`, `random`, or `none` (noop)
+    engine         eager, fused, compile, openvino or noop
+    precision      of the arithmetic: fp32, bf16, fp16, or `none` (noop)
     num_features   width of the pooled embedding; 0 where there is none
     """
 
     name: str
     weights: str
     engine: str
+    precision: str
     device: str
     num_features: int
 
@@ -35,6 +38,10 @@ class Engine(Protocol):
     prepared: tuple[int, ...]  # batch sizes made ready by warm_up, ascending; a batch is padded to the next of them
     streams: int
 
+    @property
+    def recompilations(self) -> int:
+        """How often the model was compiled while it served, which costs minutes and should never be."""
+
     def warm_up(self) -> None:
         """Run every prepared size once. Raises EngineError."""
 
@@ -48,9 +55,14 @@ def load_engine(model: ModelSettings, batch: BatchSettings) -> Engine:
         from worker.engine.noop import NoopEngine
 
         return NoopEngine.from_settings(model, batch)
-    from worker.engine.pytorch import load_pytorch_engine
+    if model.engine == "eager" and model.precision in ("auto", "fp32"):  # the reference itself: nothing to choose
+        from worker.engine.classifier import load_classifier
+        from worker.engine.torch_engine import load_eager_engine
 
-    return load_pytorch_engine(model, batch)
+        return load_eager_engine(load_classifier(model), model, batch)
+    from worker.engine.selection import select
+
+    return select(model, batch)
 
 
 def prepared_size(count: int, prepared: tuple[int, ...]) -> int:

@@ -32,11 +32,12 @@ class NoopEngine:
         embeddings: bool = False,
         spec: InputSpec = _SPEC,
     ) -> None:
-        self.info = ModelInfo(name, "none", "noop", "none", _FEATURES if embeddings else 0)
+        self.info = ModelInfo(name, "none", "noop", "none", "none", _FEATURES if embeddings else 0)
         self.spec = spec
         self.labels: tuple[Label, ...] = numbered_labels(CLASSES)
         self.prepared = prepared
         self.streams = streams
+        self.recompilations = 0
         self._top_k = min(top_k, CLASSES)
         self._delay = delay
         self._embeddings = embeddings

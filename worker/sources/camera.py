@@ -20,9 +20,9 @@ from itertools import count
 from pathlib import Path
 
 from config.settings import CameraSettings, QueueSettings
+from worker.decoding import decode
 from worker.errors import BadFrame, DeadReason, DownReason, SourceLost
 from worker.frames import Frame, Pixels
-from worker.image import decode
 from worker.opencv import cv2
 from worker.sampling import BurstPacer, Pacer, Sampler
 from worker.sources import capture, diagnosis

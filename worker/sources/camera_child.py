@@ -16,10 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from worker.cores import single_threaded
 from worker.errors import BadFrame, CoatstreamError, DeadReason, DownReason, SourceLost
 from worker.frames import Frame
-from worker.image import prepare, single_threaded
 from worker.opencv import overheard
+from worker.resizing import prepare
 from worker.sources.camera import Camera, Step
 from worker.sources.camera_wire import (
     MAX_COSTS,

@@ -5,6 +5,7 @@ begun. Also the one place where readers agree that a suspect must travel alone. 
 """
 
 import threading
+from collections import Counter
 from collections.abc import Iterable
 
 from worker.frames import Receipt
@@ -16,37 +17,56 @@ class Holdings:
     def __init__(self) -> None:
         self._changed = threading.Condition()  # guards all below; notified when something leaves or is begun
         self._begun: dict[str, dict[str, bool]] = {}  # stream -> entry id -> True once a batch has taken it
+        self._waiting: Counter[str] = Counter()  # of each stream, those that no batch has taken
         self._alone: object | None = None  # the reader that lets a suspect travel alone
         self._reading: set[object] = set()  # readers that have asked the server and may get entries
 
     def add(self, stream: str, entries: Iterable[str]) -> None:
         """These were read."""
         with self._changed:
-            self._begun.setdefault(stream, {}).update(dict.fromkeys(entries, False))
+            held = self._begun.setdefault(stream, {})
+            for entry_id in entries:
+                self._waiting[stream] += held.get(entry_id, True)  # it may be here: delivered a second time
+                held[entry_id] = False
 
     def begin(self, receipt: Receipt) -> bool:
         """A batch takes this entry. False: it is ours no longer, and work on it would be for nothing."""
+        return self.begin_all((receipt,))[0]
+
+    def begin_all(self, receipts: Iterable[Receipt | None]) -> list[bool]:
+        """A batch takes these, as `begin` says. What has no receipt can always be taken."""
         with self._changed:
-            held = self._begun.get(receipt.stream, {})
-            if receipt.entry_id not in held:
-                return False
-            held[receipt.entry_id] = True
+            answers = [receipt is None or self._take(receipt) for receipt in receipts]
             self._changed.notify_all()
-            return True
+            return answers
+
+    def _take(self, receipt: Receipt) -> bool:
+        held = self._begun.get(receipt.stream, {})
+        begun = held.get(receipt.entry_id)
+        if begun is None:
+            return False
+        self._waiting[receipt.stream] -= not begun
+        held[receipt.entry_id] = True
+        return True
 
     def remove(self, stream: str, entries: Iterable[str]) -> None:
         """These are settled, handed back, or lost to another worker."""
         with self._changed:
-            held = self._begun.get(stream, {})
             for entry_id in entries:
-                held.pop(entry_id, None)
+                self._drop(stream, entry_id)
             self._changed.notify_all()
 
     def settled(self, receipts: Iterable[Receipt | None]) -> None:
         """As `remove`, for what receipts name."""
-        for receipt in receipts:
-            if receipt is not None:
-                self.remove(receipt.stream, (receipt.entry_id,))
+        with self._changed:
+            for receipt in receipts:
+                if receipt is not None:
+                    self._drop(receipt.stream, receipt.entry_id)
+            self._changed.notify_all()
+
+    def _drop(self, stream: str, entry_id: str) -> None:
+        begun = self._begun.get(stream, {}).pop(entry_id, True)
+        self._waiting[stream] -= not begun
 
     def entries(self, stream: str) -> frozenset[str]:
         """All of one stream."""
@@ -60,13 +80,14 @@ class Holdings:
             unbegun = [entry_id for entry_id, begun in held.items() if not begun]
             for entry_id in unbegun:
                 del held[entry_id]
+            self._waiting[stream] = 0
             self._changed.notify_all()
             return unbegun
 
     def waiting(self, streams: Iterable[str]) -> int:
         """How many of these streams no batch has taken."""
         with self._changed:
-            return sum(not begun for stream in streams for begun in self._begun.get(stream, {}).values())
+            return sum(self._waiting[stream] for stream in streams)
 
     def wait_for_change(self, timeout: float) -> None:
         """Until something leaves or is begun, at most `timeout` seconds."""

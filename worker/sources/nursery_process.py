@@ -18,7 +18,7 @@ from typing import Final, NoReturn
 import numpy as np
 
 from worker.frames import InputSpec
-from worker.image import prepare
+from worker.resizing import prepare
 from worker.sources import camera_child
 
 READY: Final = b"ready"

@@ -16,7 +16,8 @@ import structlog
 
 from config.settings import QueueSettings
 from worker.broker.publisher import Publisher
-from worker.cores import usable_cores
+from worker.cores import single_threaded, usable_cores
+from worker.decoding import Picture, decode_for, raw
 from worker.errors import (
     BadFrame,
     CoatstreamError,
@@ -26,8 +27,7 @@ from worker.errors import (
     RedisUnavailable,
     SourceLost,
 )
-from worker.frames import Frame, Pixels, Receipt
-from worker.image import decode, raw, single_threaded
+from worker.frames import Frame, InputSpec, Pixels, Receipt
 from worker.ledger import DropReason, Ledger
 from worker.outcomes import Buried, Dropped, book
 from worker.sources.entry import Entry, RawPixels, admitted_of, parse, source_or_default
@@ -46,6 +46,7 @@ class QueueSource:
 
     reader    says which entries come next
     prepare   picture as uint8 [h, w, 3] RGB -> the model's size; called from the decode pool
+    spec      of the model for which JPEGs may be decoded at half size (queue.decoding: auto); None: never
     undertaker  settles what is not published; its calls come from this source's thread
     at_work   a context for each picture that is decoded, so that a decoder that hangs is noticed
     observe   told the seconds of each stage; count: how many dead letters had to go for newer ones
@@ -64,6 +65,7 @@ class QueueSource:
         undertaker: Publisher,
         holdings: Holdings,
         ledger: Ledger,
+        spec: InputSpec | None = None,
         at_work: Callable[[], AbstractContextManager[None]] = nullcontext,
         observe: Callable[[str, float], None] = lambda stage, seconds: None,
         count: Callable[[str, int], None] = lambda what, number: None,
@@ -75,6 +77,7 @@ class QueueSource:
         self._reader = reader
         self._settings = settings
         self._prepare_pixels = prepare
+        self._spec = spec if settings.decoding == "auto" else None
         self._undertaker = undertaker
         self._holdings = holdings
         self._ledger = ledger
@@ -191,7 +194,7 @@ class QueueSource:
         started = time.perf_counter()
         picture = self._picture(entry.picture)
         decoded = time.perf_counter()
-        pixels = self._prepare_pixels(picture)
+        pixels = self._prepare_pixels(picture.pixels)
         self._observe("decode", decoded - started)
         self._observe("prepare", time.perf_counter() - decoded)
         return Frame(
@@ -199,24 +202,25 @@ class QueueSource:
             frame_id=entry.frame_id,
             captured_at=entry.captured_at,
             pixels=pixels,
-            width=picture.shape[1],
-            height=picture.shape[0],
+            width=picture.width,
+            height=picture.height,
             receipt=receipt,
             expires_at=entry.expires_at,
             meta=entry.meta,
         )
 
-    def _picture(self, picture: bytes | RawPixels) -> Pixels:
+    def _picture(self, picture: bytes | RawPixels) -> Picture:
         limits = self._settings
         if isinstance(picture, bytes):
-            return decode(picture, max_bytes=limits.max_bytes, max_pixels=limits.max_pixels)
+            return decode_for(self._spec, picture, max_bytes=limits.max_bytes, max_pixels=limits.max_pixels)
         if len(picture.data) > limits.max_bytes or picture.width * picture.height > limits.max_pixels:
             raise BadFrame(
                 DeadReason.TOO_LARGE,
                 f"{picture.width} x {picture.height} raw pixels in {len(picture.data)} bytes are over queue.max_pixels "
                 f"({limits.max_pixels}) or queue.max_bytes ({limits.max_bytes})",
             )
-        return raw(picture.data, width=picture.width, height=picture.height, pixel_format=picture.format)
+        pixels = raw(picture.data, width=picture.width, height=picture.height, pixel_format=picture.format)
+        return Picture(pixels, picture.width, picture.height)
 
 
 def _done(future: Future[Prepared], stop: threading.Event) -> bool:

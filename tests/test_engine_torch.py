@@ -13,15 +13,17 @@ from PIL import Image
 from config.settings import BatchSettings, ModelSettings
 from tests.absence import missing
 from tests.photos import ASSETS, clip_frames, photo_files
-from worker.engine import lite0, load_engine
-from worker.engine.pytorch import PyTorchEngine, _shares, input_spec
+from worker.decoding import decode
+from worker.engine import lite0
+from worker.engine.classifier import load_classifier
+from worker.engine.network import EagerNetwork
+from worker.engine.torch_engine import TorchEngine, load_eager_engine, shares
 from worker.errors import EngineError
 from worker.frames import Pixels, Scores
-from worker.image import decode, prepare
+from worker.resizing import prepare
 
 COAT = "coat_lite_mini.in1k"
 LITE0 = "tf_efficientnet_lite0.in1k"
-COATS = ["tiny", "mini", "small", "lite_tiny", "lite_mini", "lite_small", "lite_medium", "lite_medium_384"]
 FAMILIES = ["deit_tiny_distilled_patch16_224.fb_in1k", "levit_128s.fb_dist_in1k", *timm.list_models("test_*")]
 
 
@@ -34,20 +36,18 @@ def _cores_as_they_were() -> Any:
     torch.set_num_threads(before)
 
 
-def load(batch: BatchSettings | None = None, **settings: Any) -> PyTorchEngine:
+def load(batch: BatchSettings | None = None, precision: str = "fp32", **settings: Any) -> TorchEngine:
     model = ModelSettings(**{"name": COAT, "weights": "random", "device": "cpu", **settings})
-    engine = load_engine(model, batch or BatchSettings())
-    assert isinstance(engine, PyTorchEngine)
-    return engine
+    return load_eager_engine(load_classifier(model), model, batch or BatchSettings(), precision=precision)
 
 
 @cache
-def coat() -> PyTorchEngine:
+def coat() -> TorchEngine:
     return load(embeddings=True)
 
 
 @cache
-def real() -> PyTorchEngine:
+def real() -> TorchEngine:
     """Real weights, from a package."""
     try:
         lite0.checkpoint_path()
@@ -60,8 +60,13 @@ def photo(name: str) -> Pixels:
     return decode((ASSETS / name).read_bytes(), max_bytes=10**6, max_pixels=10**6)
 
 
-def classify(engine: PyTorchEngine, *pictures: Pixels) -> Scores:
+def classify(engine: TorchEngine, *pictures: Pixels) -> Scores:
     return engine.classify(np.stack([prepare(picture, engine.spec) for picture in pictures]))
+
+
+def network(engine: TorchEngine) -> EagerNetwork:
+    assert isinstance(engine._network, EagerNetwork)
+    return engine._network
 
 
 def noise(count: int, side: int = 224) -> Pixels:
@@ -83,16 +88,6 @@ def card_snippet(module: torch.nn.Module, picture: Pixels) -> tuple[torch.Tensor
 # ---- what the model card promises
 
 
-def test_coat_lite_mini_is_what_its_card_says() -> None:
-    module = timm.create_model(COAT, pretrained=False)
-
-    assert round(sum(parameter.numel() for parameter in module.parameters()) / 1e6, 1) == 11.0
-    spec = coat().spec
-    assert (spec.height, spec.width, spec.crop_pct, spec.crop_mode) == (224, 224, 0.9, "center")
-    assert (spec.interpolation, spec.mean, spec.std) == ("bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert len(coat().labels) == 1000
-
-
 def test_its_unpooled_features_and_embeddings_have_the_cards_shapes() -> None:
     pixels = noise(1)
 
@@ -106,7 +101,7 @@ def test_its_unpooled_features_and_embeddings_have_the_cards_shapes() -> None:
 def test_embeddings_are_the_pooled_pre_logits_and_give_the_same_scores() -> None:
     scores = coat().classify(noise(2))
 
-    head: Any = coat()._module.get_classifier()
+    head: Any = network(coat()).module.get_classifier()
     with torch.inference_mode():
         values = head(torch.from_numpy(scores.embeddings)).softmax(dim=1).topk(5).values
     assert np.allclose(values.numpy(), scores.values, atol=1e-6)
@@ -123,17 +118,6 @@ def test_its_top_5_are_those_of_the_cards_snippet(name: str) -> None:
 
     assert scores.indices.tolist() == indices.tolist()
     assert np.allclose(scores.values * 100, probabilities.numpy(), atol=0.1)
-
-
-@pytest.mark.parametrize("variant", COATS)
-def test_all_eight_coats_take_the_size_of_their_data_config(variant: str) -> None:
-    name = f"coat_{variant}.in1k"
-    config = timm.get_pretrained_cfg(name)
-    with torch.device("meta"):
-        spec = input_spec(timm.create_model(name), name)
-
-    assert (3, spec.height, spec.width) == config.input_size
-    assert (spec.crop_pct, spec.crop_mode) == ((1.0, "squash") if variant.endswith("384") else (0.9, "center"))
 
 
 @pytest.mark.parametrize("variant", ["tiny", "lite_tiny"])
@@ -171,13 +155,14 @@ def test_the_cockatoo_in_the_clip_is_seen() -> None:
 
 def test_tensors_and_probabilities_of_real_photos_are_timms() -> None:
     # A wrong channel order or mean keeps 77 of 100 labels right, so labels alone would not show it.
-    module: Any = real()._module
+    module: Any = network(real()).module
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(module), is_training=False)
     files = [file for file in photo_files() if file.name.startswith("imagenet") or file.parent == ASSETS]
     photos = [decode(file.read_bytes(), max_bytes=10**6, max_pixels=10**6) for file in files]
 
+    pixels = torch.from_numpy(np.stack([prepare(picture, real().spec) for picture in photos]))
     wanted = torch.stack([transform(Image.fromarray(picture)) for picture in photos])
-    given = real()._normalised(np.stack([prepare(picture, real().spec) for picture in photos]))
+    given = network(real()).normalised(pixels)
     with torch.inference_mode():
         probabilities, one_level = module(wanted).softmax(dim=1), 1 / 255 / 0.5
         off = (module(given).softmax(dim=1) - probabilities).abs()
@@ -213,44 +198,10 @@ def test_any_classifier_gives_its_own_softmax_whatever_its_head(name: str) -> No
     scores = engine.classify(pixels)
 
     with torch.inference_mode():
-        whole = engine._module(engine._normalised(pixels)).softmax(dim=1).topk(3)
+        whole = network(engine).module(network(engine).normalised(torch.from_numpy(pixels))).softmax(dim=1).topk(3)
     assert np.allclose(scores.values, whole.values.numpy(), atol=1e-5)
     assert scores.embeddings is not None
     assert scores.embeddings.shape == (2, engine.info.num_features)
-
-
-class OnePiece(torch.nn.Module):
-    """A classifier whose features and head, taken apart, are not the whole: it scales in between."""
-
-    num_classes = 1000
-
-    def __init__(self, inner: Any) -> None:
-        super().__init__()
-        self.inner = inner
-        self.pretrained_cfg = inner.pretrained_cfg
-
-    def forward_features(self, batch: torch.Tensor) -> Any:
-        return self.inner.forward_features(batch)
-
-    def forward_head(self, unpooled: Any, pre_logits: bool = False) -> Any:
-        return self.inner.forward_head(unpooled, pre_logits=pre_logits)
-
-    def forward(self, batch: torch.Tensor) -> Any:
-        return self.inner.forward_head(3 * self.inner.forward_features(batch))
-
-
-def test_a_model_that_cannot_be_taken_apart_runs_whole_and_refuses_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
-    create = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: OnePiece(create(*args, **kwargs)))
-
-    engine = load(name="test_resnet.r160_in1k")
-    pixels = noise(1, 160)
-
-    with torch.inference_mode():
-        whole = engine._module(engine._normalised(pixels)).softmax(dim=1).topk(5)
-    assert np.allclose(engine.classify(pixels).values, whole.values.numpy(), atol=1e-6)
-    with pytest.raises(EngineError, match=r"switch model\.embeddings off"):
-        load(name="test_resnet.r160_in1k", embeddings=True)
 
 
 def test_a_fine_tuned_model_speaks_with_its_own_labels(tmp_path: Path) -> None:
@@ -306,10 +257,15 @@ def test_streams_classify_at_once_each_with_its_own_share_of_the_cores() -> None
 def test_cores_are_shared_out_among_streams(
     monkeypatch: pytest.MonkeyPatch, cores: int, streams: int, threads: int, expected: tuple[int, int]
 ) -> None:
-    monkeypatch.setattr("worker.engine.pytorch.usable_cores", lambda: cores)
+    monkeypatch.setattr("worker.engine.torch_engine.usable_cores", lambda: cores)
 
-    assert _shares(torch.device("cpu"), streams, threads) == expected
-    assert _shares(torch.device("cuda"), 0, 0) == (1, 1)
+    assert shares(torch.device("cpu"), streams, threads) == expected
+
+
+def test_on_a_gpu_one_batch_is_copied_while_another_computes() -> None:
+    assert shares(torch.device("cuda"), 0, 0) == (2, 1)
+    assert shares(torch.device("cuda"), 1, 0) == (1, 1)
+    assert shares(torch.device("mps"), 0, 0) == (1, 1)
 
 
 def test_warming_up_runs_and_a_batch_that_does_not_fit_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,12 +275,25 @@ def test_warming_up_runs_and_a_batch_that_does_not_fit_is_one_line(monkeypatch: 
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nA second line")
 
-    monkeypatch.setattr(engine, "_forward", full)
+    monkeypatch.setattr(engine, "_network", full)
     with pytest.raises(EngineError) as caught:
         engine.warm_up()
     assert str(caught.value) == (
         "test_vit.r160_in1k cannot run a batch of 1 on cpu: CUDA out of memory. Tried to allocate 2 GiB.; "
         "choose another device or model"
+    )
+
+
+def test_a_precision_that_the_device_cannot_compute_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(*_: object) -> None:
+        raise NotImplementedError("\"some_kernel_cpu\" not implemented for 'Half'\nA second line")
+
+    monkeypatch.setattr(EagerNetwork, "forward", half)
+    with pytest.raises(EngineError) as caught:
+        load(name="test_vit.r160_in1k", precision="fp16")
+    assert str(caught.value) == (
+        "test_vit.r160_in1k cannot run a batch of 1 in fp16 on cpu: \"some_kernel_cpu\" not implemented for 'Half'; "
+        "choose another precision, device or model"
     )
 
 

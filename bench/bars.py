@@ -1,0 +1,129 @@
+"""The benchmarks' lines, and the bars that their figures must keep to. Says so in words; draws and measures nothing."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Literal
+
+Line = dict[str, Any]
+
+NOT_MEASURED = "not measured"
+
+
+class Results:
+    """The lines of all runs."""
+
+    def __init__(self, lines: Iterable[Line]) -> None:
+        self._lines = list(lines)
+
+    @classmethod
+    def read(cls, file: Path) -> "Results":
+        return cls(json.loads(line) for line in file.read_text("utf-8").splitlines() if line)
+
+    def runs(self) -> list[str]:
+        return list(dict.fromkeys(line["run"] for line in self._lines))
+
+    def of(self, run: str, case: str = "*") -> list[Line]:
+        """The lines of a run, of cases that match a pattern."""
+        return [line for line in self._lines if line["run"] == run and fnmatch(str(line.get("case", "")), case)]
+
+    def best(self, run: str, case: str) -> Line:
+        """The line of a case; of several that match the one with the highest ratio; an empty one where there is none.
+
+        Cases that were left out have no figures.
+        """
+        found = [line for line in self.of(run, case) if "left_out" not in line]
+        return max(found, key=lambda line: line.get("ratio", 0.0), default={})
+
+
+# ---- words
+
+
+def number(value: float) -> str:
+    """Three digits, and all of a larger whole number."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def spread(line: Line, name: str, unit: str = "") -> str:
+    """`median (least to most)`, or the figure alone, or nothing; the unit `%` is of a share."""
+    if line.get(name) is None:
+        return ""
+    scale = 100 if unit == "%" else 1
+    text = f"{number(scale * line[name])} {unit}".rstrip()
+    if f"{name}_min" not in line:
+        return text
+    return f"{text} ({number(scale * line[f'{name}_min'])} to {number(scale * line[f'{name}_max'])})"
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """In Markdown."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+# ---- bars
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bound for one figure of one line.
+
+    case     a pattern; of several lines the best one counts
+    sense    whether the figure has to be at least or at most the bound
+    bound    a number, or the name of the figure of the same line that says it
+    """
+
+    what: str
+    run: str
+    case: str
+    figure: str
+    sense: Literal["at least", "at most"]
+    bound: float | str
+    unit: str = ""
+
+    def row(self, results: Results) -> tuple[str, ...]:
+        """what, bar, figure, whether it is held, command"""
+        line = results.best(self.run, self.case)
+        bound = line.get(self.bound) if isinstance(self.bound, str) else self.bound
+        if line.get(self.figure) is None or bound is None:
+            return self.what, self._words(bound), NOT_MEASURED, "", ""
+        held = line[self.figure] >= bound if self.sense == "at least" else line[self.figure] <= bound
+        shown = spread(line, self.figure, self.unit) + (f", {_name(line)}" if "*" in self.case else "")
+        return self.what, self._words(bound), shown, "held" if held else "**missed**", f"`{line['command']}`"
+
+    def _words(self, bound: float | None) -> str:
+        return f"{self.sense} {spread({'bound': bound}, 'bound', self.unit)}" if bound is not None else ""
+
+
+def _name(line: Line) -> str:
+    return f"{line['engine']} {line['precision']}"
+
+
+_BF16 = "best_*_bf16"
+
+BARS = (
+    Bar("fused fp32, times eager fp32", "engine", "best_fused_fp32", "ratio", "at least", 2.7),
+    Bar("its probabilities, off by", "engine", "best_fused_fp32", "max_probability_difference", "at most", 1e-4),
+    Bar("best engine in bf16, times eager fp32", "engine", _BF16, "ratio", "at least", 5.5),
+    Bar("its share of the bf16 limit", "engine", _BF16, "share_of_bf16_limit", "at least", 0.6, "%"),
+    Bar("its batches of one, times eager fp32's", "engine", _BF16, "batch1_ratio", "at least", 5.0),
+    Bar("what it keeps with one core taken", "engine", _BF16, "kept_when_busy", "at least", 0.75, "%"),
+    Bar("Lite0, best engine, times eager fp32", "engine-lite0", "best_*", "ratio", "at least", 2.0),
+    Bar("the same class where eager is sure", "engine-lite0", "best_*", "top1_agreement_sure", "at least", 0.995, "%"),
+    Bar("host, 1080p JPEG, of the bare loop", "host", "jpeg_1080p", "share", "at least", 0.8, "%"),
+    Bar("host, 720p JPEG, of the bare loop", "host", "jpeg_720p", "share", "at least", 0.8, "%"),
+    Bar("whole path, 1080p JPEG, of the bare work", "pipeline", "full_jpeg_1080p", "share", "at least", 0.95, "%"),
+    Bar("whole path, 720p JPEG, of the bare work", "pipeline", "full_jpeg_720p", "share", "at least", 0.95, "%"),
+    Bar("p99 at half load: two batches, max_wait, 10 ms", "pipeline", "load_50", "p99_ms", "at most", "bar_ms", "ms"),
+    Bar("process start to ready, warm caches", "footprint", "start", "seconds_to_ready", "at most", 6.0, "s"),
+    Bar("memory at 1080p, batch 32, full load", "footprint", "memory", "most_mb", "at most", 1000.0, "MB"),
+    Bar("its growth", "footprint", "memory", "growth_mb_per_minute", "at most", 1.0, "MB a minute"),
+)
+
+
+def bars_table(results: Results) -> str:
+    return table(("what", "bar", "figure", "", "command"), [bar.row(results) for bar in BARS])

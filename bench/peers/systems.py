@@ -1,0 +1,305 @@
+"""The systems that are compared: how each is started, asked and stopped, and the settings that are tried for it.
+
+Each measurement starts its system anew and ends every process of it.
+"""
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from meter import MARK, Meter
+
+from worker.broker.embedded import embedded_server
+
+HERE = Path(__file__).parent
+LEAVE = 2.0  # seconds that a peer has to end by itself: it holds nothing that anybody waits for
+START_TIMEOUT = 180.0  # seconds until the first label; a first start may convert a model
+CALL_TIMEOUT = 300.0
+
+Setting = Mapping[str, int]
+
+
+class LeftOut(Exception):
+    """This system cannot be measured here: why, in one line."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all systems do: the same pictures, the same weights.
+
+    folder     holds pictures/*.jpg, reference.json (each picture's probabilities), weights.safetensors; work goes here
+    arguments  more of `coatstream run`
+    variables  more for the peers' environment
+    """
+
+    folder: Path
+    model: str
+    cores: int
+    clients: int
+    peers_python: Path | None = None
+    arguments: tuple[str, ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "weights.safetensors"
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        return {
+            "pictures": str(self.folder / "pictures"),
+            "reference": str(self.folder / "reference.json"),
+            "clients": self.clients,
+        }
+
+    def first_picture(self) -> bytes:
+        return min((self.folder / "pictures").glob("*.jpg")).read_bytes()
+
+
+@dataclass(frozen=True)
+class Span:
+    """How long to measure: seconds of warming up, of the closed loop, and of the evenly paced half load (0 = none)."""
+
+    warm: float
+    closed: float
+    paced: float
+
+    @property
+    def options(self) -> dict[str, float]:
+        return {"warm": self.warm, "seconds": self.closed, "paced": self.paced}
+
+
+Sample = dict[str, Any]  # what load.result() says, and start_s
+
+
+# ---- coatstream
+
+
+def measure_coatstream(job: Job, _setting: Setting, span: Span) -> Sample:
+    """`coatstream run` as it comes: labels of a queue on a server of its own, through a Unix socket."""
+    marks = {"system": _mark(), "server": _mark()}
+    with patch.dict(os.environ, {MARK: marks["server"]}):
+        began = time.perf_counter()
+        server = embedded_server()
+        own = server.__enter__()
+    try:
+        command = [sys.executable, "-m", "worker", "run", "--redis", own.url, "--model", job.model]
+        command += ["--weights", str(job.weights), "--device", "cpu"]
+        command += ["--set", "http.port=0", "--set", "log.level=error", "--set", f"model.cache={job.folder / 'cache'}"]
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("COATSTREAM_")}
+        with _running([*command, *job.arguments], marks["system"], plain, job.folder) as process:
+            _first_label(own.url, job.first_picture(), process)
+            started = time.perf_counter() - began
+            options = {**job.shared, **span.options, "kind": "queue", "url": own.url, "meters": marks}
+            sample = _call([sys.executable, str(HERE / "load.py"), json.dumps(options)])
+    finally:
+        server.__exit__(None, None, None)
+    return {**sample, "start_s": started}
+
+
+def _first_label(url: str, picture: bytes, process: "_Process") -> None:
+    """One frame through a worker that may still be loading."""
+    from redis import Redis
+
+    with Redis.from_url(url) as client:
+        client.xadd("frames", {"image": picture, "frame_id": "first", "source": "door-0"})
+        deadline = time.perf_counter() + START_TIMEOUT
+        while not client.xread({"labels": "0-0"}, block=100):
+            process.check(deadline)
+
+
+# ---- the naive loop
+
+
+def measure_naive(job: Job, setting: Setting, span: Span) -> Sample:
+    """In its own process; it measures itself."""
+    options = {**job.shared, **span.options, **setting, "model": job.model, "weights": str(job.weights)}
+    began = time.time()
+    sample = _call(
+        [str(job.peers_python or sys.executable), str(HERE / "naive_loop.py"), json.dumps(options)],
+        {**_clean(), **job.variables, MARK: _mark()},
+    )
+    return {**sample, "start_s": sample.pop("ready") - began}
+
+
+# ---- the servers
+
+
+@dataclass(frozen=True)
+class Server:
+    """A peer that is asked by HTTP: a script of this folder."""
+
+    script: str
+    path: str
+    kind: str = "raw"  # how the picture is sent: raw or form
+
+    def __call__(self, job: Job, setting: Setting, span: Span) -> Sample:
+        mark, port = _mark(), _free_port()
+        folder = Path(tempfile.mkdtemp(prefix="peer-"))  # short: Ray's sockets lie in it
+        given = {f"PEER_{name.upper()}": str(value) for name, value in setting.items()}
+        given |= {"PEER_PORT": str(port), "PEER_MODEL": job.model, "PEER_WEIGHTS": str(job.weights)}
+        given |= {"PEER_FOLDER": str(folder), "RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+        url = f"http://127.0.0.1:{port}{self.path}"
+        try:
+            began = time.perf_counter()
+            command = [str(job.peers_python), str(HERE / self.script)]
+            with _running(command, mark, {**_clean(), **job.variables, **given}, folder) as process:
+                self._first_answer(port, job.first_picture(), process)
+                started = time.perf_counter() - began
+                options = {**job.shared, **span.options, "kind": self.kind, "url": url, "meters": {"system": mark}}
+                sample = _call([str(job.peers_python), str(HERE / "load.py"), json.dumps(options)])
+            return {**sample, "start_s": started}
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _first_answer(self, port: int, picture: bytes, process: "_Process") -> None:
+        headers, body = {"Content-Type": "image/jpeg"}, picture
+        if self.kind == "form":
+            head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n'
+            headers, body = {"Content-Type": "multipart/form-data; boundary=x"}, head + picture + b"\r\n--x--\r\n"
+        deadline = time.perf_counter() + START_TIMEOUT
+        while True:
+            link = http.client.HTTPConnection("127.0.0.1", port, timeout=START_TIMEOUT)
+            try:
+                link.request("POST", self.path, body, headers)
+                if link.getresponse().status == 200:
+                    return
+            except (OSError, http.client.HTTPException):
+                pass
+            finally:
+                link.close()
+            process.check(deadline)
+            time.sleep(0.05)
+
+
+MOSEC = Server("serve_mosec.py", "/inference")
+RAY = Server("serve_ray.py", "/")
+LITSERVE = Server("serve_litserve.py", "/predict", kind="form")
+
+MEASURES = {
+    "coatstream": measure_coatstream,
+    "naive": measure_naive,
+    "mosec": MOSEC,
+    "ray": RAY,
+    "litserve": LITSERVE,
+}
+
+
+def grid(system: str, cores: int) -> list[Setting]:
+    """What is tried for a system; the best of it by frames a second is its setting. The naive loop's first is batch 1.
+
+    On the cores: a worker on each with one thread, or one worker with all threads. `decoders` are mosec's stage in
+    front of the model.
+    """
+    each, all_in_one = {"workers": cores, "threads": 1}, {"workers": 1, "threads": cores}
+    match system:
+        case "naive":
+            return [{"batch": batch, "threads": cores} for batch in (1, 2, 4, 8)]
+        case "mosec":
+            return [
+                {**each, "batch": 1, "wait_ms": 0, "decoders": 0},
+                {**each, "batch": 4, "wait_ms": 10, "decoders": 0},
+                {**each, "batch": 4, "wait_ms": 10, "decoders": 1},
+                {**all_in_one, "batch": 8, "wait_ms": 10, "decoders": cores},
+            ]
+        case "ray" | "litserve":
+            return [
+                {**each, "batch": 1, "wait_ms": 0},
+                {**each, "batch": 2, "wait_ms": 5},
+                {**each, "batch": 4, "wait_ms": 10},
+                {**all_in_one, "batch": 8, "wait_ms": 10},
+            ]
+    return [{}]
+
+
+# ---- processes
+
+
+@dataclass
+class _Process:
+    """What was started, and where it complains."""
+
+    popen: "subprocess.Popen[bytes]"
+    log: Path
+
+    def check(self, deadline: float) -> None:
+        """Raises LeftOut if it has ended, or the time is over."""
+        if self.popen.poll() is None and time.perf_counter() < deadline:
+            return
+        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        what = f"ended ({self.popen.returncode})" if self.popen.poll() is not None else "did not answer in time"
+        raise LeftOut(f"{what}: {lines[-1].strip() if lines else 'it said nothing'}")
+
+
+@contextmanager
+def _running(command: list[str], mark: str, variables: Mapping[str, str], folder: Path) -> Iterator[_Process]:
+    """A system; asked to end on leaving, and after that made to, with whatever it has started."""
+    log = folder / f"{mark}.log"
+    meter = Meter(mark)
+    with log.open("wb") as out:
+        popen = subprocess.Popen(
+            command,
+            env={**variables, MARK: mark},
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,  # Ctrl-C on the terminal is for us
+        )
+    try:
+        yield _Process(popen, log)
+    finally:
+        meter.processes()  # while parents live: their children are found through them
+        popen.terminate()
+        deadline = time.monotonic() + LEAVE
+        while (left := meter.processes()) and time.monotonic() < deadline:
+            popen.poll()
+            time.sleep(0.05)
+        for pid in left:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        popen.wait()
+
+
+def _call(command: list[str], variables: Mapping[str, str] | None = None) -> Sample:
+    """The JSON that it prints. Raises LeftOut with the last line of what it complained about."""
+    try:
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=CALL_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        raise LeftOut(f"not done in {CALL_TIMEOUT:.0f} s") from None
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise LeftOut(lines[-1].strip() if lines else f"exit code {done.returncode}")
+    sample: Sample = json.loads(done.stdout.splitlines()[-1])
+    return sample
+
+
+def _mark() -> str:
+    return os.urandom(8).hex()
+
+
+def _clean() -> dict[str, str]:
+    """Our environment without what would leak into the peers'."""
+    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV", MARK)}
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+    return port

@@ -1,0 +1,110 @@
+"""What preparing a picture costs, beside the bare torch call and beside PIL with timm's transform.
+
+    python bench/preparation.py [--rounds 40] [--width 1920 --height 1080] [--plain-allocator]
+
+One thread, all ways in turn, medians. Prints a table, the ratios that count, and one line of JSON.
+"""
+
+import argparse
+import io
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from timm.data.transforms_factory import transforms_imagenet_eval
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from worker.allocator import tune_allocator
+from worker.cores import use_cores
+from worker.decoding import decode, decode_for, raw
+from worker.frames import InputSpec, Pixels
+from worker.geometry import axes_of, exact_cut
+from worker.opencv import cv2
+from worker.resizing import prepare
+
+SPEC = InputSpec(224, 224, 0.9, "center", "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+LIMITS = {"max_bytes": 10**8, "max_pixels": 10**8}
+TIMM = transforms_imagenet_eval(224, crop_pct=0.9, crop_mode="center", interpolation="bicubic", normalize=False)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser()
+    options.add_argument("--rounds", type=int, default=40)
+    options.add_argument("--width", type=int, default=1920)
+    options.add_argument("--height", type=int, default=1080)
+    options.add_argument("--plain-allocator", action="store_true")
+    given = options.parse_args()
+    if not given.plain_allocator:
+        tune_allocator()
+    use_cores(1)
+    times = measure(ways(given.width, given.height), given.rounds)
+    for way, (seconds, faults) in times.items():
+        print(f"{way:28s} {1000 * seconds:7.2f} ms {faults:7.0f} page faults")
+    ratios = {
+        "raw frame / bare torch call": times["raw bgr24 to pixels"][0] / times["bare torch call"][0],
+        "PIL + timm / JPEG, full": times["JPEG, PIL + timm"][0] / times["JPEG, full"][0],
+        "PIL + timm / JPEG, auto": times["JPEG, PIL + timm"][0] / times["JPEG, auto"][0],
+    }
+    for name, value in ratios.items():
+        print(f"{name:28s} {value:7.2f}")
+    told = {way: round(1000 * seconds, 3) for way, (seconds, _) in times.items()}
+    print(json.dumps({"bench": "preparation", "size": [given.width, given.height], "ms": told, "ratios": ratios}))
+
+
+def ways(width: int, height: int) -> dict[str, Callable[[], object]]:
+    """What is timed; tensors are uint8 before normalisation, which is the engine's."""
+    photo = cv2.imread(str(Path(__file__).parents[1] / "worker" / "assets" / "coffee.png"))
+    rows = photo.shape[1] * height // width
+    frame = cv2.resize(photo[: min(rows, photo.shape[0])], (width, height), interpolation=cv2.INTER_CUBIC)
+    jpeg = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+    pixels = frame.tobytes()
+    whole = decode(jpeg, **LIMITS)
+    return {
+        "bare torch call": bare_call(np.ascontiguousarray(frame, np.uint8)),
+        "raw bgr24 to pixels": lambda: prepare(raw(pixels, width=width, height=height, pixel_format="bgr24"), SPEC),
+        "JPEG, full": lambda: prepare(decode(jpeg, **LIMITS), SPEC),
+        "JPEG, auto": lambda: prepare(decode_for(SPEC, jpeg, **LIMITS).pixels, SPEC),
+        "JPEG, PIL + timm": lambda: TIMM(Image.open(io.BytesIO(jpeg)).convert("RGB")),
+        "- decoding, full": lambda: decode(jpeg, **LIMITS),
+        "- decoding, auto": lambda: decode_for(SPEC, jpeg, **LIMITS),
+        "- resizing the whole": lambda: prepare(whole, SPEC),
+    }
+
+
+def bare_call(frame: Pixels) -> Callable[[], object]:
+    """F.interpolate on the uint8 frame, over the rows and columns that `prepare` computes."""
+    axes = axes_of(frame.shape[0], frame.shape[1], SPEC)
+    rows, columns = (exact_cut(axis, 2) for axis in axes)
+    assert rows is not None
+    assert columns is not None
+    tensor = torch.from_numpy(frame).permute(2, 0, 1)[None]
+    part = tensor[:, :, rows.first : rows.last, columns.first : columns.last]
+    size = rows.end - rows.start, columns.end - columns.start
+    return lambda: F.interpolate(part, size=size, mode="bicubic", antialias=True, align_corners=False)
+
+
+def measure(timed: dict[str, Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:
+    """Median seconds and mean page faults of each, in turn."""
+    seconds: dict[str, list[float]] = {way: [] for way in timed}
+    faults = dict.fromkeys(timed, 0)
+    for number in range(rounds + 3):
+        for way, call in timed.items():
+            before, started = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
+            call()
+            if number >= 3:
+                seconds[way].append(time.perf_counter() - started)
+                faults[way] += resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    return {way: (statistics.median(seconds[way]), faults[way] / rounds) for way in timed}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from config.settings import BatchSettings, ModelSettings
+from worker.engine.classifier import Classifier, load_classifier
+from worker.engine.self_check import FP32_TOLERANCE, Probabilities, allowed, check_pictures, disagreement, reference
+from worker.engine.torch_engine import TorchEngine, load_eager_engine
+from worker.frames import Pixels, Scores
+
+COAT = "coat_lite_mini.in1k"
+VIT = "test_vit.r160_in1k"
+TOLERANCE = ModelSettings().tolerance
+
+
+@pytest.fixture(autouse=True)
+def _cores_as_they_were() -> Any:
+    """The main thread classifies here, which sets its share of the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def settings(name: str, **values: Any) -> ModelSettings:
+    return ModelSettings(**{"name": name, "weights": "random", "device": "cpu", **values})
+
+
+@cache
+def classifier(name: str = COAT) -> Classifier:
+    return load_classifier(settings(name))
+
+
+@cache
+def pictures(name: str = COAT) -> Pixels:
+    return check_pictures(classifier(name).spec)
+
+
+@cache
+def wanted(name: str = COAT) -> Probabilities:
+    return reference(classifier(name), pictures(name))
+
+
+def eager(name: str = COAT, precision: str = "fp32", **values: Any) -> TorchEngine:
+    return load_eager_engine(classifier(name), settings(name, **values), BatchSettings(), precision=precision)
+
+
+class Wrong:
+    """An eager engine with one fault."""
+
+    def __init__(self) -> None:
+        self._right = eager()
+        self.info, self.spec, self.labels = self._right.info, self._right.spec, self._right.labels
+        self.prepared, self.streams = self._right.prepared, self._right.streams
+
+    def warm_up(self) -> None:
+        """It is warm enough."""
+
+    def classify(self, pixels: Pixels) -> Scores:
+        return self._right.classify(pixels)
+
+
+class SwappedChannels(Wrong):
+    def classify(self, pixels: Pixels) -> Scores:
+        return super().classify(np.ascontiguousarray(pixels[..., ::-1]))
+
+
+class TenGreyLevelsMore(Wrong):
+    def classify(self, pixels: Pixels) -> Scores:
+        return super().classify(np.minimum(pixels, 245) + np.uint8(10))
+
+
+class NoNumbers(Wrong):
+    def classify(self, pixels: Pixels) -> Scores:
+        scores = super().classify(pixels)
+        return replace(scores, values=np.full_like(scores.values, np.nan))
+
+
+class LeavesTheBestOut(Wrong):
+    def classify(self, pixels: Pixels) -> Scores:
+        scores = super().classify(pixels)
+        return replace(scores, indices=scores.indices[:, 1:], values=scores.values[:, 1:])
+
+
+class ShuffledRows(Wrong):
+    def classify(self, pixels: Pixels) -> Scores:
+        scores = super().classify(pixels)
+        return replace(scores, indices=scores.indices[::-1], values=scores.values[::-1])
+
+
+class NeighbouringClasses(Wrong):
+    def classify(self, pixels: Pixels) -> Scores:
+        scores = super().classify(pixels)
+        return replace(scores, indices=(scores.indices + 1) % len(self.labels))
+
+
+# ---- the pictures
+
+
+def test_the_pictures_are_six_different_real_ones_at_the_models_size() -> None:
+    assert pictures().shape == (6, 224, 224, 3)
+    assert pictures().dtype == np.uint8
+    assert pictures(VIT).shape == (6, 160, 160, 3)
+    assert len({picture.tobytes() for picture in pictures()}) == 6
+    assert all(picture.std() > 20 for picture in pictures())
+    coloured = [np.ptp(picture.astype(int), axis=2).mean() > 5 for picture in pictures()]
+    assert sum(coloured) >= 4  # else swapped channels would not be seen
+
+
+def test_the_reference_is_eager_float32s_probabilities() -> None:
+    scores = eager(top_k=100).classify(pictures())
+
+    assert np.allclose(wanted().sum(axis=1), 1, atol=1e-5)
+    assert np.allclose(np.take_along_axis(wanted(), scores.indices, axis=1), scores.values, atol=1e-6)
+    assert wanted().argmax(axis=1).tolist() == scores.indices[:, 0].tolist()
+
+
+# ---- engines that are right
+
+
+@pytest.mark.parametrize("name", [COAT, VIT])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_right_engine_passes(name: str, precision: str) -> None:
+    off = disagreement(eager(name, precision), pictures(name), wanted(name))
+
+    assert off <= allowed(precision, TOLERANCE)
+    assert off > 0 or precision == "fp32"
+
+
+@pytest.mark.parametrize("top_k", [1, 5, 100])
+def test_how_many_classes_are_shown_does_not_matter(top_k: int) -> None:
+    assert disagreement(eager(top_k=top_k), pictures(), wanted()) <= FP32_TOLERANCE
+
+
+def test_an_engine_for_one_picture_at_a_time_is_checked_too() -> None:
+    lone = load_eager_engine(classifier(), settings(COAT), BatchSettings(max_size=1))
+
+    assert disagreement(lone, pictures(), wanted()) <= FP32_TOLERANCE
+
+
+# ---- engines that are wrong
+
+
+@pytest.mark.parametrize(
+    "wrong", [SwappedChannels, TenGreyLevelsMore, LeavesTheBestOut, ShuffledRows, NeighbouringClasses, NoNumbers]
+)
+def test_a_wrong_engine_is_seen_in_any_precision(wrong: type[Wrong]) -> None:
+    off = disagreement(wrong(), pictures(), wanted())
+
+    assert off > allowed("bf16", TOLERANCE)
+    assert off > allowed("fp32", TOLERANCE)
+
+
+def test_what_is_no_number_is_infinitely_wrong() -> None:
+    assert disagreement(NoNumbers(), pictures(), wanted()) == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("precision", "tolerance", "bound"),
+    [("bf16", 0.05, 0.05), ("fp16", 0.2, 0.2), ("fp32", 0.05, 0.001), ("fp32", 0.0001, 0.0001)],
+)
+def test_the_bound_is_the_settings_and_for_float32_no_more_than_a_thousandth(
+    precision: str, tolerance: float, bound: float
+) -> None:
+    assert allowed(precision, tolerance) == bound

@@ -1,0 +1,80 @@
+"""Fingerprints: which weights, labels and code the settings stand for, found out without importing torch or timm.
+
+They are keys of the cache, so that a worker can start from it without building the model. Loads and checks no weights.
+"""
+
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from config.settings import ModelSettings
+from worker.engine import lite0
+from worker.errors import EngineError
+
+HUB_FILES: Final = ("model.safetensors", "pytorch_model.bin")  # in the order in which they are preferred
+
+_PACKAGE: Final = Path(__file__).parents[1]
+_CODE: Final = ("engine/**/*.py", "decoding.py", "geometry.py", "resizing.py", "assets/*.png")
+
+
+def fingerprint(model: ModelSettings) -> str | None:
+    """Where weights are from and what they are: `file:<sha256>`, `hub:<sha256>`, `package:<name>:<sha256>` or `random`.
+
+    None: it cannot be known from here. There is no such file, or the hub's is not in its local cache under the model's
+    own name. Whoever loads the model says what is wrong.
+    """
+    match model.weights:
+        case "random":
+            return "random"  # one seed: the same for the same versions of torch and timm
+        case "hub":
+            return _named("hub", _hub_file(model.name))
+        case package if package.startswith("package:"):
+            return _named(package, _package_file(package.removeprefix("package:")))
+        case file:
+            return _named("file", Path(file).expanduser())
+
+
+def file_digest(path: Path) -> str | None:
+    """sha256 of a file's content; None where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+@cache
+def code_digest() -> str:
+    """sha256 of our own code that turns weights into an engine, and of the photos that engines are checked on.
+
+    Read from the files: a number that somebody must remember to count up would be forgotten once.
+    """
+    files = sorted({file for pattern in _CODE for file in _PACKAGE.glob(pattern)})
+    lines = [f"{file.relative_to(_PACKAGE).as_posix()} {file_digest(file)}" for file in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _named(origin: str, path: Path | None) -> str | None:
+    digest = file_digest(path) if path is not None else None
+    return None if digest is None else f"{origin}:{digest}"
+
+
+def _hub_file(name: str) -> Path | None:
+    """The hub's file in its local cache. Only a name with a tag says which: the default tag is timm's to know."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if "." not in name:
+        return None
+    for file in HUB_FILES:
+        path = try_to_load_from_cache(f"timm/{name}", file)
+        if isinstance(path, str):
+            return Path(path)
+    return None
+
+
+def _package_file(package: str) -> Path | None:
+    try:
+        return lite0.checkpoint_path() if package == lite0.PACKAGE else None
+    except EngineError:
+        return None

@@ -1,0 +1,241 @@
+"""Which engine runs: candidates for this model and machine, each checked against eager float32, the fastest measured.
+
+The choice is remembered, so that only the first start measures. An engine that cannot be had, or that disagrees, gives
+way to the next with one line in the log.
+"""
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from config.settings import BatchSettings, ModelSettings
+from worker.cores import usable_cores
+from worker.engine import Engine, capabilities, openvino, self_check, timing
+from worker.engine.cache import Cache, Key
+from worker.engine.fingerprint import code_digest, fingerprint
+from worker.engine.torch_engine import DTYPES, TorchEngine, device_of, load_eager_engine
+from worker.errors import EngineError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from worker.engine.classifier import Classifier  # it imports timm, and a start from the cache does without
+
+# What `auto` looks at. Compiling takes minutes a start, so it runs only where it is asked for.
+_ON_CPU: Final = ("openvino", "fused", "eager")
+_ON_GPU: Final = ("fused", "eager")
+_CHOICE: Final = "choice"  # of documents in the cache
+_CLEARLY: Final = 1.03  # times as fast as the first choice another one must be: below that it is noise
+
+
+class Plan(BaseModel):
+    """One way to run the model; 0 streams or threads: the engine's own choice."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    engine: str
+    precision: str
+    streams: int
+    threads: int
+
+    def __str__(self) -> str:
+        return f"{self.engine} {self.precision}"
+
+
+Candidate = tuple[Plan, Engine]
+
+
+def select(model: ModelSettings, batch: BatchSettings) -> Engine:
+    """The engine that the settings ask for, checked. Raises EngineError where none runs this model."""
+    workshop = _Workshop(model, batch)
+    return workshop.remembered() or workshop.chosen()
+
+
+class _Workshop:
+    """Builds and checks engines for one model; what several of them need is made once, and only if one does."""
+
+    def __init__(self, model: ModelSettings, batch: BatchSettings) -> None:
+        self._model = model
+        self._batch = batch
+        self._cache = Cache(model.cache)
+        self._device = device_of(model.device)
+        self._log = structlog.get_logger("engine")
+
+    def remembered(self) -> Engine | None:
+        """The engine of the last start with these settings on this machine, checked again; None: there is none."""
+        key = self._key()
+        kept = self._cache.read_json(_CHOICE, key) if key is not None else None
+        if kept is None:
+            return None
+        try:
+            return self._checked(Plan.model_validate(kept))
+        except (EngineError, ValidationError) as error:
+            self._log.warning("the engine of the last start is not used", why=str(error).splitlines()[0])
+            return None
+
+    def chosen(self) -> Engine:
+        """The fastest of those that run. Remembered, for the next start."""
+        _ = self._classifier  # what it raises is no fault of a candidate
+        found = self._working(self._wanted()) or self._working(self._fallbacks(), most=1)
+        if not found:
+            raise EngineError(f"no engine runs {self._model.name} on {self._device} here: the lines above say why")
+        plan, engine = self._fastest(found)
+        plan, engine = self._fastest([(plan, engine), *self._other_layouts(plan, engine)])
+        if (key := self._key()) is not None:
+            self._cache.write_json(_CHOICE, key, plan.model_dump())
+        return engine
+
+    def _key(self) -> Key | None:
+        """All that the choice depends on; None where the weights are not known without loading them."""
+        weights = fingerprint(self._model)
+        if weights is None:
+            return None
+        asked = self._model.model_dump(
+            include={"name", "engine", "precision", "tolerance", "device", "threads", "streams", "embeddings"}
+        )
+        return {
+            **asked,
+            "weights": weights,
+            "code": code_digest(),
+            "versions": openvino.versions(),
+            "processor": capabilities.processor(),
+            "cores": usable_cores(),
+        }
+
+    # ---- candidates
+
+    def _wanted(self) -> list[str]:
+        if self._model.engine != "auto":
+            return [self._model.engine]
+        return [name for name in self._all() if name != "eager"]
+
+    def _fallbacks(self) -> list[str]:
+        return [name for name in self._all() if name not in self._wanted()]
+
+    def _all(self) -> tuple[str, ...]:
+        return _ON_CPU if self._device.type == "cpu" else _ON_GPU
+
+    def _working(self, names: Iterable[str], *, most: int = len(_ON_CPU)) -> list[Candidate]:
+        """Up to `most` of these engines, each in the first precision in which it agrees with the reference."""
+        found: list[Candidate] = []
+        for name in names:
+            if len(found) < most and (candidate := self._first_that_agrees(name)) is not None:
+                found.append(candidate)
+        return found
+
+    def _first_that_agrees(self, name: str) -> Candidate | None:
+        for precision in self._precisions(name):
+            plan = Plan(engine=name, precision=precision, streams=self._model.streams, threads=self._model.threads)
+            try:
+                return plan, self._checked(plan)
+            except EngineError as error:
+                asked_for = name == self._model.engine or isinstance(error, _DisagreesError)
+                say = self._log.warning if asked_for else self._log.info
+                say("an engine is left out", engine=str(plan), why=str(error))
+        return None
+
+    def _precisions(self, name: str) -> tuple[str, ...]:
+        """The reference in its own precision is the last resort, whatever was asked for."""
+        asked = self._model.precision
+        some = capabilities.precisions(self._device.type) if asked == "auto" else (asked,)
+        return some if name != "eager" or "fp32" in some else (*some, "fp32")
+
+    def _other_layouts(self, plan: Plan, engine: Engine) -> list[Candidate]:
+        """The same engine with the cores shared out in other ways, where the settings leave that open."""
+        if self._device.type != "cpu" or self._model.streams or self._model.threads:
+            return []
+        cores = usable_cores()
+        layouts = [streams for streams in (1, 2, 4, 8) if streams <= cores and streams != engine.streams]
+        plans = [plan.model_copy(update={"streams": count, "threads": cores // count}) for count in layouts]
+        return [(other, self._built(other)) for other in plans]
+
+    def _fastest(self, candidates: list[Candidate]) -> Candidate:
+        """By a short measurement; the first one where no other is clearly faster."""
+        if len(candidates) == 1:
+            return candidates[0]
+        for _, engine in candidates:
+            engine.warm_up()
+        rates = timing.compare([engine for _, engine in candidates])
+        best = max(range(len(rates)), key=rates.__getitem__)
+        chosen = best if rates[best] > _CLEARLY * rates[0] else 0
+        self._log.info(
+            "engines compared",
+            frames_per_s={
+                f"{plan}, {engine.streams} at once": round(rate)
+                for (plan, engine), rate in zip(candidates, rates, strict=True)
+            },
+            chosen=f"{candidates[chosen][0]}, {candidates[chosen][1].streams} at once",
+        )
+        return candidates[chosen]
+
+    # ---- building and checking
+
+    @cached_property
+    def _classifier(self) -> "Classifier":
+        from worker.engine.classifier import load_classifier
+
+        return load_classifier(self._model)
+
+    @cached_property
+    def _reference(self) -> self_check.Probabilities:
+        return self_check.reference(self._classifier, self_check.check_pictures(self._classifier.spec))
+
+    def _checked(self, plan: Plan) -> Engine:
+        """Raises EngineError where it cannot be had here, or disagrees with the reference."""
+        engine = self._built(plan)
+        wanted = engine.reference if isinstance(engine, openvino.OpenVinoEngine) else self._reference
+        off = self_check.disagreement(engine, self_check.check_pictures(engine.spec), wanted)
+        bound = self_check.allowed(plan.precision, self._model.tolerance)
+        if not off <= bound:
+            raise _DisagreesError(
+                f"{plan} disagrees with eager fp32 on the check pictures: a probability is off by {off:.3g} of the "
+                f"picture's largest, more than {bound:g} (model.tolerance)"
+            )
+        return engine
+
+    def _built(self, plan: Plan) -> Engine:
+        """Raises EngineError."""
+        model = self._model.model_copy(update=plan.model_dump())
+        match plan.engine:
+            case "openvino":
+                return openvino.load_cached(model, self._batch, self._cache) or self._converted(model)
+            case "fused":
+                network = self._fused(model, packed=self._device.type == "cpu")
+                return TorchEngine(
+                    self._classifier, network, engine="fused", precision=plan.precision, model=model, batch=self._batch
+                )
+            case "compile":
+                from worker.engine.compiled import load_compiled_engine
+
+                return load_compiled_engine(self._classifier, model, self._batch, precision=plan.precision)
+
+        return load_eager_engine(self._classifier, model, self._batch, precision=plan.precision)
+
+    def _fused(self, model: ModelSettings, *, packed: bool) -> "nn.Module":
+        from worker.engine import coat
+
+        if not coat.is_coat(self._classifier.module):
+            raise EngineError(f"{model.name} is no CoaT, and only those can be fused")
+        dtype = DTYPES[model.precision] if packed or model.engine == "fused" else DTYPES["fp32"]
+        return coat.fused_network(self._classifier, dtype=dtype, packed=packed, embeddings=model.embeddings)
+
+    def _converted(self, model: ModelSettings) -> Engine:
+        """OpenVINO, from the fused graph where there is one. Weights are converted in fp32, and rounded by OpenVINO."""
+        from worker.engine import coat
+        from worker.engine.network import EagerNetwork
+
+        network: nn.Module = (
+            self._fused(model, packed=False)
+            if coat.is_coat(self._classifier.module)
+            else EagerNetwork(self._classifier, embeddings=model.embeddings)
+        )
+        return openvino.convert(
+            self._classifier, network, self._reference, model=model, batch=self._batch, cache=self._cache
+        )
+
+
+class _DisagreesError(EngineError):
+    """An engine that gives other probabilities than the reference."""

@@ -1,4 +1,4 @@
-"""What glibc's settings are worth: pictures a second and peak memory of eager torch and of JPEG decoding, in two threads.
+"""What glibc's settings are worth, to eager torch and to JPEG decoding in two threads: rate, page faults and memory.
 
     python bench/allocator.py [--seconds 4] [--rounds 3]
 

@@ -16,7 +16,7 @@ class Results:
     """The lines of all runs."""
 
     def __init__(self, lines: Iterable[Line]) -> None:
-        self._lines = list(lines)
+        self._lines = [_flat(line) for line in lines]
 
     @classmethod
     def read(cls, file: Path) -> "Results":
@@ -30,12 +30,24 @@ class Results:
         return [line for line in self._lines if line["run"] == run and fnmatch(str(line.get("case", "")), case)]
 
     def best(self, run: str, case: str) -> Line:
-        """The line of a case; of several that match the one with the highest ratio; an empty one where there is none.
+        """The line of a case, or an empty one. Of several that match the engine with the highest ratio, and the
+        peer over which ours is the least.
 
         Cases that were left out have no figures.
         """
         found = [line for line in self.of(run, case) if "left_out" not in line]
-        return max(found, key=lambda line: line.get("ratio", 0.0), default={})
+        return max(found, key=lambda line: line.get("ratio", -line.get("frames_ratio", 0.0)), default={})
+
+
+def _flat(line: Line) -> Line:
+    """`{"ms": {"a": 1}}` becomes `{"ms: a": 1}`; a list becomes words. The machine stays as it is."""
+    flat: Line = {}
+    for name, value in line.items():
+        if isinstance(value, dict) and name != "machine":
+            flat |= {f"{name}: {inner}": one for inner, one in value.items()}
+        else:
+            flat[name] = " x ".join(map(str, value)) if isinstance(value, list) else value
+    return flat
 
 
 # ---- words
@@ -100,10 +112,12 @@ class Bar:
 
 
 def _name(line: Line) -> str:
-    return f"{line['engine']} {line['precision']}"
+    return f"{line['engine']} {line['precision']}" if "engine" in line else str(line["case"]).replace("_", " ")
 
 
 _BF16 = "best_*_bf16"
+_BARE_TORCH = "ratios: raw frame / bare torch call"
+_PIL = "ratios: PIL + timm / JPEG, auto"
 
 BARS = (
     Bar("fused fp32, times eager fp32", "engine", "best_fused_fp32", "ratio", "at least", 2.7),
@@ -114,11 +128,18 @@ BARS = (
     Bar("what it keeps with one core taken", "engine", _BF16, "kept_when_busy", "at least", 0.75, "%"),
     Bar("Lite0, best engine, times eager fp32", "engine-lite0", "best_*", "ratio", "at least", 2.0),
     Bar("the same class where eager is sure", "engine-lite0", "best_*", "top1_agreement_sure", "at least", 0.995, "%"),
+    Bar("1080p raw frame, times the bare torch call", "preparation", "", _BARE_TORCH, "at most", 1.15),
+    Bar("1080p JPEG to pixels, times faster than PIL and timm", "preparation", "", _PIL, "at least", 4.5),
     Bar("host, 1080p JPEG, of the bare loop", "host", "jpeg_1080p", "share", "at least", 0.8, "%"),
     Bar("host, 720p JPEG, of the bare loop", "host", "jpeg_720p", "share", "at least", 0.8, "%"),
+    Bar("host, raw 224 x 224, of a bare consumer", "host", "raw_224x224", "consumer_share", "at least", 0.7, "%"),
+    Bar("host, small JPEG, of a bare consumer", "host", "jpeg_small", "consumer_share", "at least", 0.7, "%"),
     Bar("whole path, 1080p JPEG, of the bare work", "pipeline", "full_jpeg_1080p", "share", "at least", 0.95, "%"),
     Bar("whole path, 720p JPEG, of the bare work", "pipeline", "full_jpeg_720p", "share", "at least", 0.95, "%"),
     Bar("p99 at half load: two batches, max_wait, 10 ms", "pipeline", "load_50", "p99_ms", "at most", "bar_ms", "ms"),
+    Bar("frames/s, times the best peer's", "peers", "against_*", "frames_ratio", "at least", 5.0),
+    Bar("CPU time a frame, the best peer's over ours", "peers", "against_*", "cpu_ratio", "at least", 2.0),
+    Bar("p99 at half load, the best peer's over ours", "peers", "against_*", "p99_ratio", "at least", 5.0),
     Bar("process start to ready, warm caches", "footprint", "start", "seconds_to_ready", "at most", 6.0, "s"),
     Bar("memory at 1080p, batch 32, full load", "footprint", "memory", "most_mb", "at most", 1000.0, "MB"),
     Bar("its growth", "footprint", "memory", "growth_mb_per_minute", "at most", 1.0, "MB a minute"),

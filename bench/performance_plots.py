@@ -56,7 +56,7 @@ def load(loads: Sequence[Line], full: Line) -> str:
         if full.get("frames_per_s") is not None:
             above.axhline(full["frames_per_s"], color=GREEN, linewidth=1, label="from a full queue")
         above.set(ylabel="frames/s", ylim=(0, None), title="Labelled against offered load")
-        above.legend(loc="upper left")
+        above.legend(loc="lower right")
         _with_spread(below, offered, loads, "p50_ms", BLUE, "p50")
         below.plot(offered, [line["p99_ms"] for line in loads], color=ORANGE, marker="o", markersize=4, label="p99")
         for line in loads:
@@ -88,8 +88,11 @@ def _with_spread(axes: Any, x: Sequence[float], lines: Sequence[Line], name: str
 
 
 def stages(loads: Sequence[Line]) -> str:
-    """A frame's mean time by stage, a bar for each load; what lies between the stages is the rest."""
-    shown = [line for line in loads if line["load"] <= 1]
+    """A frame's mean time by stage, a bar for each load; what lies between the stages is the rest.
+
+    At full load and above it is the queue that takes the time, and its length is the run's.
+    """
+    shown = [line for line in loads if line["load"] < 1]
     with mpl.rc_context(STYLE | {"axes.grid.axis": "x"}):
         figure = Figure(figsize=(7.2, 1.5 + 0.42 * len(shown)), layout="constrained")
         axes = figure.subplots()
@@ -126,7 +129,10 @@ def limit(best: Sequence[Line]) -> str:
         for row, (line, end) in enumerate(zip(best, high, strict=True)):
             words = f"{line['frames_per_s']:.0f} frames/s, {line['ratio']:.1f} x eager fp32"
             axes.annotate(words, (end, row), xytext=(6, 0), textcoords="offset points", va="center")
-        axes.set(xlim=(0, 100), xlabel="% of the matrix products' rate in the same precision (blue fp32, orange bf16)")
+        axes.set(
+            xlim=(0, max(100.0, *high)),
+            xlabel="% of the matrix products' rate in the same precision (blue fp32, orange bf16)",
+        )
         axes.set_title("How much of the machine the model reaches")
         axes.invert_yaxis()
         return _svg(figure)

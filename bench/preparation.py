@@ -14,12 +14,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from timm.data.transforms_factory import transforms_imagenet_eval
+from torch.nn.functional import interpolate
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -62,7 +63,7 @@ def main() -> None:
 
 def ways(width: int, height: int) -> dict[str, Callable[[], object]]:
     """What is timed; tensors are uint8 before normalisation, which is the engine's."""
-    photo = cv2.imread(str(Path(__file__).parents[1] / "worker" / "assets" / "coffee.png"))
+    photo: Any = cv2.imread(str(Path(__file__).parents[1] / "worker" / "assets" / "coffee.png"))
     rows = photo.shape[1] * height // width
     frame = cv2.resize(photo[: min(rows, photo.shape[0])], (width, height), interpolation=cv2.INTER_CUBIC)
     jpeg = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
@@ -89,7 +90,7 @@ def bare_call(frame: Pixels) -> Callable[[], object]:
     tensor = torch.from_numpy(frame).permute(2, 0, 1)[None]
     part = tensor[:, :, rows.first : rows.last, columns.first : columns.last]
     size = rows.end - rows.start, columns.end - columns.start
-    return lambda: F.interpolate(part, size=size, mode="bicubic", antialias=True, align_corners=False)
+    return lambda: interpolate(part, size=size, mode="bicubic", antialias=True, align_corners=False)
 
 
 def measure(timed: dict[str, Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:

@@ -192,11 +192,17 @@ def _others(results: Results) -> str:
 
 
 def _plain(lines: list[Line]) -> str:
-    """A row per line, a column per figure, whatever it is called; what is the same in all is said before."""
+    """A row per line, a column per figure, whatever it is called; what is the same in all is said before.
+
+    One line alone stands upright.
+    """
     names = list(dict.fromkeys(name for line in lines for name in line if name not in KEYS_OF_ALL))
     names = [name for name in names if not (name.endswith(("_min", "_max")) and name[:-4] in names)]
+    if len(lines) == 1:
+        upright = [(_words(name), _cell(lines[0], name)) for name in names]
+        return f"`{lines[0]['command']}`\n\n{table(('', 'figure'), upright)}"
     texts = [name for name in names if all(isinstance(line.get(name), str) for line in lines) and name != "case"]
-    same = [name for name in texts if len({line[name] for line in lines}) == 1] if len(lines) > 1 else []
+    same = [name for name in texts if len({line[name] for line in lines}) == 1]
     columns = [name for name in names if name not in same]
     rows = [[_cell(line, name) for name in columns] for line in lines]
     said = "".join(f"{_words(name)} {lines[0][name]}. " for name in same)

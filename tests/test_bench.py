@@ -21,9 +21,10 @@ from tests.absence import missing
 from worker.broker.connection import Client, connect
 from worker.broker.queues import queues_of
 from worker.commands import bench_engine, bench_host, bench_latency, bench_queue, measuring
+from worker.commands.bench_contender import Layout
 from worker.commands.measuring import Figure, Report, figure, interleave, machine, ratio
 from worker.cores import usable_cores
-from worker.errors import EngineError
+from worker.errors import ConfigError, EngineError
 from worker.frames import InputSpec
 from worker.resizing import prepare
 
@@ -304,33 +305,77 @@ def test_labels_that_stay_away_end_the_benchmark_in_one_line(client: Client) -> 
 
 
 def test_a_cpu_is_used_whole_by_one_stream_and_by_a_stream_per_core() -> None:
-    layout = bench_engine.Layout
-
-    assert bench_engine.layouts(4, on_cpu=True) == (layout(1, 4), layout(4, 1))
-    assert bench_engine.layouts(1, on_cpu=True) == (layout(1, 1),)
-    assert bench_engine.layouts(4, on_cpu=False) == (layout(1, 1),)
+    assert bench_engine.layouts(4, on_cpu=True) == (Layout(1, 4), Layout(4, 1))
+    assert bench_engine.layouts(1, on_cpu=True) == (Layout(1, 1),)
+    assert bench_engine.layouts(4, on_cpu=False) == (Layout(1, 1),)
 
 
-def test_bench_engine_reports_every_size_beside_the_machines_limit(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench_engine.run_bench_engine(SMALL, seconds=0.2) == 0
+def test_engines_are_named_with_a_precision_or_stand_for_two_and_the_base_is_first() -> None:
+    asked = bench_engine.parse(["fused", "openvino:fp16", "eager", "fused:bf16"])
 
-    rows = lines(capsys)
-    limits = [row for row in rows if row["case"].startswith("limit")]
-    measured = [row for row in rows if "frames_per_s" in row]
-    left_out = [row for row in rows if "left_out" in row]
+    assert [one.name for one in asked] == ["eager_fp32", "fused_fp32", "fused_bf16", "openvino_fp16"]
+
+
+@pytest.mark.parametrize("word", ["onnx", "fused:int8", ""])
+def test_an_engine_that_is_none_is_refused_in_one_line(word: str) -> None:
+    with pytest.raises(ConfigError, match="is none of eager, fused, compile, openvino"):
+        bench_engine.parse([word])
+
+
+@pytest.mark.timeout(120)  # four processes that load torch
+def test_bench_engine_reports_every_engine_and_size_beside_the_machines_limits(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_engine, "CLIP_FPS", 1.0)
+
+    code = bench_engine.run_bench_engine(SMALL, seconds=0.2, engines=("eager:bf16",), sizes=(1, 2), busy=True)
+
+    assert code == 0
+    rows = {row["case"]: row for row in lines(capsys)}
+    limits = [row for row in rows.values() if "gflops" in row]
+    best = [row for row in rows.values() if row["case"].startswith("best_")]
+    measured = [row for row in rows.values() if "frames_per_s" in row]
+    assert len(limits) == 4
     assert all(row["gflops"] > 1 for row in limits)
-    assert len(limits) == 2
-    assert len(measured) + len(left_out) + len(limits) == len(rows)
-    assert {"1x1_batch1", f"1x{usable_cores()}_batch1"} & {row["case"] for row in measured}
+    assert {f"eager_fp32_1x{usable_cores()}_batch{size}" for size in (1, 2)} <= rows.keys()
     for row in measured:
         assert row["weights"] == "random"
         assert 0.05 < row["gflop_per_frame"] < 0.5  # timm's own count is 0.06 GMACs
         assert 0 < row["share_of_limit"] < 1.5
+        assert row["share_of_bf16_limit"] > 0
+    assert [row["case"] for row in best] == ["best_eager_fp32", "best_eager_bf16"]
+    base, other = best
+    assert base["ratio"] == base["batch1_ratio"] == 1.0
+    assert all(row["kept_when_busy"] > 0 and row["busy_cores"] > 0 for row in best)
+    assert "max_probability_difference" not in base
+    assert 0 < other["max_probability_difference"] < 0.1
+    assert other["pictures"] >= 10
+    assert 0 < other["top1_agreement"] <= 1
 
 
-def test_a_size_whose_batch_outlasts_its_time_is_left_out_and_said_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench_engine.run_bench_engine(SMALL, seconds=1e-6) == 0
+@pytest.mark.timeout(120)
+def test_sizes_that_outlast_their_time_and_engines_that_refuse_the_model_are_left_out_and_said_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_engine, "CLIP_FPS", 1.0)
+
+    assert bench_engine.run_bench_engine(SMALL, seconds=1e-6, engines=("fused:fp32",), sizes=(1, 2, 4)) == 0
 
     rows = lines(capsys)
-    assert {row["case"].partition("_batch")[2] for row in rows if "frames_per_s" in row} == {"1"}
+    assert rows[0]["case"] == "fused_fp32"  # for CoaT alone
+    assert "does not run this model" in rows[0]["left_out"]
+    assert {row["batch"] for row in rows if "frames_per_s" in row} == {1}
     assert any("longer than --seconds" in row["left_out"] for row in rows if "left_out" in row)
+
+
+def test_engines_differ_by_their_probabilities_and_where_the_reference_is_sure() -> None:
+    reference = np.array([[0.9, 0.1], [0.6, 0.4], [0.5, 0.5]], np.float32)
+    others = np.array([[0.8, 0.2], [0.3, 0.7], [0.5, 0.5]], np.float32)
+
+    differs = bench_engine.differences(reference, others)
+
+    assert differs["max_probability_difference"] == pytest.approx(0.3)
+    assert (differs["pictures"], differs["sure"]) == (3, 2)
+    assert differs["top1_agreement"] == pytest.approx(2 / 3)
+    assert differs["top1_agreement_sure"] == 0.5
+    assert bench_engine.differences(reference[2:], others[2:])["top1_agreement_sure"] is None

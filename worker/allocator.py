@@ -29,7 +29,10 @@ def tune_allocator(environment: Mapping[str, str] = os.environ) -> None:
         What the operator has set by glibc's own variables stays as it is. Nothing happens on another C library (musl,
         macOS).
 
-    MEASURED
+        bench/allocator.py, two threads at once on two cores: a 1080p JPEG decodes with 4 page faults instead of 1,987.
+    A picture through eager coat_lite_mini at batch 8 takes 500 to 1,200 instead of 7,300 to 7,800, in no more memory
+    (1.3 GB); without the limit to one arena 2,300 to 2,800, in 1.6 GB. What that is worth in pictures a second is
+    still to be measured: the machine was too busy to tell.
     """
     log = structlog.get_logger("allocator")
     if platform.libc_ver()[0] != "glibc" or not (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):

@@ -24,7 +24,7 @@ from worker.metrics import Metrics
 from worker.outcomes import Outcome, Published, book
 from worker.sources.holdings import Holdings
 
-LONGEST_GROWTH: Final = 0.005  # seconds that a batch grows for at most because another one is being published
+LONGEST_GROWTH: Final = 0.02  # seconds that a batch waits at most for frames that are being decoded
 
 
 class Pipeline:
@@ -60,8 +60,6 @@ class Pipeline:
         self._ledger = ledger
         self._metrics = metrics
         self._on_published = on_published
-        self._unpublished = 0  # batches whose publishing has begun and is not over
-        self._published = asyncio.Event()  # set after each of them
 
     async def pump(self) -> None:
         """Run until the mailbox is closed and all that was taken is published. Raises what a batch raised first."""
@@ -85,16 +83,17 @@ class Pipeline:
                 turn = next_turn
 
     async def _let_it_grow(self) -> None:
-        """While a batch is being published, the next one could not be published: it need not leave before it is full.
+        """While the queue's reader has so many frames in hand that they would fill the batch, it waits for them.
 
-        Otherwise an engine that is faster than Redis would get one frame at a time, at a batch's cost each. Not for
-        long: over a slow network a real engine must not stand idle.
+        An engine that is faster than decoding would else get one frame at a time, at a batch's cost each: half a
+        millisecond of the cores that decode. Nobody waits for this who is not behind a backlog, nor for long.
         """
-        if self._unpublished and self._mailbox.waiting < self._policy.cap:
-            self._published.clear()
+        waiting, size = self._mailbox.waiting, self._policy.cap
+        coming = self._holdings.unbegun - waiting
+        if self._policy.target is None and size > waiting >= size - coming:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LONGEST_GROWTH):
-                    await self._published.wait()
+                    await self._mailbox.filled(size)
 
     async def _process(self, batch: Batch, turn: asyncio.Event, next_turn: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
@@ -109,12 +108,7 @@ class Pipeline:
             self._slots.release()
             if not outcomes:
                 return
-            self._unpublished += 1
-            try:
-                done = await loop.run_in_executor(self._publishing, self._publish, outcomes)
-            finally:
-                self._unpublished -= 1
-                self._published.set()
+            done = await loop.run_in_executor(self._publishing, self._publish, outcomes)
             self._policy.classified(len(batch.letters), classified - began)
             self._policy.published(loop.time() - classified)
             for outcome, settled in zip(outcomes, done, strict=True):

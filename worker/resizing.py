@@ -22,8 +22,9 @@ def prepare(image: Pixels, spec: InputSpec) -> Pixels:
     """uint8 [any height, any width, 3] -> uint8 [spec.height, spec.width, 3], channels as they come.
 
     Equal to timm's evaluation transform before normalisation, for `bicubic` and `bilinear` within one grey level
-    (two in some 1 of 1,000,000 values of noise). So a picture of the model's very size is enlarged and cropped too, as
-    timm does. `area` has the same geometry, rounded to whole pixels of the picture. The result has its own memory.
+    (two in some 1 of 1,000,000 values, in noise and in photos). So a picture of the model's very size is enlarged and
+    cropped too, as timm does. `area` has the same geometry, rounded to whole pixels of the picture. The result has its
+    own memory.
     """
     if backwards := image.strides[2] < 0:  # a view of BGR, as `decoding.raw` gives: turned round once it is small
         image = image[:, :, ::-1]

@@ -209,23 +209,22 @@ def _settings(job: Job, systems: list[str], options: argparse.Namespace, report:
         tried = grid(system, job.cores)
         key = f"{system} {job.model} {job.cores} {json.dumps(tried)}"
         if key not in known:
-            best = tried[0] if len(tried) == 1 or options.quick else _best(job, system, tried, options.seconds, report)
-            known[key] = best
+            known[key] = tried[0] if len(tried) == 1 or options.quick else _best(job, system, tried, options, report)
+            if not options.quick:
+                kept.write_text(json.dumps(known, indent=1))
         if system == "naive":
             chosen["naive_b1"] = tried[0]
             if known[key] != tried[0]:
                 chosen[f"naive_b{known[key]['batch']}"] = known[key]
         else:
             chosen[system] = known[key]
-    if not options.quick:
-        kept.write_text(json.dumps(known, indent=1))
     return chosen
 
 
-def _best(job: Job, system: str, tried: list[Setting], seconds: float, report: Report) -> Setting:
+def _best(job: Job, system: str, tried: list[Setting], options: argparse.Namespace, report: Report) -> Setting:
     contenders = [Contender(f"{system}?", system, setting) for setting in tried]
     for contender in contenders:
-        _sample(job, contender, Span(min(1.5, seconds / 2), 0.7 * seconds, 0.0))
+        _sample(job, contender, Span(min(1.5, options.seconds / 2), 0.7 * options.seconds, 0.0))
     there = [contender for contender in contenders if contender.samples]
     for contender in there:
         report.add(case=f"tried_{system}", setting=contender.told_setting, frames_per_s=contender.frames_per_s)

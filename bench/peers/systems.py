@@ -3,6 +3,7 @@
 Each measurement starts its system anew and ends every process of it.
 """
 
+import ctypes
 import http.client
 import json
 import os
@@ -258,6 +259,7 @@ def _running(command: list[str], mark: str, variables: Mapping[str, str], folder
             stdout=out,
             stderr=out,
             start_new_session=True,  # Ctrl-C on the terminal is for us
+            preexec_fn=_end_with_parent,  # noqa: PLW1509  (or a system would outlive a killed benchmark)
         )
     try:
         yield _Process(popen, log)
@@ -274,6 +276,11 @@ def _running(command: list[str], mark: str, variables: Mapping[str, str], folder
             except ProcessLookupError:
                 continue
         popen.wait()
+
+
+def _end_with_parent() -> None:
+    """Runs in the child before it becomes the system: SIGTERM when we are gone, however that ended."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG, linux/prctl.h
 
 
 def _call(command: list[str], variables: Mapping[str, str] | None = None) -> Sample:

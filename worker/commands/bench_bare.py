@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from config.settings import BatchSettings, ModelSettings, QueueSettings
+from worker.allocator import tune_allocator
 from worker.commands.bench_host import Kind
 from worker.cores import single_threaded, usable_cores
 from worker.engine import Engine, ModelInfo, load_engine
@@ -36,6 +37,7 @@ class Bare:
     """Decoding and engine, called in a process of its own."""
 
     def __init__(self, model: ModelSettings, batch: BatchSettings, queue: QueueSettings) -> None:
+        tune_allocator()
         self._engine: Engine = load_engine(model, batch)
         self._queue = queue
         self._threads = queue.decode_threads or usable_cores()

@@ -15,6 +15,8 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, Final
 
+from config.settings import LogSettings
+from worker import logs
 from worker.errors import CoatstreamError, EngineError
 
 LEAVE: Final = 10.0  # seconds that a child has to end
@@ -62,6 +64,7 @@ def child(name: str, make: Callable[..., object], *arguments: object) -> Iterato
 
 
 def _answer(connection: "Connection[Any, Any]", make: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    logs.configure(LogSettings(level="error"))
     target: object = None
     try:
         while True:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from config.settings import BatchSettings, ModelSettings
+from worker.allocator import tune_allocator
 from worker.cores import usable_cores, use_cores
 from worker.engine import Engine, ModelInfo, load_engine
 from worker.errors import EngineError
@@ -43,7 +44,10 @@ class Sample:
 class Contender:
     """One engine. Called in its own process; `load` comes before `rate`."""
 
-    def __init__(self, model: ModelSettings, sizes: tuple[int, ...]) -> None:
+    def __init__(self, model: ModelSettings, sizes: tuple[int, ...], *, tuned: bool) -> None:
+        """`tuned`: with the allocator set as a worker sets it."""
+        if tuned:
+            tune_allocator()
         self._model = model
         self._sizes = sizes
         self._loaded: dict[Layout, tuple[Engine, ThreadPoolExecutor]] = {}
@@ -53,7 +57,7 @@ class Contender:
         engine = self._engine(layout, self._sizes, top_k=self._model.top_k)
         engine.warm_up()
         if (engine.info.engine, engine.info.precision) != (self._model.engine, self._model.precision):
-            raise EngineError(f"{engine.info.engine} {engine.info.precision} would run instead")
+            raise EngineError(f"it does not run this model here, {engine.info.engine} {engine.info.precision} would")
         self._loaded[layout] = engine, ThreadPoolExecutor(layout.streams, "bench")
         return engine.info
 

@@ -1,6 +1,7 @@
 """`coatstream bench engine`: frames a second of the model alone, by engine, batch size and how it uses the cores.
 
-Eager float32 is the base that the others are measured against; each engine runs in a process of its own. Beside them
+Eager float32 is the base that the others are measured against: timm as anybody runs it, with the allocator as the
+system has it, which a worker sets to its needs. Each engine runs in a process of its own. Beside them
 the limit of the machine, as large matrix products reach it in float32 and in bfloat16, and the share of it which the
 model's own floating-point operations make up. A survey runs every case; then the best of each engine meets the best of
 the base in rounds of their own. What they say of real pictures is compared, too.
@@ -160,12 +161,12 @@ def _bench(model: ModelSettings, wanted: Sequence[Asked], sizes: tuple[int, ...]
     if model.weights == "hub":  # speed does not depend on weights, and no download shall
         model = model.model_copy(update={"weights": "random", "labels": None})
     with ExitStack() as stack:
-        base = _side(stack, model, wanted[0], sizes)
+        base = _side(stack, model, wanted[0], sizes, tuned=False)
         report = Report("engine", machine(**gpu_words(base.info.device)))
         sides = [base]
         for asked in wanted[1:]:
             try:
-                sides.append(_side(stack, model, asked, sizes))
+                sides.append(_side(stack, model, asked, sizes, tuned=True))
             except EngineError as error:
                 report.say(f"{asked.name} is left out: {error}")
                 report.add(case=asked.name, left_out=str(error))
@@ -173,10 +174,10 @@ def _bench(model: ModelSettings, wanted: Sequence[Asked], sizes: tuple[int, ...]
         yield _Bench(report, sides, stack.enter_context(child("limits", Limits, base.info.device)), gflop)
 
 
-def _side(stack: ExitStack, model: ModelSettings, asked: Asked, sizes: tuple[int, ...]) -> Side:
+def _side(stack: ExitStack, model: ModelSettings, asked: Asked, sizes: tuple[int, ...], *, tuned: bool) -> Side:
     """Raises EngineError."""
     model = model.model_copy(update={"engine": asked.engine, "precision": asked.precision})
-    process = stack.enter_context(child(asked.name, Contender, model, sizes))
+    process = stack.enter_context(child(asked.name, partial(Contender, tuned=tuned), model, sizes))
     first = Layout(1, usable_cores())
     info: ModelInfo = process.call("load", first, within=LOADING)
     shapes = layouts(usable_cores(), on_cpu=info.device == "cpu")

@@ -2,7 +2,8 @@
 
 A worker with the noop engine, in a process of its own, takes pictures from a queue on an embedded server and publishes
 their labels. The bare loop decodes and prepares the same pictures on as many threads and does nothing else: what no
-pipeline around the same image code can beat.
+pipeline around the same image code can beat. The bare consumer (bench_consumer) reads them from a queue and commits them as
+a straightforward program would, without promises.
 """
 
 import asyncio
@@ -21,7 +22,6 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, Final
-from unittest.mock import patch
 
 import numpy as np
 from pydantic import SecretStr
@@ -32,6 +32,8 @@ from worker.broker.connection import Client, connect
 from worker.broker.embedded import embedded_server
 from worker.broker.failures import calls
 from worker.broker.preflight import check_server
+from worker.commands.bench_consumer import STREAM, Consumer
+from worker.commands.bench_profile import Profile, Threads, answer
 from worker.commands.measuring import Report, figure, for_bench, interleave, machine, ratio
 from worker.commands.run import work
 from worker.cores import single_threaded, usable_cores
@@ -80,7 +82,7 @@ class Kind:
     def mean_bytes(self) -> int:
         return sum(map(len, self.pictures)) // len(self.pictures)
 
-    def open(self, picture: bytes, limits: QueueSettings, spec: InputSpec) -> Pixels:
+    def open(self, picture: bytes, limits: QueueSettings, spec: InputSpec | None = None) -> Pixels:
         """uint8 [height, width, 3] RGB, by the same calls as the queue source makes."""
         if self.key == "pixels":
             return raw(picture, width=self.width, height=self.height, pixel_format="bgr24")
@@ -96,12 +98,15 @@ def run_bench_host(settings: SettingsTree, *, seconds: float) -> int:
     spec = _spec(settings)
     with embedded_server() as server:
         settings = for_bench(settings, server.url)
-        with connect(settings.redis) as client, _worker(settings, spec) as process:
+        with connect(settings.redis) as client, _worker(settings, spec) as (process, threads):
             report = Report("host", machine(server=check_server(client, settings.redis)))
             kinds = make_kinds(spec)
-            report.say(f"about {len(kinds) * 2 * seconds:.0f} s of measuring")
+            report.say(f"about {len(kinds) * 3 * seconds:.0f} s of measuring")
+            server_process = client.info("server").get("process_id")
             for kind in kinds:
-                _measure(kind, spec, Pipeline(client, process, settings, kind), report, seconds=seconds)
+                profile = Profile(process.pid, server_process, threads)
+                pipeline = Pipeline(client, process, settings, kind, profile)
+                _measure(kind, spec, pipeline, BareConsumer(client, settings, kind, spec), report, seconds=seconds)
     report.show()
     return 0
 
@@ -115,23 +120,35 @@ def _spec(settings: SettingsTree) -> InputSpec:
     return input_spec(load_model(model).module, model.name)
 
 
-def _measure(kind: Kind, spec: InputSpec, pipeline: "Pipeline", report: Report, *, seconds: float) -> None:
+def _measure(
+    kind: Kind,
+    spec: InputSpec,
+    pipeline: "Pipeline",
+    consumer: "BareConsumer",
+    report: Report,
+    *,
+    seconds: float,
+) -> None:
     bare = BareLoop(kind, spec, pipeline.settings.queue)
     pipeline.warm_up()
-    samples = interleave({"pipeline": pipeline.run, "bare": bare.run}, seconds)
+    consumer.warm_up()
+    samples = interleave({"pipeline": pipeline.run, "bare": bare.run, "consumer": consumer.run}, seconds)
     report.add(
         case=kind.name,
         frames_per_s=figure(samples["pipeline"]),
         bare_frames_per_s=figure(samples["bare"]),
+        consumer_frames_per_s=figure(samples["consumer"]),
         share=ratio(samples["pipeline"], samples["bare"]),
+        consumer_share=ratio(samples["pipeline"], samples["consumer"]),
         cpu_ms_per_frame=pipeline.spent.cpu_ms_per_frame,
         bare_cpu_ms_per_frame=bare.spent.cpu_ms_per_frame,
         mean_bytes=kind.mean_bytes,
         batch=pipeline.settings.batch.max_size,
+        **(pipeline.profile.per_frame() if pipeline.profile else {}),
     )
 
 
-# ---- the two sides
+# ---- the three sides
 
 
 @dataclass(slots=True)
@@ -179,11 +196,55 @@ class BareLoop:
         return done
 
 
+class BareConsumer:
+    """`worker.commands.bench_consumer` over the same pictures, in this process."""
+
+    def __init__(self, client: Client, settings: SettingsTree, kind: Kind, spec: InputSpec) -> None:
+        self._kind = kind
+        self._spec = spec
+        self._limits = settings.queue
+        self._fill = client.register_script(FILL)
+        self._consumer = Consumer(client, settings, key=kind.key.encode(), open_picture=self._open)
+        self._rate = 0.0
+
+    def warm_up(self) -> None:
+        self._rate = self._drain(FEWEST_FRAMES)
+
+    def run(self, seconds: float) -> float:
+        """Frames a second from a full queue to an empty one."""
+        self._rate = self._drain(frames_of(self._kind, self._rate * seconds))
+        return self._rate
+
+    def _drain(self, frames: int) -> float:
+        kind = self._kind
+        with calls("the benchmark's queue cannot be used"):
+            self._fill(keys=[STREAM], args=[frames, kind.key, kind.width, kind.height, *kind.pictures])
+        return frames / self._consumer.drain()
+
+    def _open(self, picture: bytes) -> tuple[int, int]:
+        prepare(self._kind.open(picture, self._limits, self._spec), self._spec)
+        return self._kind.width, self._kind.height
+
+
+def frames_of(kind: Kind, wanted: float) -> int:
+    """How many frames a slice has: no more than the server should hold, no fewer than tell something."""
+    most = max(FEWEST_FRAMES, MOST_BYTES // kind.mean_bytes)
+    return min(most, max(FEWEST_FRAMES, round(wanted)))
+
+
 class Pipeline:
     """The worker process as one side of the comparison, for one kind of picture."""
 
-    def __init__(self, client: Client, process: BaseProcess, settings: SettingsTree, kind: Kind) -> None:
+    def __init__(
+        self,
+        client: Client,
+        process: BaseProcess,
+        settings: SettingsTree,
+        kind: Kind,
+        profile: Profile | None = None,
+    ) -> None:
         self.settings = settings
+        self.profile = profile
         self.spent = Spent()  # by the worker's process, without the server's
         self._client = client
         self._process = process
@@ -197,8 +258,7 @@ class Pipeline:
 
     def run(self, seconds: float) -> float:
         """Frames a second from a full queue to an empty one."""
-        most = max(FEWEST_FRAMES, MOST_BYTES // self._kind.mean_bytes)
-        frames = min(most, max(FEWEST_FRAMES, round(self._rate * seconds)))
+        frames = frames_of(self._kind, self._rate * seconds)
         cpu = cpu_seconds(self._process.pid)
         self._rate = self._settle(frames)
         self.spent.add(frames, cpu_seconds(self._process.pid) - cpu)
@@ -209,8 +269,12 @@ class Pipeline:
         with calls("the benchmark's queue cannot be used"):
             before, _ = self._published()
             self._fill(keys=[stream], args=[frames, kind.key, kind.width, kind.height, *kind.pictures])
+            if self.profile:
+                self.profile.start()
             started = time.time()
             self._wait_until_empty(stream)
+            if self.profile:
+                self.profile.stop(frames)
             published, ended = self._published()
         if published - before != frames:
             raise EngineError(f"the worker labelled {published - before} of the {frames} frames of {kind.name}")
@@ -248,18 +312,18 @@ def cpu_seconds(pid: int | None) -> float:
 
 
 @contextmanager
-def _worker(settings: SettingsTree, spec: InputSpec) -> Iterator[BaseProcess]:
+def _worker(settings: SettingsTree, spec: InputSpec) -> Iterator[tuple[BaseProcess, Threads]]:
     """A worker in a process of its own, ready; drained on leaving. Raises EngineError where it does not come up."""
     spawning = multiprocessing.get_context("spawn")  # not fork: torch's and OpenCV's threads would not survive it
-    ready = spawning.Event()
-    process = spawning.Process(target=_serve, args=(settings, spec, ready), name="bench-worker", daemon=True)
+    ready, (ours, theirs) = spawning.Event(), spawning.Pipe()
+    process = spawning.Process(target=_serve, args=(settings, spec, ready, theirs), name="bench-worker", daemon=True)
     process.start()
     try:
         deadline = time.monotonic() + START_TIMEOUT
         while not ready.wait(0.2):
             if not process.is_alive() or time.monotonic() > deadline:
                 raise EngineError("the benchmark's worker did not start: what it said is above")
-        yield process
+        yield process, ours
     finally:
         process.terminate()  # SIGTERM: it drains
         process.join(settings.drain.timeout + 5)
@@ -268,18 +332,19 @@ def _worker(settings: SettingsTree, spec: InputSpec) -> Iterator[BaseProcess]:
             process.join(5)
 
 
-def _serve(settings: SettingsTree, spec: InputSpec, ready: Event) -> None:
+def _serve(settings: SettingsTree, spec: InputSpec, ready: Event, asked: Threads) -> None:
     """The worker process: `coatstream run`, but for a noop engine that wants its pictures as the real model does."""
     import torch  # noqa: F401  (as a real engine would have: decode threads limit torch only if it is loaded already)
 
     from worker.engine.noop import NoopEngine
 
     logs.configure(settings.log)
-    with patch("worker.service.load_engine", partial(NoopEngine.from_settings, spec=spec)):
-        try:
-            asyncio.run(work(Service(settings, on_ready=lambda _: ready.set()), asyncio.Event()))
-        except CoatstreamError as error:
-            sys.exit(f"coatstream: {error}")
+    answer(asked)
+    load = partial(NoopEngine.from_settings, spec=spec)
+    try:
+        asyncio.run(work(Service(settings, load=load, on_ready=lambda _: ready.set()), asyncio.Event()))
+    except CoatstreamError as error:
+        sys.exit(f"coatstream: {error}")
 
 
 # ---- pictures
@@ -291,6 +356,7 @@ def make_kinds(spec: InputSpec) -> tuple[Kind, ...]:
     size = f"{spec.width}x{spec.height}"
     return (
         Kind(f"raw_{size}", "pixels", spec.width, spec.height, tuple(_raw(prepare(photo, spec)) for photo in photos)),
+        Kind("jpeg_small", "image", 320, 240, tuple(_jpeg(photo, 320, 240) for photo in photos)),
         Kind("jpeg_720p", "image", 1280, 720, tuple(_jpeg(photo, 1280, 720) for photo in photos)),
         Kind("jpeg_1080p", "image", 1920, 1080, tuple(_jpeg(photo, 1920, 1080) for photo in photos)),
     )

@@ -23,6 +23,7 @@ from typing import Any, Final
 
 from config.settings import ModelSettings, SettingsTree
 from worker import logs
+from worker.allocator import tune_allocator
 from worker.broker.connection import Client, connect
 from worker.broker.embedded import embedded_server
 from worker.broker.failures import calls
@@ -375,6 +376,7 @@ def _serve(settings: SettingsTree, connection: "Connection[Any, Any]") -> None:
         engine = ready.engine
         connection.send(Started(ready.port, engine.info, engine.spec, engine.streams, engine.prepared))
 
+    tune_allocator()
     logs.configure(settings.log)
     try:
         asyncio.run(work(Service(settings, on_ready=on_ready), asyncio.Event()))

@@ -33,7 +33,7 @@ PICTURE: Final = b"\0" * 10_000  # bytes of an entry; deleting it is part of set
 
 _MODEL = ModelInfo("coat_lite_mini.in1k", "random", "eager", "fp32", "cpu", 512)
 _WORKER = "bench-1-0000"
-_LABELS = tuple(
+LABELS = tuple(
     ScoredLabel(Label(index, f"n0212{index:04}", name), score)
     for index, name, score in (
         (281, "tabby, tabby cat", 0.6113),
@@ -177,7 +177,7 @@ def _published(stream: str, entry_id: str, source: str) -> Published:
             source=source,
             frame_id=entry_id,
             captured_at=int(entry_id.partition("-")[0]) / 1000,
-            labels=_LABELS,
+            labels=LABELS,
             width=1920,
             height=1080,
             receipt=Receipt(stream, entry_id),

@@ -9,6 +9,7 @@ from functools import partial
 
 from config.settings import SettingsTree
 from worker import logs
+from worker.allocator import tune_allocator
 from worker.errors import ConfigError
 from worker.identity import Lineage, worker_name
 from worker.service import Service
@@ -28,6 +29,7 @@ def run_worker(settings: SettingsTree, exit_code: Callable[[Callable[[], int]], 
             "redis.url is not set: say where Redis is, for example COATSTREAM_REDIS__URL=redis://localhost:6379/0"
         )
     logs.configure(settings.log)
+    tune_allocator()
     _allow_files()
     restarts = settings.process.restarts_per_minute
     if restarts == 0 or sys.platform != "linux":

@@ -40,7 +40,7 @@ class Engine(Protocol):
 
     @property
     def recompilations(self) -> int:
-        """How often the model was compiled while it served, which costs minutes and should never be."""
+        """Batches that fitted no compiled graph while it served, which should never be. 0 for engines without graphs."""
 
     def warm_up(self) -> None:
         """Run every prepared size once. Raises EngineError."""

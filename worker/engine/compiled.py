@@ -57,7 +57,7 @@ class CompiledNetwork(nn.Module):
         self.recompilations = 0
         self._compiler = compiler
         self._sealed = False
-        self._lock = threading.Lock()  # for what follows, and only one thread compiles
+        self._lock = threading.RLock()  # for what follows, and only one thread compiles
         self._compiled: set[int] = set()
         self._runs = {size: self._run(size) for size in sizes}
 
@@ -66,8 +66,10 @@ class CompiledNetwork(nn.Module):
         through all of one code's, and gives up after eight.
         """
 
+        network = self.network
+
         def forward(pixels: Tensor) -> Outputs:
-            outputs: Outputs = self.network(pixels)
+            outputs: Outputs = network(pixels)
             return outputs
 
         forward.__code__ = forward.__code__.replace(co_name=f"batch_of_{size}")

@@ -207,6 +207,8 @@ class OpenVinoEngine:
         used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if used != _HINTS[self._precision]:
             raise EngineError(f"this processor does not compute in {self._precision}: OpenVINO would take {used}")
+        if any(output.partial_shape[0] != shape for output in compiled.outputs):
+            raise EngineError(f"{self.info.name} does not run in batches of {shape} in OpenVINO: it fixes their size")
         requests: LifoQueue[Any] = LifoQueue()
         for _ in range(self.streams):
             requests.put(compiled.create_infer_request())
@@ -327,7 +329,8 @@ def _converted(openvino: Any, network: "nn.Module", classifier: "Classifier") ->
             )
             return openvino.convert_model(traced, example_input=example, input=[([-1, *size], openvino.Type.u8)])
         except Exception as error:  # two compilers at work on any model
-            raise EngineError(f"OpenVINO cannot convert {classifier.name}: {_why(error)}") from None
+            cause = error.__cause__ or error  # the tracer's own error is wrapped in advice
+            raise EngineError(f"OpenVINO cannot convert {classifier.name}: {_why(cause)}") from None
 
 
 @contextmanager

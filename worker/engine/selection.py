@@ -1,9 +1,12 @@
 """Which engine runs: candidates for this model and machine, each checked against eager float32, the fastest measured.
 
-The choice is remembered, so that only the first start measures. An engine that cannot be had, or that disagrees, gives
-way to the next with one line in the log.
+The choice is remembered, so that only the first start measures; and that in a process of its own, so that what all the
+candidates need is gone with it (it would be 0.4 GB for as long as the worker runs). An engine that cannot be had, or
+that disagrees, gives way to the next with one line in the log.
 """
 
+import subprocess
+import sys
 from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
@@ -16,7 +19,7 @@ from worker.cores import usable_cores
 from worker.engine import Engine, capabilities, openvino, self_check, timing
 from worker.engine.cache import Cache, Key
 from worker.engine.fingerprint import code_digest, fingerprint
-from worker.engine.torch_engine import DTYPES, TorchEngine, device_of, load_eager_engine
+from worker.engine.torch_engine import DTYPES, TorchEngine, device_of, first_line, load_eager_engine
 from worker.errors import EngineError
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 _ON_CPU: Final = ("openvino", "fused", "eager")
 _ON_GPU: Final = ("fused", "eager")
 _CHOICE: Final = "choice"  # of documents in the cache
+_PATIENCE: Final = 600.0  # seconds that choosing may take
 _CLEARLY: Final = 1.03  # times as fast as the first choice another one must be: below that it is noise
 
 
@@ -45,13 +49,37 @@ class Plan(BaseModel):
         return f"{self.engine} {self.precision}"
 
 
+class Choice(BaseModel):
+    """What was chosen, and why.
+
+    left_out     engines that were wanted and cannot be had or disagree: (plan, why, whether the user must hear of it)
+    frames_per_s by engine and streams, where several were measured
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    plan: Plan
+    left_out: tuple[tuple[str, str, bool], ...]
+    frames_per_s: dict[str, float]
+
+
+class _Request(BaseModel):
+    """What the process that chooses is told on its stdin."""
+
+    model: ModelSettings
+    batch: BatchSettings
+
+
 Candidate = tuple[Plan, Engine]
 
 
 def select(model: ModelSettings, batch: BatchSettings) -> Engine:
     """The engine that the settings ask for, checked. Raises EngineError where none runs this model."""
     workshop = _Workshop(model, batch)
-    return workshop.remembered() or workshop.chosen()
+    engine = workshop.remembered()
+    if engine is None and workshop.choose_elsewhere():
+        engine = workshop.remembered(new=True)
+    return engine or workshop.chosen()
 
 
 class _Workshop:
@@ -62,31 +90,75 @@ class _Workshop:
         self._batch = batch
         self._cache = Cache(model.cache)
         self._device = device_of(model.device)
+        self._left_out: list[tuple[str, str, bool]] = []
+        self._rates: dict[str, float] = {}
         self._log = structlog.get_logger("engine")
 
-    def remembered(self) -> Engine | None:
-        """The engine of the last start with these settings on this machine, checked again; None: there is none."""
+    def remembered(self, *, new: bool = False) -> Engine | None:
+        """The engine of the last start with these settings on this machine, checked again; None: there is none.
+
+        `new`: it has just been chosen, and nobody has been told why.
+        """
         key = self._key()
         kept = self._cache.read_json(_CHOICE, key) if key is not None else None
         if kept is None:
             return None
         try:
-            return self._checked(Plan.model_validate(kept))
+            choice = Choice.model_validate(kept)
+            if new:
+                self._tell(choice)
+            return self._checked(choice.plan)
         except (EngineError, ValidationError) as error:
             self._log.warning("the engine of the last start is not used", why=str(error).splitlines()[0])
             return None
 
+    def choose_elsewhere(self) -> bool:
+        """Choose in another process, where that pays: where the choice may be OpenVINO, which can do without the model
+        that it was made from. False: it was not done, or not well, and this process has to.
+        """
+        if self._key() is None or self._model.cache is None or "openvino" not in self._wanted():
+            return False
+        request = _Request(model=self._model, batch=self._batch).model_dump_json()
+        try:
+            done = subprocess.run(  # noqa: S603  (this very program, and JSON on its stdin)
+                [sys.executable, "-m", __name__],
+                input=request.encode(),
+                capture_output=True,
+                timeout=_PATIENCE,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return False
+        return done.returncode == 0
+
     def chosen(self) -> Engine:
         """The fastest of those that run. Remembered, for the next start."""
+        plan, engine = self._choose()
+        self._tell(Choice(plan=plan, left_out=tuple(self._left_out), frames_per_s=self._rates))
+        return engine
+
+    def choose(self) -> None:
+        """Choose and remember, and say nothing."""
+        self._choose()
+
+    def _choose(self) -> Candidate:
         _ = self._classifier  # what it raises is no fault of a candidate
         found = self._working(self._wanted()) or self._working(self._fallbacks(), most=1)
         if not found:
-            raise EngineError(f"no engine runs {self._model.name} on {self._device} here: the lines above say why")
+            raise EngineError(f"no engine runs {self._model.name} on {self._device}: {self._left_out[-1][1]}")
         plan, engine = self._fastest(found)
         plan, engine = self._fastest([(plan, engine), *self._other_layouts(plan, engine)])
         if (key := self._key()) is not None:
-            self._cache.write_json(_CHOICE, key, plan.model_dump())
-        return engine
+            choice = Choice(plan=plan, left_out=tuple(self._left_out), frames_per_s=self._rates)
+            self._cache.write_json(_CHOICE, key, choice.model_dump(mode="json"))
+        return plan, engine
+
+    def _tell(self, choice: Choice) -> None:
+        for plan, why, asked_for in choice.left_out:
+            say = self._log.warning if asked_for else self._log.info
+            say("an engine is left out", engine=plan, why=why)
+        if choice.frames_per_s:
+            self._log.info("engines compared", frames_per_s=choice.frames_per_s, chosen=str(choice.plan))
 
     def _key(self) -> Key | None:
         """All that the choice depends on; None where the weights are not known without loading them."""
@@ -133,8 +205,7 @@ class _Workshop:
                 return plan, self._checked(plan)
             except EngineError as error:
                 asked_for = name == self._model.engine or isinstance(error, _DisagreesError)
-                say = self._log.warning if asked_for else self._log.info
-                say("an engine is left out", engine=str(plan), why=str(error))
+                self._left_out.append((str(plan), str(error), asked_for))
         return None
 
     def _precisions(self, name: str) -> tuple[str, ...]:
@@ -145,8 +216,8 @@ class _Workshop:
 
     def _other_layouts(self, plan: Plan, engine: Engine) -> list[Candidate]:
         """The same engine with the cores shared out in other ways, where the settings leave that open."""
-        if self._device.type != "cpu" or self._model.streams or self._model.threads:
-            return []
+        if self._device.type != "cpu" or self._model.streams or self._model.threads or plan.engine == "compile":
+            return []  # each layout would compile all over again
         cores = usable_cores()
         layouts = [streams for streams in (1, 2, 4, 8) if streams <= cores and streams != engine.streams]
         plans = [plan.model_copy(update={"streams": count, "threads": cores // count}) for count in layouts]
@@ -159,17 +230,10 @@ class _Workshop:
         for _, engine in candidates:
             engine.warm_up()
         rates = timing.compare([engine for _, engine in candidates])
+        names = [f"{plan}, {engine.streams} at once" for plan, engine in candidates]
+        self._rates |= {name: round(rate, 1) for name, rate in zip(names, rates, strict=True)}
         best = max(range(len(rates)), key=rates.__getitem__)
-        chosen = best if rates[best] > _CLEARLY * rates[0] else 0
-        self._log.info(
-            "engines compared",
-            frames_per_s={
-                f"{plan}, {engine.streams} at once": round(rate)
-                for (plan, engine), rate in zip(candidates, rates, strict=True)
-            },
-            chosen=f"{candidates[chosen][0]}, {candidates[chosen][1].streams} at once",
-        )
-        return candidates[chosen]
+        return candidates[best if rates[best] > _CLEARLY * rates[0] else 0]
 
     # ---- building and checking
 
@@ -184,10 +248,15 @@ class _Workshop:
         return self_check.reference(self._classifier, self_check.check_pictures(self._classifier.spec))
 
     def _checked(self, plan: Plan) -> Engine:
-        """Raises EngineError where it cannot be had here, or disagrees with the reference."""
+        """Raises EngineError where it cannot be had here, or disagrees with the reference: which never does."""
         engine = self._built(plan)
+        if (plan.engine, plan.precision) == ("eager", "fp32"):
+            return engine
         wanted = engine.reference if isinstance(engine, openvino.OpenVinoEngine) else self._reference
-        off = self_check.disagreement(engine, self_check.check_pictures(engine.spec), wanted)
+        try:
+            off = self_check.disagreement(engine, self_check.check_pictures(engine.spec), wanted)
+        except (RuntimeError, MemoryError) as error:  # a kernel that is missing in this precision, no room on a device
+            raise EngineError(f"{plan} cannot run {self._model.name} on {self._device}: {first_line(error)}") from None
         bound = self_check.allowed(plan.precision, self._model.tolerance)
         if not off <= bound:
             raise _DisagreesError(
@@ -239,3 +308,11 @@ class _Workshop:
 
 class _DisagreesError(EngineError):
     """An engine that gives other probabilities than the reference."""
+
+
+if __name__ == "__main__":  # the process that chooses
+    _asked = _Request.model_validate_json(sys.stdin.buffer.read())
+    try:
+        _Workshop(_asked.model, _asked.batch).choose()
+    except EngineError:  # whoever asked tries it, too, and says so
+        sys.exit(1)

@@ -89,6 +89,12 @@ class Holdings:
         with self._changed:
             return sum(self._waiting[stream] for stream in streams)
 
+    @property
+    def unbegun(self) -> int:
+        """How many of all streams no batch has taken."""
+        with self._changed:
+            return self._waiting.total()
+
     def wait_for_change(self, timeout: float) -> None:
         """Until something leaves or is begun, at most `timeout` seconds."""
         with self._changed:

@@ -7,7 +7,7 @@ whoever publishes its label. An entry that was read is never forgotten: it is ha
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final, TypeVar
@@ -35,6 +35,7 @@ from worker.sources.holdings import Holdings
 from worker.sources.reader import TICK, EntryReader, Taken
 
 Prepared = Frame | Buried | Dropped
+Window = deque[tuple[Future[Prepared], int]]  # with each entry's bytes
 T = TypeVar("T")
 
 HANGS_AFTER: Final = 2.0  # seconds that a picture in the decoder may take when this source stops
@@ -89,6 +90,7 @@ class QueueSource:
         self._clock = clock
         self._log = structlog.get_logger("queue")
         self._refusals = 0  # in a row
+        self._undecoded = 0  # bytes of the entries in the window
         self._decoding: set[tuple[str, str]] = set()  # stream and entry of each picture that a thread has in hand
 
     def frames(self, stop: threading.Event) -> Generator[Frame, None, None]:
@@ -98,7 +100,8 @@ class QueueSource:
         When it is stopped, what no batch has taken goes back to the server, for other workers.
         """
         self._reach(self._reader.join)
-        window: deque[Future[Prepared]] = deque()  # read and being decoded, oldest first; at most the reader's prefetch
+        window: Window = deque()  # read and being decoded, oldest first; at most the reader's prefetch
+        self._undecoded = 0
         threads = self._settings.decode_threads or usable_cores()
         pool = ThreadPoolExecutor(threads, "decode", initializer=single_threaded)
         try:
@@ -113,20 +116,23 @@ class QueueSource:
             self._reader.close()
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _hanging(self, window: Collection[Future[Prepared]]) -> frozenset[tuple[str, str]]:
+    def _hanging(self, window: Window) -> frozenset[tuple[str, str]]:
         """Entries whose decoding has begun and does not end: to hand them back as new would be to try them for ever."""
-        wait([future for future in window if not future.cancel()], HANGS_AFTER)
+        wait([future for future, _ in window if not future.cancel()], HANGS_AFTER)
         return frozenset(self._decoding)
 
-    def _read_on(
-        self, window: deque[Future[Prepared]], pool: ThreadPoolExecutor, stop: threading.Event
-    ) -> Iterator[Frame]:
+    def _read_on(self, window: Window, pool: ThreadPoolExecutor, stop: threading.Event) -> Iterator[Frame]:
         while not stop.is_set():
-            taken = self._reach(lambda: self._reader.take(wait=not window))
-            self._refusals = 0
-            self._on_success()
-            window.extend(pool.submit(self._prepare, entry) for entry in taken)
+            self._read(window, pool)
             yield from self._ready(window, stop)
+
+    def _read(self, window: Window, pool: ThreadPoolExecutor) -> None:
+        """What the reader takes goes to the decode pool, and is known to nobody else: it is large."""
+        for entry in self._reach(lambda: self._reader.take(wait=not window, undecoded=self._undecoded)):
+            window.append((pool.submit(self._prepare, entry), entry.size))
+            self._undecoded += entry.size
+        self._refusals = 0
+        self._on_success()
 
     def _reach(self, call: Callable[[], T]) -> T:
         """What `call` says. Raises SourceLost where Redis is away."""
@@ -142,13 +148,15 @@ class QueueSource:
                 raise
             raise SourceLost(str(trouble), slow=True, reason=DownReason.REDIS) from trouble
 
-    def _ready(self, window: deque[Future[Prepared]], stop: threading.Event) -> Iterator[Frame]:
+    def _ready(self, window: Window, stop: threading.Event) -> Iterator[Frame]:
         """The oldest entry, waiting for it, and those behind it that are done too."""
         lost: list[Buried | Dropped] = []
         waited = False
-        while window and not stop.is_set() and (window[0].done() if waited else _done(window[0], stop)):
+        while window and not stop.is_set() and (window[0][0].done() or (not waited and _done(window[0][0], stop))):
             waited = True
-            prepared = window.popleft().result()
+            future, size = window.popleft()
+            self._undecoded -= size
+            prepared = future.result()
             if not isinstance(prepared, Frame):
                 lost.append(prepared)
                 continue

@@ -20,6 +20,8 @@ from worker.sources.shares import Shares
 
 TICK: Final = 0.25  # seconds between two looks at other workers' entries, and the longest wait for anything
 SWEEP_EVERY: Final = 5.0  # seconds
+MOST_BYTES: Final = 64 * 1024**2  # read and not decoded yet: 64 raw frames of 1080p would be 400 MB
+SUPPOSED: Final = 4 * 1024**2  # bytes of an entry before one was seen
 
 
 class Taken(NamedTuple):
@@ -28,6 +30,11 @@ class Taken(NamedTuple):
     stream: str
     entry_id: str
     fields: Fields
+
+    @property
+    def size(self) -> int:
+        """Bytes of its fields."""
+        return sum(map(len, self.fields.values()))
 
 
 class EntryReader:
@@ -65,6 +72,7 @@ class EntryReader:
         self._monotonic = monotonic
         self._log = structlog.get_logger("queue")
         self._sweep_at = self._look_at = float("-inf")
+        self._largest = SUPPOSED  # bytes of an entry, lately
         self._joined = False  # True: the groups were there
         self._suspects = False  # True: suspects wait for everything else to leave this process
 
@@ -77,17 +85,22 @@ class EntryReader:
         self._joined = True
         self._sweep_at = self._look_at = float("-inf")
 
-    def take(self, *, wait: bool) -> list[Taken]:
-        """What to work on next; may be nothing. `wait`: if so, only after `TICK` at most. Raises RedisUnavailable."""
+    def take(self, *, wait: bool, undecoded: int = 0) -> list[Taken]:
+        """What to work on next; may be nothing. `wait`: if so, only after `TICK` at most. Raises RedisUnavailable.
+
+        `undecoded`: bytes that were read before and wait to be decoded. Less is asked for where entries are large.
+        """
+        if not wait and undecoded + self._largest > MOST_BYTES:
+            return []
         if not self._holdings.start_reading(self):
             self._holdings.wait_for_change(TICK if wait else 0.0)
             return []
         try:
-            return self._take(wait=wait)
+            return self._take(max(1, (MOST_BYTES - undecoded) // self._largest), wait=wait)
         finally:
             self._holdings.stop_reading(self)
 
-    def _take(self, *, wait: bool) -> list[Taken]:
+    def _take(self, most: int, *, wait: bool) -> list[Taken]:
         self._sweep()
         if self._suspects:
             return self._suspect(wait=wait)
@@ -96,6 +109,7 @@ class EntryReader:
             if wait:
                 self._holdings.wait_until_fewer(self._streams, self._prefetch // 2 + 1, TICK)
             return []
+        room = min(room, most)
         found = self._idle(room)
         if found or self._suspects:
             return found
@@ -211,6 +225,8 @@ class EntryReader:
 
     def _hold(self, taken: Iterable[Taken]) -> list[Taken]:
         entries = list(taken)
+        if entries:  # halved at most, so that one small picture between large ones is not believed
+            self._largest = max(1, self._largest // 2, *(entry.size for entry in entries))
         for stream in {entry.stream for entry in entries}:
             self._holdings.add(stream, (entry.entry_id for entry in entries if entry.stream == stream))
         return entries

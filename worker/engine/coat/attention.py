@@ -10,14 +10,15 @@ The product in brackets is d x d and comes first, so the cost is linear in the t
 from typing import Any, Final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worker.engine.coat.arithmetic import Arithmetic
 from worker.engine.coat.folding import affine, after_norm, divided, kernel, merged, row_range, rows_scaled
 from worker.engine.coat.layers import Depthwise
-from worker.engine.coat.tokens import Grid, as_picture, as_tokens
+from worker.engine.coat.tokens import Grid, as_picture, as_tokens, class_token, joined
 
+# So many channels make a product worth its while. Eight heads of 8 channels, 3137 tokens, float32 on Zen 4: groups of
+# 8 channels take 873 us, of 16 506, of 32 616, of 64 804; bfloat16 takes 16 to 64 alike. Wider heads stay alone.
 _WIDTH: Final = 16
 
 
@@ -42,11 +43,13 @@ class Heads(nn.Module):
         products = self._split(k.softmax(dim=1)).transpose(2, 3) @ self._split(v)
         if not self._alone:
             products = products * self.mask
-        return (self._split(q) @ products).transpose(1, 2).flatten(2)
+        attended: Tensor = self._split(q) @ products
+        return attended.transpose(1, 2).flatten(2)
 
     def _split(self, x: Tensor) -> Tensor:
         """[n, tokens, channels] -> [n, groups, tokens, channels of a group]."""
-        return x.unflatten(2, (self._groups, -1)).transpose(1, 2)
+        tokens, channels = x.shape[1:]
+        return x.reshape(-1, tokens, self._groups, channels // self._groups).transpose(1, 2)
 
 
 def _groups(heads: int, width: int) -> int:
@@ -78,7 +81,7 @@ class Attention(nn.Module):
         q, k, v = self._qkv(normed).chunk(3, dim=-1)
         attended = self._heads(q, k, v)
         encoded = as_tokens(self._relative(as_picture(v, grid)))
-        return attended + F.pad(q[:, :-1] * encoded, (0, 0, 0, 1))
+        return joined(torch.addcmul(attended[:, :-1], q[:, :-1], encoded), attended[:, -1:])
 
 
 class ClassAttention(nn.Module):
@@ -95,4 +98,5 @@ class ClassAttention(nn.Module):
     def forward(self, normed: Tensor) -> Tensor:
         """[n, tokens, channels] -> [n, 1, channels]."""
         k, v = self._kv(normed).chunk(2, dim=-1)
-        return self._heads(self._q(normed[:, -1:].contiguous()), k, v)
+        attended: Tensor = self._heads(self._q(class_token(normed)), k, v)
+        return attended

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from worker.engine.coat.arithmetic import Arithmetic
 from worker.engine.coat.attention import Attention, ClassAttention
@@ -155,5 +155,5 @@ def _sum_at(scale: int, pictures: Sequence[Tensor]) -> Tensor:
     total = pictures[scale]
     for other, picture in enumerate(pictures):
         if other != scale:
-            total = total + F.interpolate(picture, scale_factor=2.0 ** (other - scale), mode="bilinear")
+            total = total + functional.interpolate(picture, scale_factor=2.0 ** (other - scale), mode="bilinear")
     return total

@@ -29,7 +29,7 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
         """Tokens of the stage before, with its class token -> the picture's tokens of this one."""
-        picture = tokens[:, :-1].unflatten(1, grid)
+        picture = tokens[:, :-1].reshape(-1, *grid, tokens.shape[-1])
         normed: Tensor = self._norm(self._linear(in_patches(picture, self._size)))
         return normed
 

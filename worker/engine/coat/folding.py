@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class Affine(NamedTuple):
@@ -37,7 +37,7 @@ def patches(convolution: nn.Conv2d) -> Affine:
 
 
 def after_norm(norm: nn.LayerNorm, linear: Affine) -> Affine:
-    """W (g * x + b) + c  =  (W diag(g)) x + (W b + c): the norm's gain and bias move into the linear layer behind it."""
+    """W (g * x + b) + c  =  (W diag(g)) x + (W b + c): the norm's gain and bias move into the layer behind it."""
     gain, bias = norm.weight.detach().double(), norm.bias.detach().double()
     return Affine(linear.weight * gain, linear.bias + linear.weight @ bias)
 
@@ -87,7 +87,7 @@ def merged(kernels: Iterable[Kernel]) -> Kernel:
     """
     convolved = tuple(kernels)
     size = max(each.weight.shape[-1] for each in convolved)
-    weights = [F.pad(each.weight, [(size - each.weight.shape[-1]) // 2] * 4) for each in convolved]
+    weights = [functional.pad(each.weight, [(size - each.weight.shape[-1]) // 2] * 4) for each in convolved]
     return Kernel(torch.cat(weights), torch.cat([each.bias for each in convolved]))
 
 

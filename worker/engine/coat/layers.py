@@ -6,8 +6,8 @@ be neither moved nor converted.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class PlainLinear(nn.Module):
@@ -23,9 +23,9 @@ class PlainLinear(nn.Module):
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        y = F.linear(x, self.weight, self.bias)
+        y = functional.linear(x, self.weight, self.bias)
         if self._gelu:
-            y = F.gelu(y)
+            y = functional.gelu(y)
         return y if residual is None else y + residual
 
 
@@ -63,7 +63,7 @@ class PlainDepthwise(nn.Module):
 
     def forward(self, picture: Tensor) -> Tensor:
         channels, padding = self.weight.shape[0], self.weight.shape[-1] // 2
-        return F.conv2d(picture, self.weight, self.bias, padding=padding, groups=channels)
+        return functional.conv2d(picture, self.weight, self.bias, padding=padding, groups=channels)
 
 
 class PackedDepthwise(nn.Module):
@@ -103,7 +103,7 @@ class Norm(nn.Module):
         self.register_buffer("zero", torch.zeros(self._shape) if spelled_out else None)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return F.layer_norm(tokens, self._shape, self.one, self.zero, self._eps)
+        return functional.layer_norm(tokens, self._shape, self.one, self.zero, self._eps)
 
 
 class AffineNorm(nn.Module):
@@ -120,7 +120,7 @@ class AffineNorm(nn.Module):
         self.register_buffer("bias", norm.bias.detach().to(dtype))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return F.layer_norm(tokens, self._shape, self.weight, self.bias, self._eps)
+        return functional.layer_norm(tokens, self._shape, self.weight, self.bias, self._eps)
 
 
 Linear = PlainLinear | PackedLinear

@@ -30,7 +30,7 @@ def is_coat(module: nn.Module) -> bool:
     """Whether this is one of timm's CoaT models in the shape that the fused network rewrites."""
     return (
         isinstance(module, coat.CoaT)
-        and module.global_pool == "token"
+        and module.global_pool == "token"  # of "avg", nothing could be left out in the last block
         and isinstance(getattr(module, "head", None), nn.Linear)
         and all(_is_known(part) for part in module.modules())
         and all(_is_whole(getattr(module, f"patch_embed{stage}")) for stage in _STAGES)
@@ -48,12 +48,14 @@ def _is_known(part: Any) -> bool:
 
 
 def _is_whole(embedding: Any) -> bool:
-    """Whether the patches cover the picture and nothing else."""
-    sizes = zip(embedding.img_size or (1, 1), embedding.proj.stride, strict=True)
+    """Whether square patches cover the picture, each pixel once."""
+    if embedding is None or embedding.img_size is None:
+        return False
+    convolution, side = embedding.proj, embedding.proj.stride[0]
     return (
-        embedding.proj.kernel_size == embedding.proj.stride
-        and embedding.proj.padding == (0, 0)
-        and all(side % stride == 0 for side, stride in sizes)
+        convolution.kernel_size == convolution.stride == (side, side)
+        and convolution.padding == (0, 0)
+        and all(length % side == 0 for length in embedding.img_size)
     )
 
 
@@ -69,7 +71,7 @@ def fused_network(
 
 
 class CoatNetwork(nn.Module):
-    """Four stages, each at half the rows and columns of the one before; in CoaT, not in CoaT-Lite, blocks across them."""
+    """Four stages, each at half the rows and columns of the one before. CoaT, not CoaT-Lite, has blocks across three."""
 
     def __init__(self, module: Any, spec: InputSpec, arithmetic: Arithmetic, *, embeddings: bool) -> None:
         super().__init__()
@@ -145,7 +147,7 @@ class ClassTop(nn.Module):
 
 
 class ParallelTop(nn.Module):
-    """CoaT: parallel blocks over the last three scales; the features are the weighted sum of their class tokens, normed."""
+    """CoaT: parallel blocks over the last three scales; features are a weighted sum of their normed class tokens."""
 
     weights: Tensor
     bias: Tensor

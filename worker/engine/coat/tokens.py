@@ -18,7 +18,7 @@ class Grid(NamedTuple):
 
 
 def as_picture(tokens: Tensor, grid: Grid) -> Tensor:
-    """The picture's tokens as [n, channels, height, width], channels-last; copied only where n > 1 or they are apart."""
+    """The picture's tokens as [n, channels, height, width], channels-last, without a copy."""
     picture = tokens[:, :-1].reshape(-1, grid.height, grid.width, tokens.shape[-1])
     return picture.permute(0, 3, 1, 2)
 

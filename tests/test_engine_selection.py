@@ -1,0 +1,178 @@
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+import timm
+import torch
+
+from config.settings import BatchSettings, ModelSettings
+from worker.engine import Engine, openvino, self_check
+from worker.engine.selection import select
+from worker.errors import EngineError
+
+TINY = "test_vit.r160_in1k"
+COAT = "coat_lite_tiny.in1k"
+
+Lines = list[dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def _cores_as_they_were() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def settings(cache: Path | None, **more: Any) -> ModelSettings:
+    return ModelSettings(**{"name": TINY, "weights": "random", "device": "cpu", "cache": cache, **more})
+
+
+def chosen(model: ModelSettings) -> tuple[Engine, Lines]:
+    with structlog.testing.capture_logs() as lines:
+        engine = select(model, BatchSettings(max_size=4))
+    return engine, [dict(line) for line in lines]
+
+
+def said(lines: Lines, event: str) -> Lines:
+    return [line for line in lines if line["event"] == event]
+
+
+def test_auto_measures_once_and_the_next_start_takes_the_same_without_measuring(tmp_path: Path) -> None:
+    first, lines = chosen(settings(tmp_path, precision="fp32"))
+    second, again = chosen(settings(tmp_path, precision="fp32"))
+
+    assert first.info == second.info
+    assert first.info.engine in ("openvino", "eager")
+    if first.info.engine == "openvino":
+        assert said(lines, "engines compared") or first.streams == 1
+        assert not said(again, "engines compared")
+
+
+def test_a_start_from_the_cache_builds_no_model(tmp_path: Path) -> None:
+    engine, _ = chosen(settings(tmp_path))
+    if engine.info.engine != "openvino":
+        pytest.skip("without OpenVINO every start builds the model")
+    script = (
+        "import sys; from pathlib import Path; from config.settings import *; from worker.engine import load_engine; "
+        f"model = ModelSettings(name={TINY!r}, weights='random', device='cpu', cache=Path(sys.argv[1])); "
+        "engine = load_engine(model, BatchSettings(max_size=4)); "
+        "print(engine.info.engine, 'timm' in sys.modules)"
+    )
+
+    told = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], check=False, capture_output=True, text=True, timeout=50
+    )
+
+    assert told.stdout.split() == ["openvino", "False"], told.stderr
+
+
+def test_without_a_cache_each_start_chooses_anew() -> None:
+    for _ in range(2):
+        engine, lines = chosen(settings(None, precision="fp32", streams=1, threads=1))
+        assert engine.info.precision == "fp32"
+        assert not said(lines, "the engine of the last start is not used")
+
+
+def test_an_engine_that_disagrees_is_refused_in_one_line_and_the_reference_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = self_check.disagreement
+
+    def half_wrong(engine: Engine, *rest: Any) -> float:
+        return check(engine, *rest) if engine.info.engine == "eager" else 0.5
+
+    monkeypatch.setattr(self_check, "disagreement", half_wrong)
+
+    engine, lines = chosen(settings(tmp_path, name=COAT, engine="fused", precision="fp32"))
+
+    assert (engine.info.engine, engine.info.precision) == ("eager", "fp32")
+    refused = said(lines, "an engine is left out")
+    assert refused[0]["engine"] == "fused fp32"
+    assert refused[0]["log_level"] == "warning"
+    assert "off by 0.5 of the picture's largest, more than 0.001" in refused[0]["why"]
+
+
+def test_a_precision_beyond_the_tolerance_is_refused(tmp_path: Path) -> None:
+    engine, lines = chosen(settings(tmp_path, engine="eager", precision="bf16", tolerance=1e-7))
+
+    assert (engine.info.engine, engine.info.precision) == ("eager", "fp32")
+    assert "model.tolerance" in said(lines, "an engine is left out")[0]["why"]
+
+
+def test_a_model_that_is_no_coat_falls_to_the_next_engine_with_a_line(tmp_path: Path) -> None:
+    engine, lines = chosen(settings(tmp_path, engine="fused"))
+
+    assert engine.info.engine in ("openvino", "eager")
+    (line, *_) = said(lines, "an engine is left out")
+    assert line["why"] == f"{TINY} is no CoaT, and only those can be fused"
+
+
+def test_a_coat_is_fused_and_agrees(tmp_path: Path) -> None:
+    engine, lines = chosen(settings(tmp_path, name=COAT, engine="fused", precision="fp32", embeddings=True))
+
+    assert (engine.info.engine, engine.info.precision) == ("fused", "fp32")
+    assert not said(lines, "an engine is left out")
+
+
+def test_openvino_that_is_missing_is_named_with_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+
+    engine, lines = chosen(settings(tmp_path, engine="openvino", precision="fp32"))
+
+    assert engine.info.engine == "eager"
+    assert "pip install coatstream[openvino]" in said(lines, "an engine is left out")[0]["why"]
+
+
+def test_other_weights_are_another_choice(tmp_path: Path) -> None:
+    module = timm.create_model(TINY)
+    file = tmp_path / "weights.pth"
+    torch.save(module.state_dict(), file)
+    first, _ = chosen(settings(tmp_path / "cache", weights=str(file)))
+    with torch.no_grad():
+        module.head.bias += 0.1
+    torch.save(module.state_dict(), file)
+
+    second, lines = chosen(settings(tmp_path / "cache", weights=str(file)))
+
+    assert first.info.weights != second.info.weights
+    assert not said(lines, "the engine of the last start is not used")
+    if second.info.engine == "openvino":
+        assert said(lines, "engines compared")
+
+
+def test_a_remembered_engine_that_fails_now_is_chosen_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, _ = chosen(settings(tmp_path))
+    if engine.info.engine != "openvino":
+        pytest.skip("the reference does not fail")
+    monkeypatch.setattr(openvino, "load_cached", _no_openvino)
+    monkeypatch.setattr(openvino, "convert", _no_openvino)
+
+    other, lines = chosen(settings(tmp_path))
+
+    assert other.info.engine == "eager"
+    assert said(lines, "the engine of the last start is not used")[0]["why"] == "no more"
+
+
+def test_damage_in_the_remembered_choice_costs_only_time(tmp_path: Path) -> None:
+    first, _ = chosen(settings(tmp_path))
+    for file in tmp_path.glob("choice-*.json"):
+        file.write_text("{", "utf-8")
+
+    second, _ = chosen(settings(tmp_path))
+
+    assert first.info.engine == second.info.engine
+
+
+def test_weights_that_are_missing_are_no_fault_of_an_engine(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="no such file"):
+        select(settings(tmp_path, weights=str(tmp_path / "none.pth")), BatchSettings())
+
+
+def _no_openvino(*_: Any, **__: Any) -> Any:
+    raise EngineError("no more")

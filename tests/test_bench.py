@@ -322,7 +322,7 @@ def test_an_engine_that_is_none_is_refused_in_one_line(word: str) -> None:
         bench_engine.parse([word])
 
 
-@pytest.mark.timeout(120)  # four processes that load torch
+@pytest.mark.timeout(240)  # four processes that load torch, beside other tests
 def test_bench_engine_reports_every_engine_and_size_beside_the_machines_limits(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,7 +353,7 @@ def test_bench_engine_reports_every_engine_and_size_beside_the_machines_limits(
     assert 0 < other["top1_agreement"] <= 1
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_sizes_that_outlast_their_time_and_engines_that_refuse_the_model_are_left_out_and_said_so(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

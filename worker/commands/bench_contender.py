@@ -54,6 +54,8 @@ class Contender:
 
     def load(self, layout: Layout) -> ModelInfo:
         """Make ready for every size. Raises EngineError, also where another engine than the one asked for would run."""
+        if layout in self._loaded:
+            return self._loaded[layout][0].info
         engine = self._engine(layout, self._sizes, top_k=self._model.top_k)
         engine.warm_up()
         if (engine.info.engine, engine.info.precision) != (self._model.engine, self._model.precision):

@@ -40,7 +40,7 @@ class Engine(Protocol):
 
     @property
     def recompilations(self) -> int:
-        """Batches that fitted no compiled graph while it served, which should never be. 0 for engines without graphs."""
+        """Batches that fitted no compiled graph while it served, which should never be; 0 where there are no graphs."""
 
     def warm_up(self) -> None:
         """Run every prepared size once. Raises EngineError."""

@@ -171,6 +171,6 @@ def test_our_side_and_the_naive_loop_do_the_same_work(tmp_path: Path) -> None:
         assert each["cpu_ms_per_frame"] > 0
         assert each["memory_mb"] > 50
         assert each["start_s"] > 0
-    assert ours["server_cpu_ms"] is not None
+    assert ours["server_memory_mb"] > 1  # so the server's processes were found, though its ticks may be too few
     assert ratios["frames_ratio"] == pytest.approx(ours["frames_per_s"] / naive["frames_per_s"], rel=0.01)
     assert not (tmp_path / "environment").exists()

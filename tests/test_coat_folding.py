@@ -2,7 +2,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tests.coats import numbers, varied
+from tests.coats import close, numbers, varied
 from worker.engine.coat.embedding import in_patches
 from worker.engine.coat.folding import (
     Affine,
@@ -19,8 +19,6 @@ from worker.engine.coat.folding import (
     rows_scaled,
 )
 
-CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-
 
 def applied(linear: Affine, x: torch.Tensor) -> torch.Tensor:
     return functional.linear(x, linear.weight.float(), linear.bias.float())
@@ -35,7 +33,7 @@ def test_a_layer_without_a_bias_gets_one_of_zero() -> None:
     linear = varied(nn.Linear(5, 7, bias=False))
     x = numbers(3, 5)
 
-    torch.testing.assert_close(applied(affine(linear), x), linear(x), **CLOSE)
+    close(applied(affine(linear), x), linear(x))
 
 
 def test_a_norm_s_gain_and_bias_move_into_the_next_layer() -> None:
@@ -44,7 +42,7 @@ def test_a_norm_s_gain_and_bias_move_into_the_next_layer() -> None:
 
     bare = functional.layer_norm(x, (24,), eps=norm.eps)
 
-    torch.testing.assert_close(applied(after_norm(norm, affine(linear)), bare), linear(norm(x)), **CLOSE)
+    close(applied(after_norm(norm, affine(linear)), bare), linear(norm(x)))
 
 
 def test_a_convolution_of_its_own_stride_is_a_layer_on_patches() -> None:
@@ -53,7 +51,7 @@ def test_a_convolution_of_its_own_stride_is_a_layer_on_patches() -> None:
 
     on_patches = applied(patches(convolution), in_patches(picture, 2))
 
-    torch.testing.assert_close(on_patches, convolution(picture.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2), **CLOSE)
+    close(on_patches, convolution(picture.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2))
 
 
 def test_the_first_layer_takes_bytes_as_the_convolution_takes_normalised_pixels() -> None:
@@ -65,16 +63,14 @@ def test_the_first_layer_takes_bytes_as_the_convolution_takes_normalised_pixels(
     wanted = convolution(normalised.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
     found = applied(after_normalisation(patches(convolution), mean, std, centre), in_patches(bytes_ - centre, 4))
 
-    torch.testing.assert_close(found, wanted, **CLOSE)
+    close(found, wanted)
 
 
 def test_adding_the_picture_is_part_of_its_convolution() -> None:
     convolution = varied(nn.Conv2d(8, 8, 3, padding=1, groups=8))
     picture = numbers(2, 8, 7, 5)
 
-    torch.testing.assert_close(
-        convolved(plus_identity(kernel(convolution)), picture), convolution(picture) + picture, **CLOSE
-    )
+    close(convolved(plus_identity(kernel(convolution)), picture), convolution(picture) + picture)
 
 
 def test_kernels_of_several_sizes_are_one_of_the_largest() -> None:
@@ -84,23 +80,23 @@ def test_kernels_of_several_sizes_are_one_of_the_largest() -> None:
     ]
     picture = numbers(2, 16, 9, 6)
 
-    wanted = torch.cat([each(part) for each, part in zip(convolutions, picture.split((4, 6, 6), 1), strict=True)], 1)
+    wanted = torch.cat(
+        [each(part) for each, part in zip(convolutions, torch.split(picture, (4, 6, 6), 1), strict=True)], 1
+    )
 
-    torch.testing.assert_close(convolved(merged(map(kernel, convolutions)), picture), wanted, **CLOSE)
+    close(convolved(merged(map(kernel, convolutions)), picture), wanted)
 
 
 def test_rows_are_scaled_and_taken_out() -> None:
     linear, x = varied(nn.Linear(4, 6)), numbers(3, 4)
     scaled = rows_scaled(affine(linear), 2, 0.25)
 
-    torch.testing.assert_close(applied(scaled, x), linear(x) * torch.tensor([0.25, 0.25, 1, 1, 1, 1]), **CLOSE)
-    torch.testing.assert_close(applied(row_range(affine(linear), 2, 5), x), linear(x)[:, 2:5], **CLOSE)
+    close(applied(scaled, x), linear(x) * torch.tensor([0.25, 0.25, 1, 1, 1, 1]))
+    close(applied(row_range(affine(linear), 2, 5), x), linear(x)[:, 2:5])
 
 
 def test_a_divided_kernel_gives_divided_results() -> None:
     convolution = varied(nn.Conv2d(4, 4, 3, padding=1, groups=4))
     picture = numbers(1, 4, 5, 5)
 
-    torch.testing.assert_close(
-        convolved(divided(kernel(convolution), 0.25), picture), convolution(picture) * 4, **CLOSE
-    )
+    close(convolved(divided(kernel(convolution), 0.25), picture), convolution(picture) * 4)

@@ -154,3 +154,18 @@ def test_threads_that_add_begin_and_settle_at_once_leave_nothing_behind() -> Non
         thread.join(20)
 
     assert len(holdings) == 0
+
+
+def test_a_batch_begins_all_that_is_still_held_and_the_others_are_told_apart() -> None:
+    holdings = Holdings()
+    holdings.add("frames", ["1-0", "2-0"])
+    holdings.add("other", ["1-0"])
+
+    begun = holdings.begin_all([Receipt("frames", "2-0"), None, Receipt("frames", "9-0"), Receipt("other", "1-0")])
+
+    assert begun == [True, True, False, True]
+    assert holdings.unbegun == holdings.waiting(["frames", "other"]) == 1
+    assert holdings.begin_all([Receipt("frames", "2-0")]) == [True]  # again: it stays begun, and is counted once
+    holdings.remove("frames", ["1-0", "2-0", "9-0"])
+    assert holdings.unbegun == 0
+    assert len(holdings) == 1

@@ -2,6 +2,9 @@
 
 import asyncio
 import threading
+from typing import Any
+
+import pytest
 
 from tests.doubles import SettableClock, make_frame
 from worker.frames import Frame
@@ -167,3 +170,29 @@ async def test_something_is_always_taken_from_a_box_that_is_not_empty() -> None:
         mailbox.put(make_frame(source="light"), lane="light", live=True)
         assert await asyncio.wait_for(mailbox.filled(1), 5)
         assert [letter.lane for letter in mailbox.take(8)] == ["light"]
+
+
+async def test_the_loop_is_woken_once_for_a_whole_batch_and_never_while_it_waits_for_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop, woken = asyncio.get_running_loop(), []
+    call_soon = loop.call_soon_threadsafe
+
+    def wake(*arguments: Any, **options: Any) -> asyncio.Handle:
+        woken.append(arguments)
+        return call_soon(*arguments, **options)
+
+    mailbox = box(room=100)
+    monkeypatch.setattr(loop, "call_soon_threadsafe", wake)
+    for number in range(3):
+        mailbox.put(make_frame(str(number)), lane="queue", live=False)
+    assert woken == []
+
+    waiting = asyncio.create_task(mailbox.filled(8))
+    await asyncio.sleep(0)
+    for number in range(3, 20):
+        mailbox.put(make_frame(str(number)), lane="queue", live=False)
+    assert await waiting
+
+    assert len(woken) == 1
+    assert mailbox.waiting == 20

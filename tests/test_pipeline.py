@@ -228,3 +228,30 @@ async def test_batches_are_counted_by_why_they_left() -> None:
     assert value("coatstream_batches_total", {"reason": "full"}) == 2
     assert value("coatstream_batches_total", {"reason": "drain"}) == 1
     assert value("coatstream_batch_size_frames_sum") == 9
+
+
+async def test_a_batch_waits_for_frames_that_are_being_decoded_where_they_would_fill_it() -> None:
+    fixture = Fixture(FixedEngine(), MemorySettler(), max_size=4)
+    fixture.holdings.add("frames", [f"{number}-0" for number in range(4)])
+
+    async with fixture.pumping():
+        for number in range(4):
+            fixture.mailbox.put(make_frame(str(number), source="s0", entry_id=f"{number}-0"), lane="queue", live=False)
+            await asyncio.sleep(0)
+        while fixture.ledger.total().published < 4:
+            await asyncio.sleep(0.001)
+
+    assert fixture.settler.calls == 1
+    assert fixture.published() == [0, 1, 2, 3]
+
+
+async def test_a_frame_that_is_alone_in_hand_waits_for_nobody() -> None:
+    fixture = Fixture(FixedEngine(), MemorySettler(), max_size=4)
+    fixture.holdings.add("frames", ["0-0", "1-0"])  # two: no full batch is coming
+
+    async with fixture.pumping():
+        fixture.mailbox.put(make_frame("0", source="s0", entry_id="0-0"), lane="queue", live=False)
+        while fixture.ledger.total().published < 1:
+            await asyncio.sleep(0.001)
+
+    assert fixture.settler.calls == 1

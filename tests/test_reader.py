@@ -90,6 +90,24 @@ def test_it_reads_ahead_as_far_as_it_may_and_reads_on_when_half_of_that_has_begu
     assert len(pending(client)) == len(ahead.holdings) == 9
 
 
+def test_of_large_entries_it_reads_no_more_than_may_wait_to_be_decoded(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.sources.reader.MOST_BYTES", 1000)
+    monkeypatch.setattr("worker.sources.reader.SUPPOSED", 500)
+    entries = [client.xadd("frames", {"image": bytes(200)}).decode() for _ in range(12)]
+    ahead = Ahead(client, prefetch=12)
+
+    first = ahead.reader.take(wait=True)
+    assert [taken.entry_id for taken in first] == entries[:2]  # as many as supposed ones would be
+    assert sum(taken.size for taken in first) == 400
+    second = ahead.reader.take(wait=False, undecoded=400)  # each is believed to have 250 bytes now
+    assert [taken.entry_id for taken in second] == entries[2:4]
+    assert ahead.reader.take(wait=False, undecoded=900) == []
+    third = ahead.reader.take(wait=False, undecoded=0)
+    assert [taken.entry_id for taken in third] == entries[4:9]
+
+
 def test_what_it_takes_has_all_its_fields_and_is_held(client: Client) -> None:
     client.xadd("frames", {"image": b"\xff\x00", "source": "door"}, id="5-1")
     ahead = Ahead(client)

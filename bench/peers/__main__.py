@@ -163,9 +163,8 @@ def _measure(job: Job, systems: list[str], options: argparse.Namespace, report: 
     span = Span(warm=min(1.5, options.seconds / 2), closed=options.seconds, paced=1.5 * options.seconds)
     settings = _settings(job, systems, options, report)
     contenders = [Contender(name, name.partition("_")[0], setting) for name, setting in settings.items()]
-    if (
-        OURS in systems and options.rounds
-    ):  # its first start converts and chooses; the rounds see warm caches, as every later start does
+    if OURS in systems and options.rounds and not options.quick:
+        # Its first start converts and chooses; the rounds see warm caches, as every later start does.
         ours = next(contender for contender in contenders if contender.name == OURS)
         if first := _sample(job, ours, Span(0.1, 0.1, 0.0)):
             say(f"{OURS}'s first start, with no cache of its own, took {first['start_s']:.1f} s; this was not counted")
@@ -265,6 +264,7 @@ def _row(contender: Contender) -> dict[str, Value]:
         "half_load_p99_ms": _percentile(paced, 99) if paced else None,
         "half_load_frames": len(paced),
         "full_load_p50_ms": figure(contender.of("busy_ms")),
+        "server_memory_mb": max(sample["memory"]["server"] for sample in contender.samples) if servers else None,
         "memory_mb": figure([sum(sample["memory"].values()) for sample in contender.samples]),
         "start_s": figure(contender.of("start_s")),
         "same_first_label": contender.labels("first"),

@@ -202,7 +202,7 @@ async def queue(url: str, sources: int = 8) -> AsyncIterator[Ask]:
 async def run(options: dict[str, Any]) -> dict[str, Any]:
     pictures = [path.read_bytes() for path in sorted(Path(options["pictures"]).glob("*.jpg"))]
     judge = Judge(json.loads(Path(options["reference"]).read_text()))
-    meters = {name: Meter(mark) for name, mark in options["meters"].items()}
+    meters = {name: Meter(*known) for name, known in options["meters"].items()}
     way = queue(options["url"]) if options["kind"] == "queue" else http(options["url"], options["kind"] == "form")
     async with way as ask:
         load = Load(ask, pictures, judge)

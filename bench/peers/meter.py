@@ -17,10 +17,11 @@ class Meter:
     """One system's processes.
 
     A process that was found once stays known: Ray's workers write their title over their environment, and are found
-    as children of a process that still has its own.
+    as children of a process that still has its own. Valkey writes over it, too: `root` is a process that is known by id.
     """
 
     mark: str
+    root: int | None = None
     _known: dict[int, str] = field(default_factory=dict)  # process id -> when it started, so that a reused id is seen
     _spent: dict[tuple[int, str], float] = field(default_factory=dict)  # seconds, the last that was read
 
@@ -32,7 +33,7 @@ class Meter:
             pid: started for pid, started in self._known.items() if stats.get(pid, ("", "", 0.0))[1] == started
         }
         for pid, (_, started, _) in stats.items():
-            if pid not in self._known and entry in _environment(pid):
+            if pid not in self._known and (pid == self.root or entry in _environment(pid)):
                 self._known[pid] = started
         found = len(self._known) - 1
         while found != len(self._known):  # children of children

@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from meter import MARK, Meter
 
@@ -91,23 +90,19 @@ Sample = dict[str, Any]  # what load.result() says, and start_s
 
 def measure_coatstream(job: Job, _setting: Setting, span: Span) -> Sample:
     """`coatstream run` as it comes: labels of a queue on a server of its own, through a Unix socket."""
-    marks = {"system": _mark(), "server": _mark()}
-    with patch.dict(os.environ, {MARK: marks["server"]}):
-        began = time.perf_counter()
-        server = embedded_server()
-        own = server.__enter__()
-    try:
+    began = time.perf_counter()
+    with embedded_server() as own:
+        mark = _mark()
         command = [sys.executable, "-m", "worker", "run", "--redis", own.url, "--model", job.model]
         command += ["--weights", str(job.weights), "--device", "cpu"]
         command += ["--set", "http.port=0", "--set", "log.level=error", "--set", f"model.cache={job.folder / 'cache'}"]
         plain = {name: value for name, value in os.environ.items() if not name.startswith("COATSTREAM_")}
-        with _running([*command, *job.arguments], marks["system"], plain, job.folder) as process:
+        with _running([*command, *job.arguments], mark, plain, job.folder) as process:
             _first_label(own.url, job.first_picture(), process)
             started = time.perf_counter() - began
-            options = {**job.shared, **span.options, "kind": "queue", "url": own.url, "meters": marks}
+            meters = {"system": [mark], "server": ["no mark", own.process.pid]}
+            options = {**job.shared, **span.options, "kind": "queue", "url": own.url, "meters": meters}
             sample = _call([sys.executable, str(HERE / "load.py"), json.dumps(options)])
-    finally:
-        server.__exit__(None, None, None)
     return {**sample, "start_s": started}
 
 
@@ -160,7 +155,7 @@ class Server:
             with _running(command, mark, {**_clean(), **job.variables, **given}, folder) as process:
                 self._first_answer(port, job.first_picture(), process)
                 started = time.perf_counter() - began
-                options = {**job.shared, **span.options, "kind": self.kind, "url": url, "meters": {"system": mark}}
+                options = {**job.shared, **span.options, "kind": self.kind, "url": url, "meters": {"system": [mark]}}
                 sample = _call([str(job.peers_python), str(HERE / "load.py"), json.dumps(options)])
             return {**sample, "start_s": started}
         finally:

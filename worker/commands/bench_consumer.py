@@ -1,9 +1,8 @@
-"""A bare consumer of the same stream: what a straightforward program with redis-py reaches, and no pipeline should be far
-from.
+"""A bare consumer of the same stream: what a straightforward program with redis-py reaches.
 
-Each of its threads reads some entries (XREADGROUP), decodes and prepares them, and commits them in one pipeline: XADD of
-the same label entries, JSON document included, XACK, XDEL. No hand-over between threads, no leases, no repetition that is
-safe, no newest label, no message, no books, no metrics, no batches for an engine.
+Each of its threads reads some entries (XREADGROUP), decodes and prepares them, and commits them in one pipeline: XADD
+of the same label entries, JSON document included, XACK, XDEL. No hand-over between threads, no leases, no repetition
+that is safe, no newest label, no message, no books, no metrics, no batches for an engine.
 """
 
 import time

@@ -2,8 +2,8 @@
 
 A worker with the noop engine, in a process of its own, takes pictures from a queue on an embedded server and publishes
 their labels. The bare loop decodes and prepares the same pictures on as many threads and does nothing else: what no
-pipeline around the same image code can beat. The bare consumer (bench_consumer) reads them from a queue and commits them as
-a straightforward program would, without promises.
+pipeline around the same image code can beat. The bare consumer (bench_consumer) reads them from a queue and commits
+them as a straightforward program would, without promises.
 """
 
 import asyncio
@@ -28,6 +28,7 @@ from pydantic import SecretStr
 
 from config.settings import CameraSettings, QueueSettings, SettingsTree
 from worker import logs
+from worker.allocator import tune_allocator
 from worker.broker.connection import Client, connect
 from worker.broker.embedded import embedded_server
 from worker.broker.failures import calls
@@ -98,6 +99,8 @@ def run_bench_host(settings: SettingsTree, *, seconds: float) -> int:
     spec = _spec(settings)
     with embedded_server() as server:
         settings = for_bench(settings, server.url)
+        logs.configure(settings.log)
+        tune_allocator()  # the bare sides shall have what the worker has
         with connect(settings.redis) as client, _worker(settings, spec) as (process, threads):
             report = Report("host", machine(server=check_server(client, settings.redis)))
             kinds = make_kinds(spec)
@@ -339,6 +342,7 @@ def _serve(settings: SettingsTree, spec: InputSpec, ready: Event, asked: Threads
     from worker.engine.noop import NoopEngine
 
     logs.configure(settings.log)
+    tune_allocator()  # as `coatstream run` does
     answer(asked)
     load = partial(NoopEngine.from_settings, spec=spec)
     try:

@@ -1,7 +1,7 @@
 """Where a frame's microseconds go: processor time of a worker's threads, by what each is there for.
 
-A thread of the worker names the others when it is asked; the time itself the kernel counts, so that nothing is slower for
-being measured. Knows nothing of frames.
+A thread of the worker names the others when it is asked; the time itself the kernel counts, so that nothing is slower
+for being measured. Knows nothing of frames.
 """
 
 import threading

@@ -55,5 +55,10 @@ class PixelEmbedding(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """uint8 [n, height, width, 3] -> [n, tokens, channels]."""
-        normed: Tensor = self._norm(self._linear(in_patches(pixels, self._size) - self.centre))
+        normed: Tensor = self._norm(self.projected(pixels))
         return normed
+
+    def projected(self, pixels: Tensor) -> Tensor:
+        """The tokens before their norm."""
+        tokens: Tensor = self._linear(in_patches(pixels, self._size) - self.centre)
+        return tokens

@@ -39,7 +39,7 @@ def is_coat(module: nn.Module) -> bool:
 
 def _is_known(part: Any) -> bool:
     if isinstance(part, nn.LayerNorm):
-        return type(part) in _KNOWN and part.weight is not None and part.bias is not None
+        return type(part) in _KNOWN and {"weight", "bias"} <= {name for name, _ in part.named_parameters()}
     if isinstance(part, nn.GELU):
         return part.approximate == "none"
     if isinstance(part, Mlp):
@@ -71,7 +71,7 @@ def fused_network(
 
 
 class CoatNetwork(nn.Module):
-    """Four stages, each at half the rows and columns of the one before. CoaT, not CoaT-Lite, has blocks across three."""
+    """Four stages, each at half the rows and columns of the one before, and what makes features of them."""
 
     def __init__(self, module: Any, spec: InputSpec, arithmetic: Arithmetic, *, embeddings: bool) -> None:
         super().__init__()

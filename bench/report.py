@@ -79,14 +79,25 @@ def _model(results: Results, run: str) -> str:
 
 def _best(best: list[Line]) -> str:
     heads = (
-        *("engine", "streams x threads, batch", "frames/s", "times eager fp32", "times at batch 1", "ms a batch"),
+        *(
+            "engine",
+            "streams x threads, batch",
+            "frames/s",
+            "times eager fp32",
+            "times eager in one stream",
+            "times at batch 1",
+            "ms a batch",
+        ),
         *("of the fp32 limit", "of the bf16 limit", "probability off by", "same class", "with a core taken, keeps"),
     )
     rows = [
         (
             f"{line['engine']} {line['precision']}",
             f"{line['streams']} x {line['threads']}, {line['batch']}",
-            *(spread(line, name) for name in ("frames_per_s", "ratio", "batch1_ratio", "ms_per_batch")),
+            *(
+                spread(line, name)
+                for name in ("frames_per_s", "ratio", "ratio_to_one_stream", "batch1_ratio", "ms_per_batch")
+            ),
             *(spread(line, name, "%") for name in ("share_of_limit", "share_of_bf16_limit")),
             spread(line, "max_probability_difference"),
             _agreement(line),

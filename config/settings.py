@@ -110,7 +110,7 @@ class ModelSettings(Section):
     labels: Path | None = None  # one class name a line, or a JSON list; None: ImageNet's where the head is ImageNet's
     engine: Literal["auto", "eager", "fused", "compile", "openvino", "noop"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: the fastest that passes the self-check
-    tolerance: Annotated[float, Field(gt=0, le=1)] = 0.05  # of the largest probability; fp32: 0.001 at most
+    tolerance: Annotated[float, Field(gt=0, le=1)] = 0.02  # of the largest probability; fp32: 0.001 at most
     cache: Path | None = Path("~/.cache/coatstream")  # converted models, measured choices; null: nothing is kept
     device: Annotated[
         str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto, cpu, cuda, cuda:<number> or mps")

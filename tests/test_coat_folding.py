@@ -80,9 +80,8 @@ def test_kernels_of_several_sizes_are_one_of_the_largest() -> None:
     ]
     picture = numbers(2, 16, 9, 6)
 
-    wanted = torch.cat(
-        [each(part) for each, part in zip(convolutions, torch.split(picture, (4, 6, 6), 1), strict=True)], 1
-    )
+    parts = torch.split(picture, [4, 6, 6], dim=1)
+    wanted = torch.cat([each(part) for each, part in zip(convolutions, parts, strict=True)], dim=1)
 
     close(convolved(merged(map(kernel, convolutions)), picture), wanted)
 

@@ -17,7 +17,7 @@ class Meter:
     """One system's processes.
 
     A process that was found once stays known: Ray's workers write their title over their environment, and are found
-    as children of a process that still has its own. Valkey writes over it, too: `root` is a process that is known by id.
+    as children of a process that still has its own. Valkey writes over it, too: `root` is one known by its id.
     """
 
     mark: str

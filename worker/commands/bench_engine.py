@@ -259,7 +259,9 @@ class _Bench:
             side.asked.name: _best(side, [case for case in cases if case.size == cases[0].size], rates)
             for side in self.sides
         }
-        runs: dict[str, Run] = {case.name: case.rate for case in (*smallest.values(), *best.values())}
+        first = self.base.layouts[0]
+        plain = _best(self.base, [case for case in cases if case.layout == first], rates)  # as a plain loop runs it
+        runs: dict[str, Run] = {case.name: case.rate for case in (plain, *smallest.values(), *best.values())}
         cores: dict[str, list[float]] = {side.asked.name: [] for side in self.sides}
         if burning is not None:
             for name, case in best.items():
@@ -270,6 +272,7 @@ class _Bench:
             of_base, small_of_base = (samples[one[BASE].name] for one in (best, smallest))
             values: dict[str, Value] = {
                 "ratio": ratio(samples[case.name], of_base),
+                "ratio_to_one_stream": ratio(samples[case.name], samples[plain.name]),
                 f"batch{small.size}_frames_per_s": figure(samples[small.name]),
                 f"batch{small.size}_ratio": ratio(samples[small.name], small_of_base),
             }

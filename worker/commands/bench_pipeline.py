@@ -376,8 +376,8 @@ def _serve(settings: SettingsTree, connection: "Connection[Any, Any]") -> None:
         engine = ready.engine
         connection.send(Started(ready.port, engine.info, engine.spec, engine.streams, engine.prepared))
 
-    tune_allocator()
     logs.configure(settings.log)
+    tune_allocator()
     try:
         asyncio.run(work(Service(settings, on_ready=on_ready), asyncio.Event()))
     except CoatstreamError as error:

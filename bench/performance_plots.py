@@ -72,6 +72,8 @@ def load(loads: Sequence[Line], full: Line) -> str:
                 )
         below.set(yscale="log", xlabel="offered, frames/s", ylabel="ms (log)", xlim=(0, most))
         below.set_title("From when a frame was due to its label")
+        below.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+        below.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
         below.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
         below.legend(loc="upper left")
         return _svg(figure)

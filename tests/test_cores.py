@@ -111,6 +111,17 @@ def test_a_mount_whose_name_has_a_space_is_found(tmp_path: Path) -> None:
     assert usable_cores(root) == 2
 
 
+@pytest.mark.parametrize("strange", ["a\x0cb", "a\x1cb", "a\u2028b", "a\u3000b", "a\xa0b"])
+def test_another_mount_with_a_strange_name_hides_no_limit(tmp_path: Path, strange: str) -> None:
+    # The kernel escapes no other blanks than space, tab and newline; Python splits lines and words at these, too.
+    mounts = f"31 1 8:2 / /media/{strange} rw,relatime shared:2 - ext4 /dev/sdb1 rw\n" + V2
+    root = machine(tmp_path, f"1:name=systemd:/{strange}\n0::/{strange}\n", mounts, {})
+    (root / "sys/fs/cgroup" / strange).mkdir(parents=True)
+    (root / "sys/fs/cgroup" / strange / "cpu.max").write_text("200000 100000\n")
+
+    assert usable_cores(root) == 2
+
+
 def test_lines_that_no_kernel_writes_set_no_limit(tmp_path: Path) -> None:
     root = machine(tmp_path, "nonsense\n", "nonsense\n", {"sys/fs/cgroup/cpu.max": "200000 100000\n"})
 

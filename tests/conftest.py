@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import redis
+import structlog
 from hypothesis import settings as hypothesis_settings
 
 from config.settings import RedisSettings
@@ -15,6 +16,13 @@ from worker.broker.embedded import EmbeddedServer, embedded_server
 # A machine that is busy is no fault of an example: the time-out of the test bounds it.
 hypothesis_settings.register_profile("coatstream", deadline=None)
 hypothesis_settings.load_profile("coatstream")
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_were() -> Iterator[None]:
+    """A command that runs in this process configures the logs for all of it."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session", params=["valkey", "redis"])

@@ -126,6 +126,15 @@ def test_after_silence_the_gap_is_large_at_once() -> None:
     assert policy.figures().expected_gap > 10
 
 
+def test_after_a_night_of_silence_the_gap_is_right_within_seconds() -> None:
+    policy = with_gap(0.01)
+
+    for number in range(500):
+        policy.took([36_000 + number / 100])
+
+    assert policy.figures().expected_gap < 0.02
+
+
 def test_a_loaded_machine_makes_batches_slower_than_measured_and_an_idle_one_no_faster() -> None:
     policy = BatchPolicy(linear(), 16, target=0.1)
     for _ in range(100):

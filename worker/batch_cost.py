@@ -20,9 +20,9 @@ from worker.engine.timing import noise
 from worker.errors import EngineError
 from worker.frames import Pixels
 
-OVERHEAD: Final = (
-    0.001  # seconds of a core that a batch costs outside of the engine: turns, threads, one write to Redis
-)
+# Seconds of a core that a batch costs outside of the engine: turns, threads, one write to Redis. `bench pipeline` at
+# batches of two: 1.9 ms a frame more than the bare work, of which `bench host` finds some 0.5 in what each frame costs.
+OVERHEAD: Final = 0.0025
 ROUNDS: Final = 5  # in which each size is measured at most
 _TOLERANCE: Final = 0.02  # share of the best frames/s that a smaller batch may cost
 _WORTH: Final = 10  # of what a frame waits, in percent, for one percent of frames/s

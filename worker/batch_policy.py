@@ -33,6 +33,7 @@ from config.settings import BatchSettings
 from worker.batch_cost import BatchCost
 
 _SPAN: Final = 1.0  # seconds over which arrivals are counted, mostly
+_SILENCE: Final = 15.0  # seconds that count of a longer one: a night's would outweigh what comes after it for long
 _NEWEST: Final = 1 / 8  # weight of the newest batch in what batches take lately
 _DEVIATIONS: Final = 4.0  # mean ones, above the mean: hardly ever exceeded (as in TCP's timer)
 _SPARE: Final = 1.05  # times what arrives: what batches of a size must reach to keep up, since the gap is an estimate
@@ -184,7 +185,7 @@ class _Arrivals:
             self._newest = times.pop(0)  # a gap needs two
         if not times:
             return
-        passed = max(0.0, times[-1] - self._newest)
+        passed = min(max(0.0, times[-1] - self._newest), _SILENCE)
         fade = exp(-passed / _SPAN)
         self._frames = self._frames * fade + len(times)
         self._span = self._span * fade + passed

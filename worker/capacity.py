@@ -144,18 +144,6 @@ def overload_warning(cameras: Sequence[CameraSettings], engine_rate: float) -> s
 # ---- the engine's rate
 
 
-def measure_rate(
-    engine: Engine,
-    sizes: Sequence[int],
-    *,
-    seconds: float = 0.8,
-    most: float = 3.0,
-    clock: Callable[[], float] = time.perf_counter,
-) -> float:
-    """Frames/s of a warm engine at its best batch size, all its streams busy."""
-    return max(measure_rates(engine, sizes, seconds=seconds, most=most, clock=clock).values())
-
-
 def measure_rates(
     engine: Engine,
     sizes: Sequence[int],

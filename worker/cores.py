@@ -93,7 +93,7 @@ def _mounts(root: Path) -> Iterator[_Mount]:
     """Hierarchies that could limit the CPU."""
     for line in _lines(root / "proc/self/mountinfo"):
         before, _, after = line.partition(" - ")
-        _, _, _, group, place, *_ = map(_unescaped, before.split())
+        _, _, _, group, place, *_ = map(_unescaped, before.split(" "))
         kind, _, options = after.split(" ", 2)
         if kind == "cgroup2" or (kind == "cgroup" and "cpu" in options.split(",")):
             yield _Mount(kind, PurePosixPath(group), root / place.lstrip("/"))
@@ -126,9 +126,11 @@ def _quota(place: Path, kind: str) -> Fraction | None:
 
 
 def _lines(file: Path) -> list[str]:
-    """Of a file; none where there is no such file: then this is not Linux."""
+    """Of a file; none where there is no such file: then this is not Linux. Only a newline ends a line: a name may hold
+    whatever else Python takes for one.
+    """
     try:
-        return file.read_text("utf-8", "surrogateescape").splitlines()
+        return [line for line in file.read_bytes().decode("utf-8", "surrogateescape").split("\n") if line]
     except OSError:
         return []
 

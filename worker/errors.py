@@ -46,6 +46,11 @@ class RedisUnavailable(CoatstreamError):
 REDIS_TROUBLE = (RedisUnavailable, RedisRefuses)  # for those who only look on: who reads or publishes decides
 
 
+def first_line(error: BaseException) -> str:
+    """What an error that is not ours says, for one line of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 class DownReason(StrEnum):
     """Why a source is down, for people, gauges and events."""
 

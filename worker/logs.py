@@ -34,6 +34,11 @@ def configure(settings: LogSettings) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
 
 
+def quiet(settings: LogSettings) -> LogSettings:
+    """For a command whose work is what it prints: warnings alone, unless the user has chosen."""
+    return settings if settings.model_fields_set else settings.model_copy(update={"level": "warning"})
+
+
 def _without_credentials(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     for key, value in event.items():
         if isinstance(value, str):

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from config.settings import CameraSettings, SettingsTree
+from worker import logs
 from worker.cameras import demand
 from worker.capacity import (
     KEY_INTERVAL,
@@ -69,6 +70,7 @@ class Reading:
 
 def run_bench_cameras(settings: SettingsTree, *, seconds: float, as_json: bool) -> int:
     """Measure, and print a table, or one line of JSON. Raises EngineError."""
+    logs.configure(logs.quiet(settings.log))
     described = machine()
     engine = _engine(settings)
     _say(f"about {seconds * (len(SIZES) + 1):.0f} s of measuring {engine.info.name}")

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
-from pathlib import Path
 from typing import Any, Final
 
 from config.settings import LogSettings
@@ -100,12 +99,3 @@ def _burn(burning: Event) -> None:
         burning.wait()
         for _ in range(100_000):  # a few milliseconds between two looks
             pass
-
-
-def cpu_seconds(pid: int | None) -> float:
-    """Processor time of a process of ours, in ticks of 10 ms as Linux counts them; 0 elsewhere."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime, proc(5)

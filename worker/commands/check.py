@@ -15,6 +15,7 @@ from rich.table import Table
 
 from config.errors import SettingsError
 from config.settings import CameraSettings, QueueSettings, SettingsTree
+from worker import logs
 from worker.broker.audit import Audit, audit
 from worker.broker.connection import address, channel, connect
 from worker.broker.fleet_keys import fleet_keys
@@ -68,6 +69,7 @@ def _findings(load: Callable[[], SettingsTree]) -> Iterator[Finding]:
     except SettingsError as error:
         yield from (Finding("settings", "fault", redact(line)) for line in error.lines)
         return
+    logs.configure(logs.quiet(settings.log))
     yield Finding(
         "settings", "ok", f"{len(settings.cameras)} cameras, queue {'on' if settings.queue.enabled else 'off'}"
     )

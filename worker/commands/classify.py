@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from config.settings import CameraSettings, ModelSettings, QueueSettings, SettingsTree
+from worker import logs
 from worker.broker.documents import LabelDocument, document
 from worker.decoding import decode
 from worker.engine import Engine, load_engine
@@ -39,6 +40,7 @@ def run_classify(settings: SettingsTree, paths: Sequence[str], *, fps: float, as
     found = list(expand(paths))
     if not found:
         raise ConfigError(f"no pictures or clips in {', '.join(paths)}")
+    logs.configure(logs.quiet(settings.log))
     engine = load_engine(_exact(settings.model), settings.batch)
     faults: list[str] = []
     frames = _frames(found, engine, settings.queue, fps=fps, faults=faults)
@@ -54,8 +56,10 @@ def run_classify(settings: SettingsTree, paths: Sequence[str], *, fps: float, as
 
 
 def _exact(model: ModelSettings) -> ModelSettings:
-    """The reference itself, unless another engine is asked for: a few pictures are not worth choosing the fastest."""
-    return model if model.engine != "auto" else model.model_copy(update={"engine": "eager", "precision": "fp32"})
+    """The reference itself, unless another engine or precision is asked for: a few pictures are not worth a choice."""
+    plain = {"engine": "eager", "precision": "fp32"}
+    asked = {name: value for name in plain if (value := getattr(model, name)) != "auto"}
+    return model if model.engine != "auto" else model.model_copy(update=plain | asked)
 
 
 def _frames(

@@ -77,13 +77,12 @@ def _server(settings: SettingsTree, stack: ExitStack) -> SecretStr:
 def _for_demo(settings: SettingsTree, clip: Path, *, url: SecretStr) -> SettingsTree:
     """The settings with the clip as one more camera; quiet logs and any free port unless the user chose theirs."""
     camera = CameraSettings(name=CAMERA, url=SecretStr(str(clip)), fps=5, realtime=True, loop=True)
-    log = settings.log if settings.log.model_fields_set else settings.log.model_copy(update={"level": "warning"})
     http = settings.http if settings.http.model_fields_set else settings.http.model_copy(update={"port": 0})
     return settings.model_copy(
         update={
             "redis": settings.redis.model_copy(update={"url": url}),
             "cameras": (camera, *(own for own in settings.cameras if own.name != CAMERA)),
-            "log": log,
+            "log": logs.quiet(settings.log),
             "http": http,
         }
     )

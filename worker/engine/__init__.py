@@ -4,7 +4,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from config.settings import BatchSettings, ModelSettings
+from worker.errors import EngineError
 from worker.frames import InputSpec, Label, Pixels, Scores
+
+
+class NotHere(EngineError):
+    """An engine that cannot be had for this model or on this machine, in whatever precision."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ checked, and what is torn or changed is removed and made again. Several processe
 cannot be used costs time, never a start. Nothing in it is ever unpickled or run.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -86,12 +87,32 @@ class Cache:
         max_age: float = 30 * _DAY,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._folder = None if folder is None else folder.expanduser()
         self._max_bytes = max_bytes
         self._max_age = max_age
         self._clock = clock
         self._warned = False
         self._log = structlog.get_logger("cache")
+        self._folder = None if folder is None else self._at_home(folder)
+
+    def _at_home(self, folder: Path) -> Path | None:
+        try:
+            return expanded(folder)
+        except OSError as error:
+            self._warn(folder, error)
+            return None
+
+    def usable(self) -> bool:
+        """Whether what is stored will be found again, as far as can be told before."""
+        if self._folder is None:
+            return False
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (probe := self._folder / f".new-{uuid.uuid4().hex}").touch()
+            probe.unlink(missing_ok=True)
+        except OSError as error:
+            self._warn(self._folder, error)
+            return False
+        return True
 
     # ---- entries
 
@@ -145,7 +166,7 @@ class Cache:
             self._discard(path, "its manifest is damaged" if isinstance(error, ValidationError) else str(error))
             return None
         except OSError as error:
-            self._warn(error)
+            self._warn(path.parent, error)
             return None
         with suppress(OSError):  # a folder that we may only read serves as well
             os.utime(path, (self._clock(), self._clock()))
@@ -163,15 +184,15 @@ class Cache:
             _sync_folder(path.parent)
             self._tidy(path)
         except OSError as error:
-            self._warn(error)
+            self._warn(path.parent, error)
         finally:
             _delete(new)
 
-    def _warn(self, error: OSError) -> None:
+    def _warn(self, folder: Path, error: OSError) -> None:
         if not self._warned:
             self._warned = True
             why = error.strerror or str(error)
-            self._log.warning("the cache cannot be used: nothing is kept there", folder=str(self._folder), why=why)
+            self._log.warning("the cache cannot be used: nothing is kept there", folder=str(folder), why=why)
 
     def _tidy(self, newest: Path) -> None:
         """Remove what has not been used for long, the longest unused ones where there is too much, and left-overs."""
@@ -186,6 +207,14 @@ class Cache:
 
 
 # ---- on disk
+
+
+def expanded(folder: Path) -> Path:
+    """With the home folder for `~`. Raises OSError where this user has none."""
+    try:
+        return folder.expanduser()
+    except RuntimeError:
+        raise OSError(errno.ENOENT, "this user has no home folder: set HOME, or model.cache") from None
 
 
 def _kept(folder: Path) -> Iterator[_Kept]:

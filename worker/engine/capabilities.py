@@ -30,6 +30,11 @@ def _line(cpuinfo: Path, *names: str) -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.lower().startswith(names)), "")
 
 
-def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Its model and what it can do, in a line: another one may want another engine."""
-    return " | ".join(dict.fromkeys(filter(None, (_line(cpuinfo, *names) for names in (_MODEL, _FLAGS)))))
+def processor(device: str = "cpu", cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """What computes, and what it can do, in a line: another one may want another engine."""
+    cpu = " | ".join(dict.fromkeys(filter(None, (_line(cpuinfo, *names) for names in (_MODEL, _FLAGS)))))
+    if not device.startswith("cuda"):
+        return f"{device} | {cpu}"
+    import torch
+
+    return f"{torch.cuda.get_device_name(device)} | {cpu}"

@@ -3,6 +3,7 @@
 Loaded once, in float32 on the CPU; which way it is run is the engines' business. Where weights come from is `weights`'.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,10 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from config.settings import ModelSettings
+from worker.engine.fingerprint import origin
 from worker.engine.labels import imagenet_labels, labels_from_file
 from worker.engine.weights import load_model
-from worker.errors import EngineError
+from worker.errors import EngineError, first_line
 from worker.frames import InputSpec, Label
 from worker.resizing import INTERPOLATIONS
 
@@ -25,6 +27,7 @@ class Classifier:
     weights       where they are from, in the words of `ModelInfo.weights`
     split         forward_features and forward_head together are the model, so that pooled features can be had
     num_features  width of the pooled embedding; 0 where there is none
+    origin        fingerprints of the weights and labels that were read; None where they are not known
     """
 
     module: nn.Module
@@ -34,15 +37,18 @@ class Classifier:
     labels: tuple[Label, ...]
     split: bool
     num_features: int
+    origin: Mapping[str, str] | None = None
 
 
 def load_classifier(model: ModelSettings) -> Classifier:
     """The classifier that the settings name. Raises EngineError."""
+    before = origin(model)
     loaded = load_model(model)
     spec = input_spec(loaded.module, model.name)
     count = int(loaded.module.num_classes)  # type: ignore[arg-type]  # nn.Module's attributes are untyped
     labels = labels_from_file(model.labels, count) if model.labels else imagenet_labels(count)
     num_features = _num_features(loaded.module, spec, model)
+    after = origin(model)
     return Classifier(
         module=loaded.module,
         name=model.name,
@@ -51,6 +57,8 @@ def load_classifier(model: ModelSettings) -> Classifier:
         labels=labels,
         split=num_features > 0,
         num_features=num_features,
+        # Files that changed meanwhile: nobody knows which were read. The hub's may have come just now.
+        origin=after if before in (None, after) else None,
     )
 
 
@@ -84,8 +92,8 @@ def _num_features(module: Any, spec: InputSpec, model: ModelSettings) -> int:
     try:
         logits = module(picture)
     except Exception as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise EngineError(f"{model.name} does not run on a {spec.width} x {spec.height} picture: {why}") from None
+        what = f"{model.name} does not run on a {spec.width} x {spec.height} picture"
+        raise EngineError(f"{what}: {first_line(error)}") from None
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise EngineError(f"{model.name} is no classifier of pictures: it does not give one row of logits for each")
     try:

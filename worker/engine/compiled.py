@@ -18,11 +18,12 @@ from torch._dynamo import lookup_backend
 from torch.fx import GraphModule
 
 from config.settings import BatchSettings, ModelSettings
-from worker.engine import coat, power_sizes
+from worker.engine import NotHere, coat, power_sizes
+from worker.engine.cache import expanded
 from worker.engine.classifier import Classifier
 from worker.engine.cuda_graphs import GraphedNetwork
-from worker.engine.torch_engine import DTYPES, TorchEngine, device_of, eager_network, first_line
-from worker.errors import EngineError
+from worker.engine.torch_engine import DTYPES, TorchEngine, device_of, eager_network
+from worker.errors import EngineError, first_line
 
 Outputs = tuple[Tensor, ...]
 Compiler = Callable[[GraphModule, list[Tensor]], Callable[..., Any]]
@@ -94,7 +95,7 @@ class CompiledNetwork(nn.Module):
             try:
                 outputs = self._runs[size](pixels)
             except Exception as error:  # of Dynamo, of inductor, of a compiler: they have no common base
-                raise EngineError(_trouble(size, error)) from None
+                raise _trouble(size, error) from None
             self._compiled.add(size)
             _log.info("compiled", batch=size, seconds=round(time.monotonic() - started, 1))
             return outputs
@@ -109,11 +110,13 @@ class CompiledNetwork(nn.Module):
         return graph.forward
 
 
-def _trouble(size: int, error: Exception) -> str:
+def _trouble(size: int, error: Exception) -> EngineError:
     cause: Exception = getattr(error, "inner_exception", error)  # Dynamo's wrapper names the backend first
     if any(words in f"{type(cause).__name__} {cause}" for words in _NO_COMPILER):
-        return "model.engine = compile needs a C++ compiler, and there is none: install g++, or name yours in CXX"
-    return f"torch.compile fails for a batch of {size}: {first_line(cause)}"
+        return NotHere(
+            "model.engine = compile needs a C++ compiler, and there is none: install g++, or name yours in CXX"
+        )
+    return EngineError(f"torch.compile fails for a batch of {size}: {first_line(cause)}")
 
 
 class CompiledEngine(TorchEngine):
@@ -175,11 +178,11 @@ def _prepare_compiler(model: ModelSettings) -> None:
         os.environ.setdefault("TORCH_WARM_POOL", "0")  # a process of 700 MB that only Triton has a use for
     if model.cache is None or not _is_torchs_own(os.environ.get("TORCHINDUCTOR_CACHE_DIR")):
         return
-    folder = model.cache.expanduser() / _FOLDER
     try:
+        folder = expanded(model.cache) / _FOLDER
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        _log.warning("compiled graphs are not kept", why=f"{folder}: {error.strerror}")
+        _log.warning("compiled graphs are not kept", folder=str(model.cache), why=error.strerror)
     else:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 

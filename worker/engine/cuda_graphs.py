@@ -4,6 +4,8 @@ import structlog
 import torch
 from torch import Tensor, nn
 
+from worker.errors import first_line
+
 Outputs = tuple[Tensor, ...]
 
 
@@ -50,6 +52,5 @@ def _captured(network: nn.Module, pixels: Tensor) -> _Graph | None:
     try:
         return _Graph(network, pixels)
     except RuntimeError as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        structlog.get_logger("engine").warning("runs without a CUDA graph", batch=len(pixels), why=why)
+        structlog.get_logger("engine").warning("runs without a CUDA graph", batch=len(pixels), why=first_line(error))
         return None

@@ -18,6 +18,13 @@ _PACKAGE: Final = Path(__file__).parents[1]
 _CODE: Final = ("engine/**/*.py", "decoding.py", "geometry.py", "resizing.py", "assets/*.png")
 
 
+def origin(model: ModelSettings) -> dict[str, str] | None:
+    """What a classifier is made of: fingerprints of its weights and labels; None: one cannot be known from here."""
+    weights = fingerprint(model)
+    labels = file_digest(model.labels) if model.labels else "own"
+    return None if weights is None or labels is None else {"weights": weights, "labels": labels}
+
+
 def fingerprint(model: ModelSettings) -> str | None:
     """Where weights are from and what they are: `file:<sha256>`, `hub:<sha256>`, `package:<name>:<sha256>` or `random`.
 

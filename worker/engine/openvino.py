@@ -15,7 +15,7 @@ import logging
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -29,9 +29,9 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 from config.settings import BatchSettings, ModelSettings
 from worker.cores import usable_cores
-from worker.engine import ModelInfo, prepared_size
+from worker.engine import ModelInfo, NotHere, prepared_size
 from worker.engine.cache import Cache, Key
-from worker.engine.fingerprint import code_digest, file_digest, fingerprint
+from worker.engine.fingerprint import code_digest, origin
 from worker.errors import EngineError
 from worker.frames import InputSpec, Label, Pixels, Scores
 
@@ -68,7 +68,7 @@ def load_cached(model: ModelSettings, batch: BatchSettings, cache: Cache) -> "Op
     Raises EngineError where OpenVINO is missing or cannot run it.
     """
     openvino = _library(model)
-    if (key := _key(model)) is None or (files := cache.load(_KIND, key)) is None:
+    if (key := _key(model, origin(model))) is None or (files := cache.load(_KIND, key)) is None:
         return None
     try:
         network = openvino.Core().read_model(files[_MODEL], files[_WEIGHTS])
@@ -104,7 +104,7 @@ def convert(
         spec=classifier.spec,
         labels=classifier.labels,
     )
-    if (key := _key(model)) is not None:
+    if (key := _key(model, classifier.origin)) is not None:
         cache.store(_KIND, key, partial(_write, openvino, converted, facts, reference))
     return OpenVinoEngine(converted, facts, reference, model=model, batch=batch)
 
@@ -239,14 +239,14 @@ def _library(model: ModelSettings) -> Any:
     the import system is told, before the first import.
     """
     if model.device not in ("auto", "cpu"):
-        raise EngineError(f"the engine openvino runs on the CPU alone, not on {model.device}")
+        raise NotHere(f"the engine openvino runs on the CPU alone, not on {model.device}")
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # typeshed knows no None there
     try:
         import openvino
     except ModuleNotFoundError:
-        raise EngineError("the engine openvino needs a library: pip install coatstream[openvino]") from None
+        raise NotHere("the engine openvino needs a library: pip install coatstream[openvino]") from None
     except ImportError as error:
-        raise EngineError(f"OpenVINO cannot be imported: {_why(error)}") from None
+        raise NotHere(f"OpenVINO cannot be imported: {_why(error)}") from None
     return openvino
 
 
@@ -278,19 +278,16 @@ def _padded(pixels: Pixels, size: int) -> Pixels:
 # ---- converting and keeping
 
 
-def _key(model: ModelSettings) -> Key | None:
+def _key(model: ModelSettings, made_of: Mapping[str, str] | None) -> Key | None:
     """All that a converted network and what is kept beside it depend on; None where the weights are not known.
 
     Not the precision: weights are kept in float32, and OpenVINO rounds them when it compiles.
     """
-    weights = fingerprint(model)
-    labels = file_digest(model.labels) if model.labels else "own"
-    if weights is None or labels is None:
+    if made_of is None:
         return None
     return {
+        **made_of,
         "model": model.name,
-        "weights": weights,
-        "labels": labels,
         "embeddings": model.embeddings,
         "code": code_digest(),
         "versions": versions(),
@@ -330,7 +327,7 @@ def _converted(openvino: Any, network: "nn.Module", classifier: "Classifier") ->
             return openvino.convert_model(traced, example_input=example, input=[([-1, *size], openvino.Type.u8)])
         except Exception as error:  # two compilers at work on any model
             cause = error.__cause__ or error  # the tracer's own error is wrapped in advice
-            raise EngineError(f"OpenVINO cannot convert {classifier.name}: {_why(cause)}") from None
+            raise NotHere(f"OpenVINO cannot convert {classifier.name}: {_why(cause)}") from None
 
 
 @contextmanager

@@ -1,13 +1,12 @@
 """Which engine runs: candidates for this model and machine, each checked against eager float32, the fastest measured.
 
-The choice is remembered, so that only the first start measures; and that in a process of its own, so that what all the
-candidates need is gone with it (it would be 0.4 GB for as long as the worker runs). An engine that cannot be had, or
-that disagrees, gives way to the next with one line in the log.
+The choice is remembered, so that only the first start measures. An engine that cannot be had, or that disagrees, gives
+way to the next with one line in the log.
 """
 
-import subprocess
-import sys
-from collections.abc import Iterable
+import os
+import shutil
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
@@ -16,11 +15,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from config.settings import BatchSettings, ModelSettings
 from worker.cores import usable_cores
-from worker.engine import Engine, capabilities, openvino, self_check, timing
+from worker.engine import Engine, NotHere, capabilities, openvino, self_check, timing
 from worker.engine.cache import Cache, Key
-from worker.engine.fingerprint import code_digest, fingerprint
-from worker.engine.torch_engine import DTYPES, TorchEngine, device_of, first_line, load_eager_engine
-from worker.errors import EngineError
+from worker.engine.chooser import ChooserDied, choose_elsewhere
+from worker.engine.fingerprint import code_digest, origin
+from worker.engine.torch_engine import DTYPES, TorchEngine, device_of, load_eager_engine
+from worker.errors import EngineError, first_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 _ON_CPU: Final = ("openvino", "fused", "eager")
 _ON_GPU: Final = ("fused", "eager")
 _CHOICE: Final = "choice"  # of documents in the cache
-_PATIENCE: Final = 600.0  # seconds that choosing may take
-_CLEARLY: Final = 1.03  # times as fast as the first choice another one must be: below that it is noise
+_CLEARLY: Final = 1.1  # times as fast as the first choice: below that it may be a neighbour who took turns
 
 
 class Plan(BaseModel):
@@ -49,25 +48,31 @@ class Plan(BaseModel):
         return f"{self.engine} {self.precision}"
 
 
+class LeftOut(BaseModel):
+    """An engine that was wanted; without a precision: in none. `disagrees`: it runs, and gives other probabilities."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    engine: str
+    precision: str | None
+    why: str
+    disagrees: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.engine} {self.precision}" if self.precision else self.engine
+
+
 class Choice(BaseModel):
     """What was chosen, and why.
 
-    left_out     engines that were wanted and cannot be had or disagree: (plan, why, whether the user must hear of it)
-    frames_per_s by engine and streams, where several were measured
+    frames_per_s  by engine and streams, where several were measured
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     plan: Plan
-    left_out: tuple[tuple[str, str, bool], ...]
+    left_out: tuple[LeftOut, ...]
     frames_per_s: dict[str, float]
-
-
-class _Request(BaseModel):
-    """What the process that chooses is told on its stdin."""
-
-    model: ModelSettings
-    batch: BatchSettings
 
 
 Candidate = tuple[Plan, Engine]
@@ -77,9 +82,14 @@ def select(model: ModelSettings, batch: BatchSettings) -> Engine:
     """The engine that the settings ask for, checked. Raises EngineError where none runs this model."""
     workshop = _Workshop(model, batch)
     engine = workshop.remembered()
-    if engine is None and workshop.choose_elsewhere():
+    if engine is None and workshop.chosen_elsewhere():
         engine = workshop.remembered(new=True)
     return engine or workshop.chosen()
+
+
+def choose(model: ModelSettings, batch: BatchSettings) -> None:
+    """Leave in the cache what `select` would take, and say nothing. Raises EngineError."""
+    _Workshop(model, batch).choose()
 
 
 class _Workshop:
@@ -90,8 +100,9 @@ class _Workshop:
         self._batch = batch
         self._cache = Cache(model.cache)
         self._device = device_of(model.device)
-        self._left_out: list[tuple[str, str, bool]] = []
+        self._left_out: list[LeftOut] = []
         self._rates: dict[str, float] = {}
+        self._risky = False  # the process that tried what this one is about to try died of it
         self._log = structlog.get_logger("engine")
 
     def remembered(self, *, new: bool = False) -> Engine | None:
@@ -99,96 +110,94 @@ class _Workshop:
 
         `new`: it has just been chosen, and nobody has been told why.
         """
-        key = self._key()
+        key = self._key(origin(self._model))
         kept = self._cache.read_json(_CHOICE, key) if key is not None else None
         if kept is None:
             return None
         try:
             choice = Choice.model_validate(kept)
-            if new:
-                self._tell(choice)
+            self._tell(choice, new=new)
             return self._checked(choice.plan)
         except (EngineError, ValidationError) as error:
-            self._log.warning("the engine of the last start is not used", why=str(error).splitlines()[0])
+            self._log.warning("the engine of the last start is not used", why=first_line(error))
             return None
 
-    def choose_elsewhere(self) -> bool:
-        """Choose in another process, where that pays: where the choice may be OpenVINO, which can do without the model
-        that it was made from. False: it was not done, or not well, and this process has to.
+    def chosen_elsewhere(self) -> bool:
+        """Whether another process has chosen. It does where that pays: where the choice may be OpenVINO, which can do
+        without the model that it was made from.
         """
-        if self._key() is None or self._model.cache is None or "openvino" not in self._wanted():
+        if origin(self._model) is None or "openvino" not in self._wanted() or not self._cache.usable():
             return False
-        request = _Request(model=self._model, batch=self._batch).model_dump_json()
         try:
-            done = subprocess.run(  # noqa: S603  (this very program, and JSON on its stdin)
-                [sys.executable, "-m", __name__],
-                input=request.encode(),
-                capture_output=True,
-                timeout=_PATIENCE,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired):
+            return choose_elsewhere(self._model, self._batch)
+        except ChooserDied as trouble:
+            self._log.warning("engines that need a conversion are not tried", why=str(trouble))
+            self._risky = True
             return False
-        return done.returncode == 0
 
     def chosen(self) -> Engine:
         """The fastest of those that run. Remembered, for the next start."""
-        plan, engine = self._choose()
-        self._tell(Choice(plan=plan, left_out=tuple(self._left_out), frames_per_s=self._rates))
+        choice, engine = self.choose()
+        self._tell(choice, new=True)
         return engine
 
-    def choose(self) -> None:
+    def choose(self) -> tuple[Choice, Engine]:
         """Choose and remember, and say nothing."""
-        self._choose()
-
-    def _choose(self) -> Candidate:
         _ = self._classifier  # what it raises is no fault of a candidate
         found = self._working(self._wanted()) or self._working(self._fallbacks(), most=1)
         if not found:
-            raise EngineError(f"no engine runs {self._model.name} on {self._device}: {self._left_out[-1][1]}")
+            raise EngineError(f"no engine runs {self._model.name} on {self._device}: {self._left_out[-1].why}")
         plan, engine = self._fastest(found)
         plan, engine = self._fastest([(plan, engine), *self._other_layouts(plan, engine)])
-        if (key := self._key()) is not None:
-            choice = Choice(plan=plan, left_out=tuple(self._left_out), frames_per_s=self._rates)
+        choice = Choice(plan=plan, left_out=tuple(self._left_out), frames_per_s=self._rates)
+        if (key := self._key(self._classifier.origin)) is not None and not self._risky:  # it may be well next time
             self._cache.write_json(_CHOICE, key, choice.model_dump(mode="json"))
-        return plan, engine
+        return choice, engine
 
-    def _tell(self, choice: Choice) -> None:
-        for plan, why, asked_for in choice.left_out:
-            say = self._log.warning if asked_for else self._log.info
-            say("an engine is left out", engine=plan, why=why)
-        if choice.frames_per_s:
+    def _tell(self, choice: Choice, *, new: bool) -> None:
+        """All of it once; at each later start what was asked for in so many words, and is not what runs."""
+        model, plan = self._model, choice.plan
+        missed = model.engine not in ("auto", plan.engine) or model.precision not in ("auto", plan.precision)
+        for one in choice.left_out:
+            if missed and (one.engine == model.engine or one.precision == model.precision):
+                self._log.warning("an engine is left out", engine=str(one), why=one.why)
+            elif new:
+                say = self._log.warning if one.disagrees else self._log.info
+                say("an engine is left out", engine=str(one), why=one.why)
+        if new and choice.frames_per_s:
             self._log.info("engines compared", frames_per_s=choice.frames_per_s, chosen=str(choice.plan))
 
-    def _key(self) -> Key | None:
+    def _key(self, made_of: Mapping[str, str] | None) -> Key | None:
         """All that the choice depends on; None where the weights are not known without loading them."""
-        weights = fingerprint(self._model)
-        if weights is None:
+        if made_of is None:
             return None
         asked = self._model.model_dump(
-            include={"name", "engine", "precision", "tolerance", "device", "threads", "streams", "embeddings"}
+            include={"name", "engine", "precision", "tolerance", "threads", "streams", "embeddings"}
         )
         return {
             **asked,
-            "weights": weights,
+            **made_of,
             "code": code_digest(),
             "versions": openvino.versions(),
-            "processor": capabilities.processor(),
+            "device": str(self._device),
+            "processor": capabilities.processor(str(self._device)),
             "cores": usable_cores(),
+            "compiler": _compiler() if self._model.engine == "compile" else None,
         }
 
     # ---- candidates
 
     def _wanted(self) -> list[str]:
         if self._model.engine != "auto":
-            return [self._model.engine]
+            return [] if self._risky else [self._model.engine]
         return [name for name in self._all() if name != "eager"]
 
     def _fallbacks(self) -> list[str]:
         return [name for name in self._all() if name not in self._wanted()]
 
     def _all(self) -> tuple[str, ...]:
-        return _ON_CPU if self._device.type == "cpu" else _ON_GPU
+        known = _ON_CPU if self._device.type == "cpu" else _ON_GPU
+        return tuple(name for name in known if not (self._risky and name == "openvino"))
 
     def _working(self, names: Iterable[str], *, most: int = len(_ON_CPU)) -> list[Candidate]:
         """Up to `most` of these engines, each in the first precision in which it agrees with the reference."""
@@ -199,20 +208,22 @@ class _Workshop:
         return found
 
     def _first_that_agrees(self, name: str) -> Candidate | None:
-        for precision in self._precisions(name):
+        for precision in self._precisions():
             plan = Plan(engine=name, precision=precision, streams=self._model.streams, threads=self._model.threads)
             try:
                 return plan, self._checked(plan)
+            except NotHere as error:
+                self._left_out.append(LeftOut(engine=name, precision=None, why=str(error)))
+                return None
             except EngineError as error:
-                asked_for = name == self._model.engine or isinstance(error, _DisagreesError)
-                self._left_out.append((str(plan), str(error), asked_for))
+                disagrees = isinstance(error, _DisagreesError)
+                self._left_out.append(LeftOut(engine=name, precision=precision, why=str(error), disagrees=disagrees))
         return None
 
-    def _precisions(self, name: str) -> tuple[str, ...]:
-        """The reference in its own precision is the last resort, whatever was asked for."""
+    def _precisions(self) -> tuple[str, ...]:
+        """float32 is the last resort, whatever was asked for."""
         asked = self._model.precision
-        some = capabilities.precisions(self._device.type) if asked == "auto" else (asked,)
-        return some if name != "eager" or "fp32" in some else (*some, "fp32")
+        return capabilities.precisions(str(self._device)) if asked == "auto" else tuple(dict.fromkeys((asked, "fp32")))
 
     def _other_layouts(self, plan: Plan, engine: Engine) -> list[Candidate]:
         """The same engine with the cores shared out in other ways, where the settings leave that open."""
@@ -287,7 +298,7 @@ class _Workshop:
         from worker.engine import coat
 
         if not coat.is_coat(self._classifier.module):
-            raise EngineError(f"{model.name} is no CoaT, and only those can be fused")
+            raise NotHere(f"{model.name} is no CoaT, and only those can be fused")
         dtype = DTYPES[model.precision] if packed or model.engine == "fused" else DTYPES["fp32"]
         return coat.fused_network(self._classifier, dtype=dtype, packed=packed, embeddings=model.embeddings)
 
@@ -310,9 +321,6 @@ class _DisagreesError(EngineError):
     """An engine that gives other probabilities than the reference."""
 
 
-if __name__ == "__main__":  # the process that chooses
-    _asked = _Request.model_validate_json(sys.stdin.buffer.read())
-    try:
-        _Workshop(_asked.model, _asked.batch).choose()
-    except EngineError:  # whoever asked tries it, too, and says so
-        sys.exit(1)
+def _compiler() -> str | None:
+    """Whether torch.compile finds one may change from one start to the next."""
+    return shutil.which(os.environ.get("CXX") or "g++")

@@ -18,7 +18,7 @@ from worker.cores import usable_cores, use_cores
 from worker.engine import ModelInfo, power_sizes, prepared_size
 from worker.engine.network import EagerNetwork
 from worker.engine.staging import callers, staging
-from worker.errors import EngineError
+from worker.errors import EngineError, first_line
 from worker.frames import Pixels, Scores
 
 if TYPE_CHECKING:  # it imports timm, and a start from the cache does without
@@ -194,8 +194,3 @@ def _keep_float32_exact() -> None:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, for one line of ours."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

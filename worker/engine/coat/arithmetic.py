@@ -16,7 +16,7 @@ from worker.engine.coat.layers import (
     PlainDepthwise,
     PlainLinear,
 )
-from worker.errors import EngineError
+from worker.errors import EngineError, first_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,7 @@ class Arithmetic:
             picture = zeros.to(self.dtype).view(1, 4, 4, 16).permute(0, 3, 1, 2)
             self.depthwise(Kernel(zeros[:, :9].view(16, 1, 3, 3), zeros[0]))(picture)
         except (RuntimeError, AttributeError) as error:
-            why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            raise EngineError(f"no packed layers in {self.dtype} on this machine: {why}") from None
+            raise EngineError(f"no packed layers in {self.dtype} on this machine: {first_line(error)}") from None
 
     def linear(self, affine: Affine, *, gelu: bool = False) -> Linear:
         """x -> W x + b, then GELU where asked for; or, called with a residual, W x + b + residual."""

@@ -362,7 +362,10 @@ def test_what_the_dockerfile_copies_is_let_into_the_build() -> None:
 def test_the_settings_that_the_image_sets_exist() -> None:
     named = re.findall(r"(COATSTREAM_\w+)=(\S+)", DOCKERFILE.read_text())
 
-    assert named == [("COATSTREAM_MODEL__WEIGHTS", "/opt/models/model.safetensors")]
+    assert named == [
+        ("COATSTREAM_MODEL__CACHE", "/tmp/cache/coatstream"),
+        ("COATSTREAM_MODEL__WEIGHTS", "/opt/models/model.safetensors"),
+    ]
     assert list(checker.wrong_settings(dict(named))) == []
 
 

@@ -239,3 +239,29 @@ def test_a_changed_weight_counts_from_then_on() -> None:
         turns.arrived("other", weight=7, live=True, now=0.0, replaced=False)
 
     assert turns.alike
+
+
+def test_a_source_is_short_until_its_frames_go_through_and_no_longer_than_it_is_known() -> None:
+    turns: Turns[str] = Turns()
+    now = 0.0
+
+    def send(name: str, *, weight: float = 1.0, replaced: bool) -> None:
+        turns.arrived(name, weight=weight, live=True, now=now, replaced=replaced)
+
+    def one_after_the_other(*names: str, replaced: bool) -> None:
+        nonlocal now
+        for _ in range(200):
+            now += 0.1
+            for name in names:
+                send(name, replaced=replaced)
+
+    one_after_the_other("a", "b", replaced=True)
+    assert turns.short
+    one_after_the_other("a", replaced=False)
+    assert turns.short  # b still is
+    send("b", weight=2.0, replaced=True)  # and begins anew with another weight
+    assert not turns.short
+    one_after_the_other("a", replaced=True)
+    assert turns.short
+    turns.forget((), now + 3600.0)
+    assert not turns.short

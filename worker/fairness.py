@@ -70,6 +70,7 @@ class Turns(Generic[Key]):
     def __init__(self) -> None:
         self._accounts: dict[Key, _Account] = {}
         self._weights: Counter[float] = Counter()  # of all accounts
+        self._short = 0  # live accounts that are short: asked at each put, so it must not be looked for
         self._virtual = 0.0  # how far service has come, in frames per weight; never goes back
         self._opened = 0
         self._look_at = 0.0  # when to look for silent sources next
@@ -86,7 +87,7 @@ class Turns(Generic[Key]):
     @property
     def short(self) -> bool:
         """Whether some live source gets fewer frames than it has."""
-        return any(account.live and account.short for account in self._accounts.values())
+        return self._short > 0
 
     def arrived(self, key: Key, *, weight: float, live: bool, now: float, replaced: bool) -> None:
         """A frame came; `replaced`: it took the place of one that had waited here."""
@@ -97,7 +98,9 @@ class Turns(Generic[Key]):
         interval = now - account.put_at
         # Two pictures at once are a burst of the network, no fault of the engine: the first has not waited in vain.
         in_vain = replaced and interval >= account.period / 2
+        was_short = account.short
         account.lost += _LOSSES * (in_vain - account.lost)
+        self._short += account.short - was_short
         account.period += (interval - account.period) * (_PERIODS if account.period else 1.0)
         account.put_at = now
 
@@ -158,6 +161,7 @@ class Turns(Generic[Key]):
     def _close(self, key: Key) -> None:
         account = self._accounts.pop(key, None)
         if account is not None:
+            self._short -= account.live and account.short
             self._weights[account.weight] -= 1
             self._weights = +self._weights
 

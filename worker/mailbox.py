@@ -46,7 +46,8 @@ class Mailbox:
         self._changed = asyncio.Event()  # set on the loop when what `filled` waits for is here, or after a close
         self._lock = threading.Condition()  # guards all below; notified when room appears or the box closes
         self._letters: OrderedDict[tuple[str, str], deque[Letter]] = OrderedDict()  # in turn order, no empty ones
-        self._waiting: Counter[str] = Counter()  # letters per lane
+        self._waiting: Counter[str] = Counter()  # letters per lane, lanes without any left out
+        self._total = 0  # of all lanes
         self._turns: Turns[tuple[str, str]] = Turns()
         self._wanted = 0  # frames that `filled` waits for; 0: nobody waits, and the loop is not woken
         self._closed = False
@@ -80,6 +81,7 @@ class Mailbox:
             queue.clear()
         queue.append(letter)
         self._waiting[letter.lane] += 1 - len(replaced)
+        self._total += 1 - len(replaced)
         self._turns.arrived(key, weight=weight, live=live, now=letter.put_at, replaced=bool(replaced))
         return replaced
 
@@ -87,7 +89,7 @@ class Mailbox:
     def waiting(self) -> int:
         """Frames in the box."""
         with self._lock:
-            return self._waiting.total()
+            return self._total
 
     @property
     def closed(self) -> bool:
@@ -121,8 +123,7 @@ class Mailbox:
             return here
 
     def _holds(self, count: int) -> bool:
-        waiting = self._waiting.total()
-        return waiting >= count or (waiting > 0 and not self._turns.alike and self._turns.short)
+        return self._total >= count or (self._total > 0 and not self._turns.alike and self._turns.short)
 
     def take(self, count: int) -> list[Letter]:
         """Up to `count` frames, one at least if any is here: one per source in turn, oldest first within a source.
@@ -139,7 +140,10 @@ class Mailbox:
     def _pop(self, key: tuple[str, str]) -> Letter:
         queue = self._letters.pop(key)
         letter = queue.popleft()
+        self._total -= 1
         self._waiting[letter.lane] -= 1
+        if not self._waiting[letter.lane]:
+            del self._waiting[letter.lane]
         if queue:
             self._letters[key] = queue  # back to the end of the turn order
         return letter

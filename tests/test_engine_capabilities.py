@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.engine.capabilities import precisions
+from worker.engine.capabilities import precisions, processor
 
 X86 = "processor\t: 0\nmodel name\t: some processor\nflags\t\t: fpu sse2 avx2 avx512f {}\nbugs\t\t: none\n"
 ARM = "processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd {}\nCPU part\t: 0xd40\n"
@@ -48,3 +48,11 @@ def test_an_nvidia_gpu_without_bf16_of_its_own_runs_fp16(
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: native or including_emulation)
 
     assert precisions(device) == expected
+
+
+def test_a_gpu_is_named_beside_its_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"some GPU as {device}")
+    text = cpuinfo(tmp_path, X86.format("avx512f"))
+
+    assert processor("cpu", text).startswith("cpu | some processor | fpu sse2")
+    assert processor("cuda:1", text).startswith("some GPU as cuda:1 | some processor")

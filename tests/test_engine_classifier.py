@@ -6,7 +6,9 @@ import timm
 import torch
 
 from config.settings import ModelSettings
+from worker.engine import classifier as module
 from worker.engine.classifier import Classifier, input_spec, load_classifier
+from worker.engine.fingerprint import origin
 from worker.errors import EngineError
 
 COAT = "coat_lite_mini.in1k"
@@ -62,6 +64,25 @@ def test_a_fine_tuned_model_has_its_own_labels(tmp_path: Path) -> None:
     tuned = classifier(weights=str(tmp_path / "tuned.pth"), labels=tmp_path / "names.txt")
 
     assert [label.name for label in tuned.labels] == ["empty", "person", "vehicle"]
+
+
+def test_files_that_change_while_they_are_read_have_no_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "weights.pth"
+    torch.save(timm.create_model(SMALL).state_dict(), file)
+    load = module.load_model
+
+    def load_and_replace(model: ModelSettings) -> Any:
+        loaded = load(model)
+        file.write_bytes(b"the next version")
+        return loaded
+
+    read = origin(ModelSettings(name=SMALL, weights=str(file)))
+    assert classifier(weights=str(file)).origin == read is not None
+    monkeypatch.setattr(module, "load_model", load_and_replace)
+
+    assert classifier(weights=str(file)).origin is None
 
 
 class OnePiece(torch.nn.Module):

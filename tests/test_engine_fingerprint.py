@@ -10,7 +10,7 @@ from config.settings import ModelSettings
 from tests.absence import missing
 from worker.engine import fingerprint as module
 from worker.engine import lite0
-from worker.engine.fingerprint import code_digest, file_digest, fingerprint
+from worker.engine.fingerprint import code_digest, file_digest, fingerprint, origin
 from worker.engine.weights import _HUB_FILES
 from worker.errors import EngineError
 
@@ -84,6 +84,20 @@ def test_without_a_tag_only_timm_knows_which_weights_are_meant(hub: Path) -> Non
     hub_file(hub, "coat_lite_mini", "model.safetensors", b"of nobody")
 
     assert of("hub", "coat_lite_mini") is None
+    hub_file(hub, NAME, "model.safetensors", b"of its default tag")
+    assert of("hub", "coat_lite_mini") == f"hub:{sha256(b'of its default tag')}"
+    assert of("hub", "no_such_model") is None
+
+
+def test_what_a_classifier_is_made_of_are_its_weights_and_labels(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    model = ModelSettings(name=NAME, weights="random", labels=labels)
+
+    assert origin(model) is None
+    labels.write_bytes(b"cat")
+    assert origin(model) == {"weights": "random", "labels": sha256(b"cat")}
+    assert origin(ModelSettings(name=NAME, weights="random")) == {"weights": "random", "labels": "own"}
+    assert origin(ModelSettings(name=NAME, weights=str(tmp_path / "none.pth"))) is None
 
 
 def test_our_own_code_is_part_of_what_an_engine_is_made_by() -> None:

@@ -9,7 +9,8 @@ import timm
 import torch
 
 from config.settings import BatchSettings, ModelSettings
-from worker.engine import Engine, openvino, self_check
+from worker.engine import Engine, capabilities, chooser, openvino, selection, self_check
+from worker.engine.chooser import ChooserDied
 from worker.engine.selection import select
 from worker.errors import EngineError
 
@@ -107,8 +108,8 @@ def test_a_model_that_is_no_coat_falls_to_the_next_engine_with_a_line(tmp_path: 
     engine, lines = chosen(settings(tmp_path, engine="fused"))
 
     assert engine.info.engine in ("openvino", "eager")
-    (line, *_) = said(lines, "an engine is left out")
-    assert line["why"] == f"{TINY} is no CoaT, and only those can be fused"
+    (line,) = [line for line in said(lines, "an engine is left out") if line["log_level"] == "warning"]
+    assert (line["engine"], line["why"]) == ("fused", f"{TINY} is no CoaT, and only those can be fused")
 
 
 def test_a_coat_is_fused_and_agrees(tmp_path: Path) -> None:
@@ -126,7 +127,79 @@ def test_openvino_that_is_missing_is_named_with_what_to_install(
     engine, lines = chosen(settings(tmp_path, engine="openvino", precision="fp32"))
 
     assert engine.info.engine == "eager"
-    assert "pip install coatstream[openvino]" in said(lines, "an engine is left out")[0]["why"]
+    (line,) = [line for line in said(lines, "an engine is left out") if line["log_level"] == "warning"]
+    assert line["engine"] == "openvino"
+    assert "pip install coatstream[openvino]" in line["why"]
+
+
+def test_that_another_engine_runs_than_was_asked_for_is_said_at_each_start(tmp_path: Path) -> None:
+    for _ in range(2):
+        _, lines = chosen(settings(tmp_path, engine="fused"))
+
+        (line,) = [line for line in said(lines, "an engine is left out") if line["log_level"] == "warning"]
+        assert line["engine"] == "fused"
+
+
+def test_an_engine_refused_in_the_precision_asked_for_runs_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(self_check, "disagreement", lambda engine, *_: 0.5 * (engine.info.precision == "bf16"))
+
+    engine, lines = chosen(settings(tmp_path, name=COAT, engine="fused", precision="bf16"))
+
+    assert (engine.info.engine, engine.info.precision) == ("fused", "fp32")
+    assert [line["engine"] for line in said(lines, "an engine is left out")] == ["fused bf16"]
+
+
+def test_without_a_folder_that_takes_it_the_choice_is_made_once_and_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr(selection, "choose_elsewhere", _no_openvino)
+
+    engine, lines = chosen(settings(tmp_path / "file", precision="fp32", streams=1))
+
+    assert engine.info.precision == "fp32"
+    assert len(said(lines, "the cache cannot be used: nothing is kept there")) == 1
+
+
+def test_a_user_without_a_home_folder_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", _nobody)
+
+    _, lines = chosen(settings(Path("~/.cache/coatstream"), engine="eager", precision="bf16"))
+
+    (line,) = said(lines, "the cache cannot be used: nothing is kept there")
+    assert line["why"] == "this user has no home folder: set HOME, or model.cache"
+
+
+def test_where_choosing_took_a_process_along_openvino_is_not_tried_and_the_next_start_tries_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chooser, "_MAIN", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    for _ in range(2):
+        engine, lines = chosen(settings(tmp_path, precision="fp32"))
+
+        assert engine.info.engine == "eager"
+        (line,) = said(lines, "engines that need a conversion are not tried")
+        assert line["why"] == "the process that chooses an engine died of signal 9"
+
+
+def test_another_device_or_a_compiler_that_is_there_now_is_another_choice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key(**more: Any) -> Any:
+        return selection._Workshop(settings(tmp_path, **more), BatchSettings())._key({"weights": "w", "labels": "own"})
+
+    assert key() == key()
+    assert key(device="auto") == key()  # without a GPU that is the same
+    before, compiling = key(), key(engine="compile")
+    monkeypatch.setattr(capabilities, "processor", lambda device: f"another {device}")
+    assert key() != before
+    monkeypatch.undo()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert key() == before
+    assert key(engine="compile") != compiling
 
 
 def test_other_weights_are_another_choice(tmp_path: Path) -> None:
@@ -172,6 +245,10 @@ def test_damage_in_the_remembered_choice_costs_only_time(tmp_path: Path) -> None
 def test_weights_that_are_missing_are_no_fault_of_an_engine(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="no such file"):
         select(settings(tmp_path, weights=str(tmp_path / "none.pth")), BatchSettings())
+
+
+def _nobody(_: int) -> Any:
+    raise KeyError
 
 
 def _no_openvino(*_: Any, **__: Any) -> Any:

@@ -5,7 +5,8 @@ engine's business, on its device.
 """
 
 import math
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 from PIL.Image import Resampling as Filter
@@ -31,7 +32,7 @@ def prepare(image: Pixels, spec: InputSpec) -> Pixels:
     rows, columns = axes_of(image.shape[0], image.shape[1], spec)
     shrunk = _by_area(image, rows, columns) if spec.interpolation == "area" else _by_filter(image, rows, columns, spec)
     if backwards:
-        shrunk = np.ascontiguousarray(shrunk[:, :, ::-1])
+        shrunk = cv2.cvtColor(shrunk, cv2.COLOR_BGR2RGB)  # type: ignore[assignment]  # 8 bit in, 8 bit out
     if rows.kept == spec.height and columns.kept == spec.width:
         return shrunk
     fill = [round(255 * mean) for mean in spec.mean] if spec.crop_mode == "border" else [0, 0, 0]
@@ -89,14 +90,38 @@ def _by_torch(image: Pixels, axes: tuple[Axis, Axis], cuts: tuple[Cut, Cut], int
 
     (rows, columns), (row_cut, column_cut) = axes, cuts
     pixels = image[row_cut.first : row_cut.last, column_cut.first : column_cut.last]
-    tensor = torch.from_numpy(np.require(pixels, requirements=("C", "W"))).permute(2, 0, 1)[None]
+    tensor = torch.from_numpy(_readable(pixels)).permute(2, 0, 1)[None]
     kernels = torch.ops.aten
     kernel = kernels._upsample_bicubic2d_aa if interpolation == "bicubic" else kernels._upsample_bilinear2d_aa
-    size = [_computed(axis, cut) for axis, cut in zip(axes, cuts, strict=True)]
-    resized = kernel(tensor, size, False, rows.resized / rows.source, columns.resized / columns.source)
+    height, width = (_computed(axis, cut) for axis, cut in zip(axes, cuts, strict=True))
+    # Left alone it gives planes for a part of a picture, and turning those round takes a sixth of the time again.
+    resized = torch.empty((1, 3, height, width), dtype=torch.uint8, memory_format=torch.channels_last)
+    scales = rows.resized / rows.source, columns.resized / columns.source
+    kernel.out(tensor, [height, width], False, *scales, out=resized)
     top, left = rows.offset - row_cut.start, columns.offset - column_cut.start
-    kept = resized[0, :, top : top + rows.kept, left : left + columns.kept]
-    return np.ascontiguousarray(kept.permute(1, 2, 0).numpy())
+    kept = resized[0].permute(1, 2, 0).numpy()[top : top + rows.kept, left : left + columns.kept]
+    return np.ascontiguousarray(kept)
+
+
+def _readable(pixels: Pixels) -> Pixels:
+    """The same memory for torch, which knows no read-only tensors and warns of each: nobody writes into this one.
+
+    A copy, 0.6 ms at 1080p, only where rows, columns or channels run backwards.
+    """
+    if min(pixels.strides) < 0:
+        return np.ascontiguousarray(pixels)
+    if pixels.flags.writeable:
+        return pixels
+    address, _ = pixels.__array_interface__["data"]
+    return np.asarray(_Writable(pixels, pixels.__array_interface__ | {"data": (address, False)}))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Writable:
+    """An array's memory without its flag; keeps the array alive."""
+
+    array: Pixels
+    __array_interface__: dict[str, Any]
 
 
 def _computed(axis: Axis, cut: Cut) -> int:

@@ -1,6 +1,6 @@
-"""Fingerprints: which weights, labels and code the settings stand for, found out without importing torch or timm.
+"""Fingerprints: which weights, labels and code the settings stand for, found out without building the model.
 
-They are keys of the cache, so that a worker can start from it without building the model. Loads and checks no weights.
+They are keys of the cache, so that a worker can start from it without torch's modules and timm. Checks no weights.
 """
 
 import hashlib
@@ -68,16 +68,22 @@ def _named(origin: str, path: Path | None) -> str | None:
 
 
 def _hub_file(name: str) -> Path | None:
-    """The hub's file in its local cache. Only a name with a tag says which: the default tag is timm's to know."""
+    """The hub's file in its local cache. Only timm knows which one a name without a tag means, so that it is imported."""
     from huggingface_hub import try_to_load_from_cache
 
-    if "." not in name:
-        return None
-    for file in HUB_FILES:
-        path = try_to_load_from_cache(f"timm/{name}", file)
+    repository = f"timm/{name}" if "." in name else _default_repository(name)
+    for file in HUB_FILES if repository else ():
+        path = try_to_load_from_cache(repository, file)
         if isinstance(path, str):
             return Path(path)
     return None
+
+
+def _default_repository(name: str) -> str | None:
+    import timm
+
+    default = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    return default.hf_hub_id if default else None
 
 
 def _package_file(package: str) -> Path | None:

@@ -1,8 +1,8 @@
-"""What glibc's settings are worth, to eager torch and to JPEG decoding in two threads: rate, page faults and memory.
+"""What glibc's settings are worth, to the model and to JPEG decoding in two threads: time, page faults and memory.
 
-    python bench/allocator.py [--seconds 4] [--rounds 3]
+    python bench/allocator.py [--seconds 4] [--rounds 3] [--work eager,fused,bf16,decode]
 
-Each variant runs in processes of its own, in turn. Prints a table and one line of JSON.
+Each variant runs in processes of its own, forwards and backwards in turn. Prints a table and one line of JSON.
 """
 
 import argparse
@@ -19,14 +19,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-VARIANTS: dict[
-    str, dict[int, int]
-] = {  # malloc.h: -1 trim threshold, -2 top pad, -3 mmap threshold, -4 mmap max, -8 arenas
+from config.settings import ModelSettings
+from worker.cores import single_threaded
+
+# malloc.h: -1 trim threshold, -2 top pad, -3 mmap threshold, -4 mmap max, -8 arenas
+VARIANTS: dict[str, dict[int, int]] = {
     "glibc": {},
     "threshold": {-3: 32 << 20, -1: 1 << 30},
     "no mmap": {-4: 0, -1: 1 << 30},
-    "no mmap, pad": {-4: 0, -1: 1 << 30, -2: 64 << 20},
-    "no mmap, one arena": {-4: 0, -1: 1 << 30, -2: 64 << 20, -8: 1},
+    "no mmap, one arena": {-4: 0, -1: 1 << 30, -8: 1},  # worker/allocator.py
+    "the same and a pad": {-4: 0, -1: 1 << 30, -8: 1, -2: 64 << 20},
 }
 
 
@@ -34,7 +36,7 @@ def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--seconds", type=float, default=4.0)
     options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--work", default="torch,decode")
+    options.add_argument("--work", default="eager,fused,bf16,decode")
     options.add_argument("--batch", type=int, default=8)
     options.add_argument("--child", default=None)
     given = options.parse_args()
@@ -42,9 +44,9 @@ def main() -> None:
         print(json.dumps(measure(given.child, given.work, given.seconds, given.batch)))
         return
     found: dict[str, list[dict[str, float]]] = {}
-    for _ in range(given.rounds):
+    for number in range(given.rounds):
         for work in given.work.split(","):
-            for variant in VARIANTS:
+            for variant in VARIANTS if number % 2 == 0 else reversed(VARIANTS):
                 call = [sys.executable, __file__, "--child", variant, "--work", work, "--seconds", str(given.seconds)]
                 told = subprocess.run([*call, "--batch", str(given.batch)], check=True, capture_output=True, text=True)
                 found.setdefault(f"{work}: {variant}", []).append(json.loads(told.stdout.splitlines()[-1]))
@@ -62,38 +64,54 @@ def measure(variant: str, work: str, seconds: float, batch: int) -> dict[str, fl
     mallopt = ctypes.CDLL(None).mallopt
     for parameter, value in VARIANTS[variant].items():
         assert mallopt(parameter, value) == 1, (parameter, value)
-    make = {"torch": torch_step, "decode": decode_step}[work]
-    steps = [make(batch) for _ in range(2)]
-    for step in steps:
-        step()
-    counts, faults = [0, 0], resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    until = time.perf_counter() + seconds
+    step = decode_step(batch) if work == "decode" else model_step(work, batch)
+    warm, counts = threading.Barrier(3), [0, 0]
 
     def loop(number: int) -> None:
+        single_threaded()
+        step()
+        step()
+        warm.wait()
+        until = time.perf_counter() + seconds
         while time.perf_counter() < until:
-            counts[number] += steps[number]()
+            counts[number] += step()
 
-    started = time.perf_counter()
     threads = [threading.Thread(target=loop, args=(number,)) for number in range(2)]
     for thread in threads:
         thread.start()
+    warm.wait()
+    before, started, spent = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter(), time.process_time()
     for thread in threads:
         thread.join()
-    rate, used = sum(counts) / (time.perf_counter() - started), resource.getrusage(resource.RUSAGE_SELF)
-    return {"per_s": rate, "faults": (used.ru_minflt - faults) / sum(counts), "peak_mb": used.ru_maxrss / 1024}
+    done, used = sum(counts), resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "cpu_ms": 1000 * (time.process_time() - spent) / done,
+        "per_s": done / (time.perf_counter() - started),
+        "faults": (used.ru_minflt - before.ru_minflt) / done,
+        "peak_mb": used.ru_maxrss / 1024,
+    }
 
 
-def torch_step(batch: int) -> Callable[[], int]:
-    import timm
+def model_step(work: str, batch: int) -> Callable[[], int]:
+    """coat_lite_mini: `eager` or fused, `fused` in float32 and `bf16`."""
     import torch
 
+    from worker.engine.classifier import load_classifier
+    from worker.engine.coat import fused_network
+    from worker.engine.network import EagerNetwork
+
     torch.set_num_threads(1)
-    model = timm.create_model("coat_lite_mini", pretrained=False).eval()
-    pictures = torch.randn(batch, 3, 224, 224)
+    classifier = load_classifier(ModelSettings(weights="random"))
+    if work == "eager":
+        network: torch.nn.Module = EagerNetwork(classifier)
+    else:
+        dtype = torch.bfloat16 if work == "bf16" else torch.float32
+        network = fused_network(classifier, dtype=dtype, packed=True)
+    pictures = torch.zeros(batch, classifier.spec.height, classifier.spec.width, 3, dtype=torch.uint8)
 
     def step() -> int:
         with torch.inference_mode():
-            model(pictures)
+            network(pictures)
         return batch
 
     return step
@@ -105,6 +123,7 @@ def decode_step(batch: int) -> Callable[[], int]:
     from worker.opencv import cv2
 
     photo = cv2.imread(str(Path(__file__).parents[1] / "worker" / "assets" / "coffee.png"))
+    assert photo is not None
     data = np.asarray(cv2.imencode(".jpg", cv2.resize(photo, (1920, 1080)))[1])
 
     def step() -> int:

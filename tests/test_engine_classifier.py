@@ -6,7 +6,7 @@ import timm
 import torch
 
 from config.settings import ModelSettings
-from worker.engine import classifier as module
+from worker.engine import weights
 from worker.engine.classifier import Classifier, input_spec, load_classifier
 from worker.engine.fingerprint import origin
 from worker.errors import EngineError
@@ -71,7 +71,7 @@ def test_files_that_change_while_they_are_read_have_no_fingerprint(
 ) -> None:
     file = tmp_path / "weights.pth"
     torch.save(timm.create_model(SMALL).state_dict(), file)
-    load = module.load_model
+    load = weights.load_model
 
     def load_and_replace(model: ModelSettings) -> Any:
         loaded = load(model)
@@ -80,7 +80,7 @@ def test_files_that_change_while_they_are_read_have_no_fingerprint(
 
     read = origin(ModelSettings(name=SMALL, weights=str(file)))
     assert classifier(weights=str(file)).origin == read is not None
-    monkeypatch.setattr(module, "load_model", load_and_replace)
+    monkeypatch.setattr("worker.engine.classifier.load_model", load_and_replace)
 
     assert classifier(weights=str(file)).origin is None
 

@@ -10,7 +10,6 @@ import torch
 
 from config.settings import BatchSettings, ModelSettings
 from worker.engine import Engine, capabilities, chooser, openvino, selection, self_check
-from worker.engine.chooser import ChooserDied
 from worker.engine.selection import select
 from worker.errors import EngineError
 

@@ -1,6 +1,7 @@
-"""Fingerprints: which weights, labels and code the settings stand for, found out without building the model.
+"""Fingerprints: which weights, labels and code the settings stand for, found out without building the model,
+and without importing torch or timm unless a name of the hub has no tag.
 
-They are keys of the cache, so that a worker can start from it without torch's modules and timm. Checks no weights.
+They are keys of the cache, so that a worker can start from it. Loads and checks no weights.
 """
 
 import hashlib
@@ -68,11 +69,13 @@ def _named(origin: str, path: Path | None) -> str | None:
 
 
 def _hub_file(name: str) -> Path | None:
-    """The hub's file in its local cache. Only timm knows which one a name without a tag means, so that it is imported."""
+    """The hub's file in its local cache. What a name without a tag means, only timm knows."""
     from huggingface_hub import try_to_load_from_cache
 
     repository = f"timm/{name}" if "." in name else _default_repository(name)
-    for file in HUB_FILES if repository else ():
+    if repository is None:
+        return None
+    for file in HUB_FILES:
         path = try_to_load_from_cache(repository, file)
         if isinstance(path, str):
             return Path(path)

@@ -9,6 +9,7 @@ import timm
 import torch
 
 from config.settings import BatchSettings, ModelSettings
+from tests.absence import missing
 from worker.engine import Engine, capabilities, chooser, openvino, selection, self_check
 from worker.engine.selection import select
 from worker.errors import EngineError
@@ -75,6 +76,29 @@ def test_without_a_cache_each_start_chooses_anew() -> None:
         engine, lines = chosen(settings(None, precision="fp32", streams=1, threads=1))
         assert engine.info.precision == "fp32"
         assert not said(lines, "the engine of the last start is not used")
+
+
+def test_a_model_is_converted_once_for_all_precisions_and_layouts_even_where_nothing_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    check, convert, conversions = self_check.disagreement, openvino.convert, 0
+
+    def counted(*args: Any, **more: Any) -> Any:
+        nonlocal conversions
+        conversions += 1
+        return convert(*args, **more)
+
+    def wrong_in_bf16(engine: Engine, *rest: Any) -> float:
+        return 0.5 if engine.info.precision == "bf16" else check(engine, *rest)
+
+    monkeypatch.setattr(openvino, "convert", counted)
+    monkeypatch.setattr(self_check, "disagreement", wrong_in_bf16)
+
+    engine, _ = chosen(settings(None, precision="bf16", engine="openvino"))
+
+    if engine.info.engine != "openvino":
+        missing("openvino is not installed (coatstream[openvino])")
+    assert (engine.info.precision, conversions) == ("fp32", 1)
 
 
 def test_an_engine_that_disagrees_is_refused_in_one_line_and_the_reference_runs(

@@ -257,7 +257,7 @@ def test_streams_classify_at_once_each_with_its_own_share_of_the_cores() -> None
 def test_cores_are_shared_out_among_streams(
     monkeypatch: pytest.MonkeyPatch, cores: int, streams: int, threads: int, expected: tuple[int, int]
 ) -> None:
-    monkeypatch.setattr("worker.engine.torch_engine.usable_cores", lambda: cores)
+    monkeypatch.setattr("worker.engine.usable_cores", lambda: cores)
 
     assert shares(torch.device("cpu"), streams, threads) == expected
 

@@ -245,6 +245,19 @@ async def test_a_batch_waits_for_frames_that_are_being_decoded_where_they_would_
     assert fixture.published() == [0, 1, 2, 3]
 
 
+async def test_a_batch_does_not_wait_for_long_for_frames_whose_decoding_does_not_end() -> None:
+    fixture = Fixture(FixedEngine(), MemorySettler(), max_size=4)
+    fixture.holdings.add("frames", [f"{number}-0" for number in range(4)])
+
+    async with fixture.pumping(), asyncio.timeout(5):
+        fixture.mailbox.put(make_frame("0", source="s0", entry_id="0-0"), lane="queue", live=False)
+        while fixture.ledger.total().published < 1:
+            await asyncio.sleep(0.001)
+
+    assert fixture.published() == [0]
+    assert fixture.holdings.unbegun == 3
+
+
 async def test_a_frame_that_is_alone_in_hand_waits_for_nobody() -> None:
     fixture = Fixture(FixedEngine(), MemorySettler(), max_size=4)
     fixture.holdings.add("frames", ["0-0", "1-0"])  # two: no full batch is coming

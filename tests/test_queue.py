@@ -228,6 +228,24 @@ def test_never_more_waits_for_a_batch_than_may_be_read_ahead(client: Client) -> 
             assert reader.holdings.waiting(("frames",)) <= 6
 
 
+@pytest.mark.parametrize("bound", [1, 700, 5000])
+def test_entries_larger_than_what_may_be_read_ahead_come_one_by_one_and_none_is_left(
+    client: Client, monkeypatch: pytest.MonkeyPatch, bound: int
+) -> None:
+    monkeypatch.setattr("worker.sources.reader.MOST_BYTES", bound)
+    pictures = [grey_jpeg(128), np.full((60, 80, 3), 50, np.uint8).tobytes(), b""]
+    for number in range(30):
+        picture = pictures[number % 3]
+        name = "pixels" if len(picture) == 60 * 80 * 3 else "image"
+        client.xadd("frames", {name: picture, "width": 80, "height": 60, "frame_id": f"f{number}"})
+
+    reader = Reader(client)
+    frames = drain(reader)
+
+    assert [frame.frame_id for frame in frames] == [f"f{number}" for number in range(30) if number % 3 < 2]
+    assert client.xlen("frames:dead") == 10
+
+
 def test_entries_whose_reply_was_lost_come_again_and_those_in_hand_are_left_alone(client: Client) -> None:
     reader = Reader(client)
     client.xgroup_create("frames", "coatstream", id="0", mkstream=True)

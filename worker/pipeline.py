@@ -86,7 +86,8 @@ class Pipeline:
         """While the queue's reader has so many frames in hand that they would fill the batch, it waits for them.
 
         An engine that is faster than decoding would else get one frame at a time, at a batch's cost each: half a
-        millisecond of the cores that decode. Nobody waits for this who is not behind a backlog, nor for long.
+        millisecond of the cores that decode. Only behind a queue's backlog; a camera's frame that is here waits, too,
+        and no frame waits for long.
         """
         waiting, size = self._mailbox.waiting, self._policy.cap
         coming = self._holdings.unbegun - waiting

@@ -114,6 +114,8 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if unknown := [system for system in options.systems if system not in SYSTEMS]:
         parser.error(f"no such system: {', '.join(unknown)} (there are {', '.join(SYSTEMS)})")
+    if wrong := [pair for pair in options.peer_env if "=" not in pair]:
+        parser.error(f"--peer-env is NAME=VALUE, not {wrong[0]}")
     if options.quick:
         options.rounds, options.systems = 1, [OURS, "naive"]
     return options

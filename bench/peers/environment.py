@@ -74,7 +74,7 @@ class Environment:
 
     def versions(self) -> dict[str, str]:
         """Of the servers, as installed."""
-        code = "import importlib.metadata as m, json; print(*(f'{d.name}=={d.version}' for d in m.distributions()))"
+        code = "import importlib.metadata as m; print(*(f'{d.name}=={d.version}' for d in m.distributions()))"
         found = dict(pair.split("==") for pair in _call([str(self.python), "-c", code]).split())
         return {name: found[name] for name in ("mosec", "ray", "litserve") if name in found}
 

@@ -28,8 +28,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from config.settings import BatchSettings, ModelSettings
-from worker.cores import usable_cores
-from worker.engine import ModelInfo, NotHere, prepared_size
+from worker.engine import ModelInfo, NotHere, cpu_shares, padded, prepared_size
 from worker.engine.cache import Cache, Key
 from worker.engine.fingerprint import code_digest, origin
 from worker.errors import EngineError
@@ -45,7 +44,6 @@ Floats = NDArray[np.float32]
 _KIND: Final = "openvino"
 _MODEL, _WEIGHTS, _FACTS, _REFERENCE = "model.xml", "model.bin", "facts.json", "reference.npy"
 _HINTS: Final = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
-_MAX_STREAMS: Final = 4
 _SHAPES: Final = (1, 2, 4, 8)
 _FEW_THREADS: Final = 2  # streams of so few gain nothing from the largest shape
 
@@ -129,7 +127,8 @@ class OpenVinoEngine:
         self.spec = facts.spec
         self.labels = facts.labels
         self.reference = reference
-        self.streams, self.threads = _layout(model.streams, model.threads)
+        self._facts = facts
+        self.streams, self.threads = cpu_shares(model.streams, model.threads)
         self.prepared = batch.prepared or tuple(range(1, batch.max_size + 1))
         self._pieces = not batch.prepared  # sizes that the user has prepared are padded to, as they say
         self._shapes = batch.prepared or _shapes(batch.max_size, self.threads)
@@ -137,6 +136,11 @@ class OpenVinoEngine:
         self._network = network  # None once every shape is compiled: it holds all weights
         self._requests: dict[int, LifoQueue[Any]] = {}  # shape -> those of its requests that are free
         self._compiling = threading.Lock()
+
+    @property
+    def source(self) -> tuple[Any, Facts, Floats]:
+        """What another one can be made of, in another precision or layout; until every shape is compiled."""
+        return self._network, self._facts, self.reference
 
     @property
     def recompilations(self) -> int:
@@ -173,7 +177,7 @@ class OpenVinoEngine:
         free = self._requests.get(shape) or self._compiled(shape)
         request = free.get()  # at most `streams` threads classify, so there is one
         try:
-            request.infer([_padded(pixels, shape)], share_inputs=True)
+            request.infer([padded(pixels, shape)], share_inputs=True)
             return [request.get_output_tensor(n).data[: len(pixels)].copy() for n in range(len(request.output_tensors))]
         finally:
             free.put(request)
@@ -254,25 +258,9 @@ def _own_precision(core: Any) -> str:
     return "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"
 
 
-def _layout(streams: int, threads: int) -> tuple[int, int]:
-    """(batches at once, cores of one batch); 0 means: choose, as the torch engines do."""
-    cores = usable_cores()
-    streams = streams or max(1, min(cores // (threads or 1), _MAX_STREAMS))
-    return streams, threads or max(1, cores // streams)
-
-
 def _shapes(max_size: int, threads: int) -> tuple[int, ...]:
     most = _SHAPES[-2] if threads <= _FEW_THREADS else _SHAPES[-1]
     return tuple(shape for shape in _SHAPES if shape <= min(most, max_size))
-
-
-def _padded(pixels: Pixels, size: int) -> Pixels:
-    """The pictures, and black ones up to `size`."""
-    if len(pixels) == size:
-        return np.require(pixels, requirements=("C", "W"))
-    padded = np.zeros((size, *pixels.shape[1:]), np.uint8)
-    padded[: len(pixels)] = pixels
-    return padded
 
 
 # ---- converting and keeping

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -102,6 +102,7 @@ class _Workshop:
         self._device = device_of(model.device)
         self._left_out: list[LeftOut] = []
         self._rates: dict[str, float] = {}
+        self._source: tuple[Any, openvino.Facts, self_check.Probabilities] | None = None  # of OpenVINO's engines
         self._risky = False  # the process that tried what this one is about to try died of it
         self._log = structlog.get_logger("engine")
 
@@ -281,7 +282,7 @@ class _Workshop:
         model = self._model.model_copy(update=plan.model_dump())
         match plan.engine:
             case "openvino":
-                return openvino.load_cached(model, self._batch, self._cache) or self._converted(model)
+                return self._openvino(model)
             case "fused":
                 network = self._fused(model, packed=self._device.type == "cpu")
                 return TorchEngine(
@@ -294,6 +295,14 @@ class _Workshop:
 
         return load_eager_engine(self._classifier, model, self._batch, precision=plan.precision)
 
+    def _openvino(self, model: ModelSettings) -> Engine:
+        """Read or converted once, whatever the precision and the layout."""
+        if self._source is not None:
+            return openvino.OpenVinoEngine(*self._source, model=model, batch=self._batch)
+        engine = openvino.load_cached(model, self._batch, self._cache) or self._converted(model)
+        self._source = engine.source
+        return engine
+
     def _fused(self, model: ModelSettings, *, packed: bool) -> "nn.Module":
         from worker.engine import coat
 
@@ -302,7 +311,7 @@ class _Workshop:
         dtype = DTYPES[model.precision] if packed or model.engine == "fused" else DTYPES["fp32"]
         return coat.fused_network(self._classifier, dtype=dtype, packed=packed, embeddings=model.embeddings)
 
-    def _converted(self, model: ModelSettings) -> Engine:
+    def _converted(self, model: ModelSettings) -> openvino.OpenVinoEngine:
         """OpenVINO, from the fused graph where there is one. Weights are converted in fp32, and rounded by OpenVINO."""
         from worker.engine import coat
         from worker.engine.network import EagerNetwork

@@ -4,11 +4,11 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from worker.engine import padded
 from worker.frames import Pixels
 
 # uint8 [size, height, width, 3] on the device -> tensors [size, ...] there
@@ -43,7 +43,7 @@ class PlainStaging:
         self._device = device
 
     def run(self, compute: Compute, pixels: Pixels, size: int) -> list[NDArray[Any]]:
-        batch = torch.from_numpy(_padded(pixels, size)).to(self._device)
+        batch = torch.from_numpy(padded(pixels, size)).to(self._device)
         return [result[: len(pixels)].cpu().numpy() for result in compute(batch)]
 
 
@@ -115,12 +115,3 @@ class _Lane:
         if key not in self._results:
             self._results[key] = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
         return self._results[key]
-
-
-def _padded(pixels: Pixels, size: int) -> Pixels:
-    """The pictures, and black ones up to `size`."""
-    if len(pixels) == size:
-        return np.require(pixels, requirements=("C", "W"))
-    padded = np.zeros((size, *pixels.shape[1:]), np.uint8)
-    padded[: len(pixels)] = pixels
-    return padded

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from config.settings import BatchSettings, ModelSettings
-from worker.cores import usable_cores, use_cores
-from worker.engine import ModelInfo, power_sizes, prepared_size
+from worker.cores import use_cores
+from worker.engine import ModelInfo, cpu_shares, power_sizes, prepared_size
 from worker.engine.network import EagerNetwork
 from worker.engine.staging import callers, staging
 from worker.errors import EngineError, first_line
@@ -25,8 +25,6 @@ if TYPE_CHECKING:  # it imports timm, and a start from the cache does without
     from worker.engine.classifier import Classifier
 
 DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-_MAX_STREAMS: Final = 4
 
 
 class TorchEngine:
@@ -174,17 +172,8 @@ def _default_sizes(device: torch.device, max_size: int) -> tuple[int, ...]:
 
 
 def shares(device: torch.device, streams: int, threads: int) -> tuple[int, int]:
-    """(batches at once, cores of one batch); 0 means: choose.
-
-    Two streams of one thread against one of two, eager coat_lite_mini on 2 cores (medians of three, images/s):
-    batch 1: 25.6 and 13.5, batch 4: 23.2 and 18.7, batch 8: 22.7 and 17.7; with less CPU time an image, too. Hence as
-    many streams as there are cores, up to four: each keeps a batch of its own in memory and makes batches smaller.
-    """
-    if device.type != "cpu":
-        return streams or callers(device), threads or 1
-    cores = usable_cores()
-    streams = streams or max(1, min(cores // (threads or 1), _MAX_STREAMS))
-    return streams, threads or max(1, cores // streams)
+    """(batches at once, cores of one batch); 0 means: choose."""
+    return cpu_shares(streams, threads) if device.type == "cpu" else (streams or callers(device), threads or 1)
 
 
 def _keep_float32_exact() -> None:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from config.settings import ModelSettings
 from worker.engine import lite0
+from worker.engine.fingerprint import HUB_FILES
 from worker.errors import EngineError
 
 State = dict[str, Tensor]
 
-_HUB_FILES: Final = ("model.safetensors", "pytorch_model.bin")  # in the order in which they are preferred
 _PROBE_TIMEOUT: Final = 3.0
 _FILE_TYPES: Final = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
@@ -222,7 +222,7 @@ def _hub_state(name: str) -> State:
 def _cached(repository: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    for file in _HUB_FILES:
+    for file in HUB_FILES:
         path = try_to_load_from_cache(repository, file)
         if isinstance(path, str):
             return Path(path)
@@ -235,7 +235,7 @@ def _downloaded(name: str, repository: str) -> Path:
 
     if not hub_reachable(repository):
         raise _unreachable(name, "does not answer")
-    for file in _HUB_FILES:
+    for file in HUB_FILES:
         try:
             return Path(hf_hub_download(repository, file))
         except EntryNotFoundError:
@@ -245,7 +245,7 @@ def _downloaded(name: str, repository: str) -> Path:
             raise _unreachable(name, f"answers {status}" if status else "refuses") from None
         except Exception as error:  # the network, a full disk, a read-only cache: all end here
             raise _unreachable(name, f"breaks off ({type(error).__name__})") from None
-    raise EngineError(f"{repository} on the hub holds neither {' nor '.join(_HUB_FILES)}: give --weights FILE")
+    raise EngineError(f"{repository} on the hub holds neither {' nor '.join(HUB_FILES)}: give --weights FILE")
 
 
 def hub_reachable(repository: str, timeout: float = _PROBE_TIMEOUT) -> bool:
@@ -258,7 +258,7 @@ def hub_reachable(repository: str, timeout: float = _PROBE_TIMEOUT) -> bool:
 
     if constants.HF_HUB_OFFLINE:
         return False
-    url = f"{constants.ENDPOINT}/{repository}/resolve/main/{_HUB_FILES[0]}"
+    url = f"{constants.ENDPOINT}/{repository}/resolve/main/{HUB_FILES[0]}"
     return _answers(lambda: get_session().head(url, timeout=timeout), timeout)
 
 

@@ -121,6 +121,13 @@ class ModelSettings(Section):
     embeddings: bool = False
     noop_delay: Annotated[float, Field(ge=0, le=3600)] = 0.0  # the noop engine's time for a batch
 
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _cache_is_named(cls, cache: object) -> object:
+        if cache == "":
+            raise ValueError("must name a folder; null keeps nothing")
+        return cache
+
 
 class BatchSettings(Section):
     """When a batch leaves."""

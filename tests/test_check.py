@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from config.settings import CameraSettings, QueueSettings
+from config.settings import CameraSettings, ModelSettings, QueueSettings
 from tests.burials import LIMITS, add, bury, take
 from tests.pictures import CLIP
 from tests.servers import ON_ONE_SERVER
 from worker.broker.connection import Client
 from worker.cli import _run
 from worker.commands import check
+from worker.commands.check import Finding, _as_asked
+from worker.engine import ModelInfo
 
 
 def findings(capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, str]]:
@@ -197,3 +199,14 @@ def test_tags_that_the_model_cannot_have_are_a_fault(redis_url: str, capsys: pyt
     verdict, detail = findings(capsys)["tags"]
     assert (code, verdict) == (1, "fault")
     assert "no class is called 'no such class'" in detail
+
+
+def test_another_engine_than_was_asked_for_is_a_warning() -> None:
+    finding = Finding("model", "ok", "test_vit, engine openvino bf16")
+    got = ModelInfo("test_vit", "random", "openvino", "bf16", "cpu", 64)
+
+    assert _as_asked(finding, ModelSettings(), got) == finding
+    assert _as_asked(finding, ModelSettings(engine="openvino", precision="bf16"), got) == finding
+    warned = _as_asked(finding, ModelSettings(engine="fused", precision="fp32"), got)
+    assert warned.verdict == "warning"
+    assert warned.detail.endswith("; asked for was model.engine = fused and model.precision = fp32")

@@ -163,3 +163,10 @@ def test_who_has_no_cameras_may_call_the_queue_as_they_would_be_called() -> None
 def test_a_priority_of_which_nothing_would_be_left_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"greater than or equal to 0\.001"):
         CameraSettings.model_validate({"name": "door", "url": "0", "priority": 1e-9})
+
+
+def test_an_empty_cache_folder_is_refused_since_it_would_be_the_current_one() -> None:
+    with pytest.raises(ValidationError, match="must name a folder"):
+        ModelSettings.model_validate({"cache": ""})
+
+    assert ModelSettings.model_validate({"cache": None}).cache is None

@@ -106,11 +106,13 @@ async def test_leaving_drains_a_batch_in_work_is_published_and_the_rest_goes_bac
     client: Client, redis_url: str
 ) -> None:
     engine = FixedEngine()
-    engine.gate.clear()
-    for number in range(40):
-        client.xadd("frames", {"image": grey_jpeg(1), "frame_id": str(number)})
 
     async with working(settings(redis_url), engine) as (service, _):
+        engine.gate.clear()
+        while engine.entered.acquire(blocking=False):  # the batches by which it was measured
+            pass
+        for number in range(40):
+            client.xadd("frames", {"image": grey_jpeg(1), "frame_id": str(number)})
         assert await asyncio.to_thread(engine.entered.acquire, timeout=10)
 
     published = service.ledger.total().published
@@ -155,10 +157,13 @@ async def test_an_engine_that_breaks_ends_the_worker_and_leaves_the_frames_in_th
     client: Client, redis_url: str
 ) -> None:
     engine = FixedEngine()
-    engine.broken = True
     for _ in range(5):
         client.xadd("frames", {"image": grey_jpeg(1)})
-    service = Service(settings(redis_url), load=lambda model, batch: engine)
+
+    def breaks(_: int) -> None:
+        engine.broken = True
+
+    service = Service(settings(redis_url), load=lambda model, batch: engine, on_warm=breaks)
 
     with pytest.raises(EngineBroken, match="fails on every picture"):
         await asyncio.wait_for(service.run(asyncio.Event()), 20)

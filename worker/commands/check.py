@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from rich.console import Console
@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from config.errors import SettingsError
-from config.settings import CameraSettings, QueueSettings, SettingsTree
+from config.settings import CameraSettings, ModelSettings, QueueSettings, SettingsTree
 from worker import logs
 from worker.broker.audit import Audit, audit
 from worker.broker.connection import address, channel, connect
@@ -22,7 +22,7 @@ from worker.broker.fleet_keys import fleet_keys
 from worker.broker.preflight import check_keys, check_queues, check_server, server_infos
 from worker.broker.queues import queues_of
 from worker.commands.books import fullness, losses_of, room_of, sum_of
-from worker.engine import Engine, load_engine
+from worker.engine import Engine, ModelInfo, load_engine
 from worker.errors import CoatstreamError, SourceLost
 from worker.frames import InputSpec
 from worker.redaction import redact
@@ -152,9 +152,18 @@ def _classifying(settings: SettingsTree) -> Iterator[Finding]:
     except CoatstreamError as error:
         yield Finding("model", "fault", redact(str(error)))
         return
-    yield _tried("model", lambda: _model(engine))
+    yield _as_asked(_tried("model", lambda: _model(engine)), settings.model, engine.info)
     if settings.cameras:
         yield _tried("tags", lambda: _tags(settings, engine))
+
+
+def _as_asked(finding: Finding, asked: ModelSettings, got: ModelInfo) -> Finding:
+    """A warning where another engine or precision runs than the settings name."""
+    wishes = {"model.engine": (asked.engine, got.engine), "model.precision": (asked.precision, got.precision)}
+    missed = [f"{name} = {wish}" for name, (wish, have) in wishes.items() if wish not in ("auto", have)]
+    if finding.verdict != "ok" or not missed or got.engine == "noop":
+        return finding
+    return replace(finding, verdict="warning", detail=f"{finding.detail}; asked for was {' and '.join(missed)}")
 
 
 def _tags(settings: SettingsTree, engine: Engine) -> str:
@@ -172,6 +181,7 @@ def _model(engine: Engine) -> str:
     note = "; RANDOM WEIGHTS: the labels mean nothing" if info.weights == "random" else ""
     return (
         f"{info.name}, weights {info.weights}, engine {info.engine} {info.precision} on {info.device}, "
+        f"{engine.streams} batches at once, "
         f"{len(engine.labels)} classes, warm in {time.monotonic() - started:.1f} s{note}"
     )
 

@@ -161,6 +161,10 @@ class OpenVinoEngine:
         indices, values = best(logits, self._top_k)
         return Scores(indices, values, pooled[0] if pooled else None)
 
+    def features(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Unpooled features are the eager engine's alone: raises EngineError."""
+        raise EngineError("unpooled features need model.engine = eager, and this is openvino")
+
     def _cut(self, pixels: Pixels) -> Iterator[tuple[Pixels, int]]:
         """The batch in pieces, each with the shape that it runs in: the largest that it fills, else the smallest."""
         if not self._pieces:

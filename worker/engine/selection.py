@@ -65,14 +65,14 @@ class LeftOut(BaseModel):
 class Choice(BaseModel):
     """What was chosen, and why.
 
-    frames_per_s  by engine and streams, where several were measured
+    compared  of each comparison: frames/s by engine and streams. First engines, then the winner's layouts
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     plan: Plan
     left_out: tuple[LeftOut, ...]
-    frames_per_s: dict[str, float]
+    compared: tuple[dict[str, float], ...]
 
 
 Candidate = tuple[Plan, Engine]
@@ -101,7 +101,7 @@ class _Workshop:
         self._cache = Cache(model.cache)
         self._device = device_of(model.device)
         self._left_out: list[LeftOut] = []
-        self._rates: dict[str, float] = {}
+        self._compared: list[dict[str, float]] = []
         self._source: tuple[Any, openvino.Facts, self_check.Probabilities] | None = None  # of OpenVINO's engines
         self._risky = False  # the process that tried what this one is about to try died of it
         self._log = structlog.get_logger("engine")
@@ -129,6 +129,10 @@ class _Workshop:
         """
         if origin(self._model) is None or "openvino" not in self._wanted() or not self._cache.usable():
             return False
+        self._log.info(
+            "the first start with these settings: engines are measured, half a minute or so",
+            kept_in=str(self._model.cache),
+        )
         try:
             return choose_elsewhere(self._model, self._batch)
         except ChooserDied as trouble:
@@ -150,7 +154,7 @@ class _Workshop:
             raise EngineError(f"no engine runs {self._model.name} on {self._device}: {self._left_out[-1].why}")
         plan, engine = self._fastest(found)
         plan, engine = self._fastest([(plan, engine), *self._other_layouts(plan, engine)])
-        choice = Choice(plan=plan, left_out=tuple(self._left_out), frames_per_s=self._rates)
+        choice = Choice(plan=plan, left_out=tuple(self._left_out), compared=tuple(self._compared))
         if (key := self._key(self._classifier.origin)) is not None and not self._risky:  # it may be well next time
             self._cache.write_json(_CHOICE, key, choice.model_dump(mode="json"))
         return choice, engine
@@ -163,10 +167,11 @@ class _Workshop:
             if missed and (one.engine == model.engine or one.precision == model.precision):
                 self._log.warning("an engine is left out", engine=str(one), why=one.why)
             elif new:
-                say = self._log.warning if one.disagrees else self._log.info
+                # That a model does not bear bf16 is no fault; in float32 it is one.
+                say = self._log.warning if one.disagrees and one.precision == "fp32" else self._log.info
                 say("an engine is left out", engine=str(one), why=one.why)
-        if new and choice.frames_per_s:
-            self._log.info("engines compared", frames_per_s=choice.frames_per_s, chosen=str(choice.plan))
+        for rates in choice.compared if new else ():
+            self._log.info("engines compared", frames_per_s=rates)
 
     def _key(self, made_of: Mapping[str, str] | None) -> Key | None:
         """All that the choice depends on; None where the weights are not known without loading them."""
@@ -241,9 +246,10 @@ class _Workshop:
             return candidates[0]
         for _, engine in candidates:
             engine.warm_up()
-        rates = timing.compare([engine for _, engine in candidates])
+        largest = 1 if self._device.type == "cpu" else self._batch.max_size  # a core is as fast with one as with many
+        rates = timing.compare([engine for _, engine in candidates], largest=largest)
         names = [f"{plan}, {engine.streams} at once" for plan, engine in candidates]
-        self._rates |= {name: round(rate, 1) for name, rate in zip(names, rates, strict=True)}
+        self._compared.append({name: round(rate, 1) for name, rate in zip(names, rates, strict=True)})
         best = max(range(len(rates)), key=rates.__getitem__)
         return candidates[best if rates[best] > _CLEARLY * rates[0] else 0]
 

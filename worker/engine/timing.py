@@ -11,14 +11,14 @@ import numpy as np
 from worker.engine import Engine
 from worker.frames import Pixels
 
-ROUNDS: Final = 4
+ROUNDS: Final = 6
 
 
 def compare(
     engines: Sequence[Engine],
     *,
     largest: int = 4,
-    seconds: float = 0.3,
+    seconds: float = 0.6,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[float]:
     """Frames/s of each of these warm engines with batches of up to `largest`, in about `seconds` each.

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from worker.batch_policy import BatchPolicy
 from worker.broker.publisher import Publisher
 from worker.broker.settler import Settlement
 from worker.errors import RedisUnavailable
+from worker.frames import Pixels, Scores
 from worker.inference import Inference
 from worker.ledger import DropReason, Ledger
 from worker.mailbox import Mailbox
@@ -268,3 +270,37 @@ async def test_a_frame_that_is_alone_in_hand_waits_for_nobody() -> None:
             await asyncio.sleep(0.001)
 
     assert fixture.settler.calls == 1
+
+
+class HoldsBlack(FixedEngine):
+    """Keeps a batch that begins with a black picture until it is let go; others pass."""
+
+    def __init__(self) -> None:
+        super().__init__(streams=2)
+        self.let_go = threading.Event()
+
+    def classify(self, pixels: Pixels) -> Scores:
+        if pixels[0].max() == 0:
+            assert self.let_go.wait(20)
+        return super().classify(pixels)
+
+
+async def test_a_slow_batch_holds_up_neither_the_other_stream_nor_more_than_one_batch_more() -> None:
+    engine = HoldsBlack()
+    fixture = Fixture(engine, MemorySettler(), max_size=1)
+    fixture.put(6)
+
+    async with fixture.pumping():
+        async with asyncio.timeout(10):
+            while len(engine.batches) < 2 or fixture.mailbox.waiting > 3:
+                await asyncio.sleep(0.005)
+        for _ in range(50):  # the pump has every chance to take one more
+            await asyncio.sleep(0)
+        waiting, passed, published = fixture.mailbox.waiting, len(engine.batches), fixture.published()
+        engine.let_go.set()
+        async with asyncio.timeout(10):
+            while len(fixture.published()) < 6:
+                await asyncio.sleep(0.005)
+
+    assert (waiting, passed, published) == (3, 2, [])  # the first one is in the engine: three were taken, and no more
+    assert fixture.published() == [0, 1, 2, 3, 4, 5]

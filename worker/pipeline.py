@@ -1,7 +1,8 @@
 """The pump: takes a batch when the engine is free, and publishes batches in the order in which they were taken.
 
-A batch holds an engine slot until its publishing turn has come, then frees the slot and publishes: the engine never
-waits for Redis, order per source is kept, and at most one finished batch waits behind the one that is being published.
+A batch frees its engine slot as soon as it is classified, so neither Redis nor a slower batch before it holds up the
+engine. Its turn to be published comes when the one before has been: order per source is kept. Of batches that are in
+the engine or wait for their turn there are at most two less one for each slot; then the pump takes no more.
 """
 
 import asyncio
@@ -54,6 +55,7 @@ class Pipeline:
         self._publisher = publisher
         self._policy = policy
         self._slots = asyncio.Semaphore(slots)
+        self._unordered = asyncio.Semaphore(2 * slots - 1)  # batches that were taken and wait for their turn, or will
         self._engines = engines
         self._publishing = publishing
         self._holdings = holdings
@@ -73,6 +75,7 @@ class Pipeline:
         turn.set()
         async with asyncio.TaskGroup() as batches:
             while True:
+                await self._unordered.acquire()
                 await self._slots.acquire()
                 await self._let_it_grow()
                 batch = await gather(self._mailbox, self._policy, crowded=self._slots.locked)
@@ -105,8 +108,9 @@ class Pipeline:
             if batch.letters:
                 outcomes = await loop.run_in_executor(self._engines, self._inference.run, batch)
             classified = loop.time()
-            await turn.wait()
             self._slots.release()
+            await turn.wait()
+            self._unordered.release()
             if not outcomes:
                 return
             done = await loop.run_in_executor(self._publishing, self._publish, outcomes)

@@ -62,3 +62,30 @@ def test_what_the_operator_has_set_wins(environment: dict[str, str]) -> None:
     faults, _ = faults_and_memory(**environment)
 
     assert faults > 10 * 48 * 256  # each time anew, unless pages are huge
+
+
+GIVEN_BACK = """
+import ctypes
+from worker.allocator import return_what_is_free, tune_allocator
+tune_allocator()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+def resident():
+    return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmRSS")))
+first, last = libc.malloc(200 << 20), libc.malloc(1 << 20)
+ctypes.memset(first, 1, 200 << 20)
+libc.free(first)  # `last` keeps the heap's end where it is
+before = resident()
+return_what_is_free()
+print(before, resident())
+"""
+
+
+def test_what_is_free_goes_back_to_the_system_even_from_the_middle_of_the_heap() -> None:
+    if platform.libc_ver()[0] != "glibc":
+        missing("this C library is not glibc")
+
+    told = subprocess.run([sys.executable, "-c", GIVEN_BACK], capture_output=True, text=True, check=True)
+
+    before, after = map(int, told.stdout.split()[-2:])
+    assert after < before - 150 * 1024  # kB

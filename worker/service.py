@@ -20,6 +20,7 @@ from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTO
 
 from config.settings import BatchSettings, HttpSettings, ModelSettings, RedisSettings, SettingsTree
 from worker import __version__, fleet
+from worker.allocator import return_what_is_free
 from worker.batch_cost import BatchCost, measure_costs
 from worker.batch_policy import BatchPolicy
 from worker.broker.announcer import Announcer
@@ -219,6 +220,7 @@ class Service:
         await asyncio.get_running_loop().run_in_executor(engines, engine.warm_up)
         cost = await asyncio.to_thread(self._costs, engine, engines)
         policy = BatchPolicy.from_settings(self._settings.batch, cost)
+        return_what_is_free()
         info = engine.info
         self.metrics.model(info)
         self.metrics.engine_rate.set(cost.rate)

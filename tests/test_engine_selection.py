@@ -56,7 +56,7 @@ def test_auto_measures_once_and_the_next_start_takes_the_same_without_measuring(
 def test_a_start_from_the_cache_builds_no_model(tmp_path: Path) -> None:
     engine, _ = chosen(settings(tmp_path))
     if engine.info.engine != "openvino":
-        pytest.skip("without OpenVINO every start builds the model")
+        missing("without OpenVINO every start builds the model")
     script = (
         "import sys; from pathlib import Path; from config.settings import *; from worker.engine import load_engine; "
         f"model = ModelSettings(name={TINY!r}, weights='random', device='cpu', cache=Path(sys.argv[1])); "
@@ -245,7 +245,7 @@ def test_other_weights_are_another_choice(tmp_path: Path) -> None:
 def test_a_remembered_engine_that_fails_now_is_chosen_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, _ = chosen(settings(tmp_path))
     if engine.info.engine != "openvino":
-        pytest.skip("the reference does not fail")
+        missing("the reference does not fail")
     monkeypatch.setattr(openvino, "load_cached", _no_openvino)
     monkeypatch.setattr(openvino, "convert", _no_openvino)
 

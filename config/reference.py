@@ -1,4 +1,4 @@
-"""The settings as a table for the README. The words are the comments of coatstream.yaml: one source for both."""
+"""The settings as a table for docs/settings.md. The words are the comments of coatstream.yaml: one source for both."""
 
 import json
 from importlib import resources

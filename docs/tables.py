@@ -1,4 +1,4 @@
-"""Writes the README's tables of settings and metrics from the code: python docs/tables.py"""
+"""Writes the tables of settings and metrics in this folder from the code: python docs/tables.py"""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ from worker.ledger import Ledger
 from worker.metrics import BatchCollector, EngineCollector, Metrics, metrics_table
 from worker.status import Status
 
-README = Path(__file__).parents[1] / "README.md"
+HERE = Path(__file__).parent
 
 
 def every_metric() -> CollectorRegistry:
@@ -36,11 +36,13 @@ def every_metric() -> CollectorRegistry:
 
 
 def main() -> None:
-    text = README.read_text("utf-8")
     for name, table in (("settings", settings_table()), ("metrics", metrics_table(every_metric()))):
+        page = HERE / f"{name}.md"
         block = f"<!-- {name} -->\n{table.strip()}\n<!-- /{name} -->"
-        text = re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, new=block: new, text, flags=re.DOTALL)
-    README.write_text(text, "utf-8")
+        text = page.read_text("utf-8")
+        page.write_text(
+            re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, new=block: new, text, flags=re.S), "utf-8"
+        )
 
 
 if __name__ == "__main__":

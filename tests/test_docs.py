@@ -20,16 +20,17 @@ CAMERAS = (ROOT / "docs" / "cameras.md").read_text("utf-8")
 
 
 def block(name: str) -> str:
-    match = re.search(rf"<!-- {name} -->\n(.*?)\n?<!-- /{name} -->", README, re.DOTALL)
-    assert match, f"the README has no block {name}"
+    page = (ROOT / "docs" / f"{name}.md").read_text("utf-8")
+    match = re.search(rf"<!-- {name} -->\n(.*?)\n?<!-- /{name} -->", page, re.DOTALL)
+    assert match, f"docs/{name}.md has no block {name}"
     return match[1].strip()
 
 
-def test_the_readmes_settings_are_those_of_the_code() -> None:
+def test_the_settings_in_the_documents_are_those_of_the_code() -> None:
     assert block("settings") == settings_table().strip(), "run: python docs/tables.py"
 
 
-def test_the_readmes_metrics_are_those_of_the_code() -> None:
+def test_the_metrics_in_the_documents_are_those_of_the_code() -> None:
     assert block("metrics") == metrics_table(every_metric()).strip(), "run: python docs/tables.py"
 
 
@@ -58,7 +59,15 @@ def test_every_command_in_the_documents_exists() -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "deploy/README.md", "bench/README.md"]
+    "document",
+    [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CHANGELOG.md",
+        "deploy/README.md",
+        "bench/README.md",
+        *(f"docs/{name}.md" for name in ("cameras", "faults", "metrics", "performance", "settings")),
+    ],
 )
 def test_links_lead_somewhere(document: str) -> None:
     text = (ROOT / document).read_text("utf-8")
@@ -66,6 +75,12 @@ def test_links_lead_somewhere(document: str) -> None:
     targets = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if not target.startswith("http")]
 
     assert [target for target in targets if not (ROOT / document).parent.joinpath(target).exists()] == []
+
+
+def test_the_metrics_that_the_readme_names_exist() -> None:
+    named = set(re.findall(r"`(coatstream_\w+)`", README))
+
+    assert named <= set(re.findall(r"`(coatstream_\w+)`", block("metrics")))
 
 
 def test_every_make_target_is_described() -> None:

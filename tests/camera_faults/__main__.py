@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", choices=["quick", "full"], default="full")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write all figures into this file")
-    parser.add_argument("--markdown", type=Path, help="write the table for the README into this file")
+    parser.add_argument("--markdown", type=Path, help="write the table for docs/faults.md into this file")
     return parser
 
 

@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=0, help="how many; 0 = each test's own number, mostly 1")
     parser.add_argument("--size", choices=["quick", "full"], default="full")
     parser.add_argument("--no-controls", action="store_true", help="leave out the bad protocols, which must fail")
-    parser.add_argument("--markdown", type=Path, help="write the table for the README into this file, too")
+    parser.add_argument("--markdown", type=Path, help="write the table for docs/faults.md into this file, too")
     return parser
 
 

@@ -35,7 +35,7 @@ def print_table(rows: Sequence[Row], controls: Sequence[Row]) -> None:
 
 
 def markdown(rows: Sequence[Row], controls: Sequence[Row]) -> str:
-    """The tables of the README."""
+    """The tables of docs/faults.md."""
     kinds = [kind for kind in servers.KINDS if any(row.kind == kind for row in rows)]
     lines = [
         f"{_moment()}; {_where(kinds)}. `make faults` makes this table again.",

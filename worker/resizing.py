@@ -6,7 +6,7 @@ engine's business, on its device.
 
 import math
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from PIL.Image import Resampling as Filter
@@ -15,6 +15,9 @@ from PIL.Image import fromarray
 from worker.frames import InputSpec, Pixels
 from worker.geometry import Axis, Cut, axes_of, exact_cut, whole
 from worker.opencv import cv2
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 INTERPOLATIONS: Final = ("bicubic", "bilinear", "area")  # what `prepare` can do
 
@@ -90,17 +93,25 @@ def _by_torch(image: Pixels, axes: tuple[Axis, Axis], cuts: tuple[Cut, Cut], int
 
     (rows, columns), (row_cut, column_cut) = axes, cuts
     pixels = image[row_cut.first : row_cut.last, column_cut.first : column_cut.last]
-    tensor = torch.from_numpy(_readable(pixels)).permute(2, 0, 1)[None]
     kernels = torch.ops.aten
     kernel = kernels._upsample_bicubic2d_aa if interpolation == "bicubic" else kernels._upsample_bilinear2d_aa
     height, width = (_computed(axis, cut) for axis, cut in zip(axes, cuts, strict=True))
     # Left alone it gives planes for a part of a picture, and turning those round takes a sixth of the time again.
-    resized = torch.empty((1, 3, height, width), dtype=torch.uint8, memory_format=torch.channels_last)
+    resized = np.empty((height, width, 3), np.uint8)
     scales = rows.resized / rows.source, columns.resized / columns.source
-    kernel.out(tensor, [height, width], False, *scales, out=resized)
+    kernel.out(_planes(_readable(pixels)), [height, width], False, *scales, out=_planes(resized))
     top, left = rows.offset - row_cut.start, columns.offset - column_cut.start
-    kept = resized[0].permute(1, 2, 0).numpy()[top : top + rows.kept, left : left + columns.kept]
-    return np.ascontiguousarray(kept)
+    return np.ascontiguousarray(resized[top : top + rows.kept, left : left + columns.kept])
+
+
+def _planes(pixels: Pixels) -> "Tensor":
+    """The same memory as a channels-last tensor, uint8 [1, 3, height, width].
+
+    Turned by numpy: each of torch's own views lets the interpreter go, and decode threads queue up to get it back.
+    """
+    import torch
+
+    return torch.from_numpy(pixels.transpose(2, 0, 1)[np.newaxis])
 
 
 def _readable(pixels: Pixels) -> Pixels:

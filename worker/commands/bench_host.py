@@ -52,7 +52,7 @@ CLIP_FPS: Final = 0.5  # frames taken from a second of the clip: seven
 MOST_BYTES: Final = 256 * 1024**2  # of pictures in the queue at once: the server holds them in memory
 FEWEST_FRAMES: Final = 32  # a slice; fewer would measure how a worker starts and ends
 START_TIMEOUT: Final = 60.0  # seconds until the worker is ready
-LOOK_EVERY: Final = 0.005  # seconds
+LOOK_EVERY: Final = 0.05  # seconds; when the last label came the server says, so this costs time and no accuracy
 STUCK_AFTER: Final = 60.0  # seconds without a settled frame
 
 # Puts pictures into the stream in one step, over and over the same few: no producer shares the cores with the worker.

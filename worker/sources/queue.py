@@ -7,7 +7,7 @@ whoever publishes its label. An entry that was read is never forgotten: it is ha
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final, TypeVar
@@ -35,9 +35,10 @@ from worker.sources.holdings import Holdings
 from worker.sources.reader import TICK, EntryReader, Taken
 
 Prepared = Frame | Buried | Dropped
-Window = deque[tuple[Future[Prepared], int]]  # with each entry's bytes
+Window = deque[tuple[Future[deque[Prepared]], int]]  # some entries each, with their bytes
 T = TypeVar("T")
 
+TOGETHER: Final = 4  # entries that a decode thread takes at most in one go, while there is enough for all threads
 HANGS_AFTER: Final = 2.0  # seconds that a picture in the decoder may take when this source stops
 REFUSALS: Final = 3  # in a row, before Redis is believed: rights may be in the making
 
@@ -105,7 +106,9 @@ class QueueSource:
         threads = self._settings.decode_threads or usable_cores()
         pool = ThreadPoolExecutor(threads, "decode", initializer=single_threaded)
         try:
-            yield from self._read_on(window, pool, stop)
+            while not stop.is_set():
+                self._read(window, pool, threads)
+                yield from self._ready(window, stop)
         except SourceLost:
             while window and not stop.is_set():
                 yield from self._ready(window, stop)
@@ -121,16 +124,19 @@ class QueueSource:
         wait([future for future, _ in window if not future.cancel()], HANGS_AFTER)
         return frozenset(self._decoding)
 
-    def _read_on(self, window: Window, pool: ThreadPoolExecutor, stop: threading.Event) -> Iterator[Frame]:
-        while not stop.is_set():
-            self._read(window, pool)
-            yield from self._ready(window, stop)
+    def _read(self, window: Window, pool: ThreadPoolExecutor, threads: int) -> None:
+        """What the reader takes goes to the decode pool, and is known to nobody else: it is large.
 
-    def _read(self, window: Window, pool: ThreadPoolExecutor) -> None:
-        """What the reader takes goes to the decode pool, and is known to nobody else: it is large."""
-        for entry in self._reach(lambda: self._reader.take(wait=not window, undecoded=self._undecoded)):
-            window.append((pool.submit(self._prepare, entry), entry.size))
-            self._undecoded += entry.size
+        A few entries at a time where there are many: each hand-over from thread to thread costs as much as a small
+        picture's label.
+        """
+        entries = self._reach(lambda: self._reader.take(wait=not window, undecoded=self._undecoded))
+        together = max(1, min(TOGETHER, len(entries) // (2 * threads)))
+        for first in range(0, len(entries), together):
+            some = entries[first : first + together]
+            size = sum(entry.size for entry in some)
+            window.append((pool.submit(self._prepare_all, some), size))
+            self._undecoded += size
         self._refusals = 0
         self._on_success()
 
@@ -149,20 +155,23 @@ class QueueSource:
             raise SourceLost(str(trouble), slow=True, reason=DownReason.REDIS) from trouble
 
     def _ready(self, window: Window, stop: threading.Event) -> Iterator[Frame]:
-        """The oldest entry, waiting for it, and those behind it that are done too."""
+        """The oldest entries, waiting for them, and those behind them that are done too."""
         lost: list[Buried | Dropped] = []
         waited = False
         while window and not stop.is_set() and (window[0][0].done() or (not waited and _done(window[0][0], stop))):
             waited = True
-            future, size = window.popleft()
+            future, size = window[0]
+            done = future.result()
+            while done:
+                prepared = done.popleft()
+                if not isinstance(prepared, Frame):
+                    lost.append(prepared)
+                    continue
+                self._settle(lost)
+                lost = []
+                yield prepared
+            window.popleft()
             self._undecoded -= size
-            prepared = future.result()
-            if not isinstance(prepared, Frame):
-                lost.append(prepared)
-                continue
-            self._settle(lost)
-            lost = []
-            yield prepared
         self._settle(lost)
 
     def _settle(self, outcomes: list[Buried | Dropped]) -> None:
@@ -179,8 +188,11 @@ class QueueSource:
         for outcome, done in zip(outcomes, settlement.done, strict=True):
             book(self._ledger, outcome, done=done)
 
-    def _prepare(self, taken: Taken) -> Prepared:
+    def _prepare_all(self, entries: Sequence[Taken]) -> deque[Prepared]:
         """Runs in the decode pool."""
+        return deque(map(self._prepare, entries))
+
+    def _prepare(self, taken: Taken) -> Prepared:
         receipt = Receipt(taken.stream, taken.entry_id, admitted_of(taken.fields))
         self._decoding.add((taken.stream, taken.entry_id))
         try:
@@ -231,7 +243,7 @@ class QueueSource:
         return Picture(pixels, picture.width, picture.height)
 
 
-def _done(future: Future[Prepared], stop: threading.Event) -> bool:
+def _done(future: Future[deque[Prepared]], stop: threading.Event) -> bool:
     """Wait for it. False: stopped before it was done."""
     while not stop.is_set():
         if wait((future,), TICK).done:

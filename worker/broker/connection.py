@@ -4,7 +4,7 @@ redis-py's own retries are off: it would send a command again that the server ma
 """
 
 import ssl
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import redis
 from redis.backoff import NoBackoff
@@ -24,6 +24,10 @@ __all__ = ["Client", "address", "channel", "connect", "latest_key"]
 # A redis.Redis or a Cluster. Their type hints give each reply as whatever any client might get (bytes, str, None,
 # awaitables); ours get bytes, and a cast at every call would say less than this line.
 Client: TypeAlias = Any
+
+# Bytes in one look at the socket. A batch of pictures is a megabyte: with redis-py's 64 KiB it takes 16 looks, each of
+# which lets the interpreter go and queues up for it again, and a sixth more processor time (bench/read_size.py).
+READ_SIZE: Final = 256 * 1024
 
 
 def connect(settings: RedisSettings) -> Client:
@@ -71,6 +75,7 @@ def _options(settings: RedisSettings, place: Location) -> dict[str, Any]:
         "protocol": 2,  # one reply shape on every server version
         "socket_timeout": settings.socket_timeout,
         "client_name": place.client_name,
+        "socket_read_size": READ_SIZE,
     }
     if place.kind != "socket":
         options |= {"socket_connect_timeout": settings.connect_timeout, "socket_keepalive": True}

@@ -14,7 +14,8 @@ import structlog
 from config.settings import CameraSettings, SettingsTree
 from worker.broker.connection import connect
 from worker.broker.fleet_keys import fleet_keys
-from worker.fleet import Fleet, Parting, brisk
+from worker.fleet import Fleet, Parting
+from worker.fleet.access import brisk
 from worker.tenure import Tenure
 
 OPENING = 0.4  # seconds until a camera's first picture

@@ -23,6 +23,7 @@ from worker.broker.announcer import Announcer
 from worker.broker.connection import Client
 from worker.broker.embedded import EmbeddedServer
 from worker.broker.fleet_keys import FleetKeys
+from worker.broker.registry import Registry
 from worker.cameras import Cameras, demand
 from worker.engine.noop import NoopEngine
 from worker.errors import ConfigError, EngineBroken
@@ -139,6 +140,24 @@ async def test_a_camera_from_redis_with_tags_that_cannot_be_is_left_out_and_harm
 
     assert client.hkeys("labels:latest") == [b"live"]
     assert {event["fence"] for event in events(client, "camera.state")} == {newest(client, "live")["fence"]}
+
+
+@ON_ONE_SERVER
+async def test_of_a_removed_camera_nothing_is_left_but_what_was_said(client: Client, redis_url: str) -> None:
+    guest = CameraSettings.model_validate({**LIVE, "name": "guest"})
+    cameras = Registry(client, FleetKeys(), most=10)
+    cameras.add(guest)
+    client.hset("tags:guest", "bird", '{"score":0.9,"started_at":1700000000.5,"first_frame_id":"f"}')
+
+    async with working(settings(redis_url, fleet={"local": True}), FixedEngine()) as (service, _):
+        await until(lambda: [document["tags"] for document in service.cameras.documents()] == [["bird"]])
+        cameras.remove("guest")
+        await until(lambda: any(event["state"] == "removed" for event in events(client, "camera.state")))
+        assert service.cameras.documents() == []
+
+    assert [(event["tag"], event["why"]) for event in events(client, "tag.ended")] == [("bird", "removed")]
+    assert events(client, "camera.state")[-1]["state"] == "removed"
+    assert client.exists("tags:guest", "cameras:states") == 0
 
 
 @ON_ONE_SERVER
@@ -338,7 +357,7 @@ async def test_cameras_of_ones_own_leave_less_room_for_shared_ones(redis_url: st
     tree = settings(redis_url, cameras=[own], fleet={"overload": "refuse"})
     service = Service(tree)
 
-    assert service._room(100.0) == pytest.approx(0.9 * 100 - 20)
+    assert service.cameras.room(100.0) == pytest.approx(0.9 * 100 - 20)
 
 
 @ON_ONE_SERVER

@@ -281,6 +281,34 @@ def test_a_camera_is_removed_once(client: Client, capsys: pytest.CaptureFixture[
     assert run(capsys, "remove", "door") == (1, "", "coatstream: there is no camera door in Redis\n")
 
 
+def test_where_no_worker_reads_it_the_command_says_that_its_tags_are_over(
+    client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(capsys, "add", "door", "rtsp://h/1")
+    client.hset(KEYS.fences, "door", "77")
+    client.hset(KEYS.states, "door", '{"state":"live"}')
+    client.hset(KEYS.tags("door"), "cat", '{"score":0.9,"started_at":1700000000.5,"first_frame_id":"f"}')
+
+    run(capsys, "remove", "door")
+
+    said = [json.loads(fields[b"json"]) for _, fields in client.xrange(KEYS.events)]
+    assert [(one["event"], one.get("tag"), one.get("why"), one["fence"]) for one in said] == [
+        ("tag.ended", "cat", "removed", 77),
+        ("camera.state", None, None, 77),
+    ]
+    assert said[1]["state"] == "removed"
+    assert client.exists(KEYS.tags("door"), KEYS.states) == 0
+
+
+def test_where_a_worker_reads_it_that_one_says_so(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    run(capsys, "add", "door", "rtsp://h/1")
+    lease(client, "door")
+
+    run(capsys, "remove", "door")
+
+    assert client.exists(KEYS.events) == 0
+
+
 def test_one_of_the_settings_file_cannot_be_removed_but_paused(
     client: Client, capsys: pytest.CaptureFixture[str], of_the_file: str
 ) -> None:

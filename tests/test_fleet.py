@@ -23,7 +23,8 @@ from worker.broker.embedded import embedded_server
 from worker.broker.fleet_keys import FleetKeys
 from worker.broker.leases import Catalogue, Leases
 from worker.errors import CoatstreamError, ConfigError, RedisUnavailable
-from worker.fleet import Fleet, Parting, Transfer, brisk, reachable, registry
+from worker.fleet import Fleet, Parting, Transfer, fleet
+from worker.fleet.access import brisk, reachable, registry
 from worker.tenure import Tenure
 
 pytestmark = ON_ONE_SERVER  # the scripts are tested on both, by test_leases
@@ -286,6 +287,27 @@ def test_what_it_has_no_room_for_is_counted(client: Client) -> None:
         eventually(lambda: worker.fleet.figures().refused == 1, "one finds no room")
 
         assert sorted(worker.fences()) == ["cam-00", "cam-01"]
+
+
+def test_that_pictures_come_is_said_at_once_and_not_with_the_next_beat(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "POLL", 3600.0)
+    monkeypatch.setattr(fleet, "TICK", 3600.0)
+
+    def said() -> list[str]:
+        found: list[str] = json.loads(client.hget(KEYS.members, "a"))["warm"]
+        return found
+
+    with working(client, tree(2, lease=600), blind=True) as worker:
+        eventually(has(worker, 2), "both are read")
+        for _, tenure in dict(worker.reading).values():
+            tenure.arrived()
+        eventually(lambda: sorted(said()) == ["cam-00", "cam-01"], "the server knows")
+        worker.reading["cam-00"][1].lost()
+        eventually(lambda: said() == ["cam-01"], "the server knows that too")
+        monkeypatch.undo()
+        assert worker.fleet.leave()
 
 
 # ---- files that end

@@ -421,7 +421,7 @@ def test_workers_whose_settings_differ_read_a_file_once_each_and_then_it_is_quie
 
 
 def test_a_worker_that_only_looks_whether_it_may_come_in_makes_no_file_be_read_again(client: Client) -> None:
-    """`worker.fleet.reachable` does, also in a successor that took longer to start than the dead one's lease."""
+    """`worker.fleet.access.reachable` does, also in a successor that took longer to start than the dead one's lease."""
     dead = Member(client, "a", cameras(1, cold=True), ended={"cam-00"})
     dead.beat()
     Member(client, "a2", Catalogue(), NOW + 2 * LEASE, mode="gone").beat()

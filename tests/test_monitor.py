@@ -49,6 +49,21 @@ def test_a_look_sets_the_gauges_or_reports_the_trouble(client: Client) -> None:
     assert metrics.registry.get_sample_value("coatstream_queue_depth_frames", {"stream": "frames"}) == 1
 
 
+def test_without_a_queue_it_still_says_whether_redis_answers(client: Client) -> None:
+    heard: list[str] = []
+    with connect(RedisSettings.model_validate({"url": "redis://127.0.0.1:1"})) as nowhere:
+        for server in (client, nowhere):
+            Monitor(
+                server,
+                [],
+                Metrics(CollectorRegistry()),
+                on_up=lambda: heard.append("up"),
+                on_down=lambda trouble: heard.append(type(trouble).__name__),
+            ).look()
+
+    assert heard == ["up", RedisUnavailable.__name__]
+
+
 def test_each_queue_has_its_own_figures_and_what_strangers_deleted_shows(client: Client) -> None:
     other = Queue("other", "coatstream", "other:dead", "labels")
     for queue in (QUEUE, other):

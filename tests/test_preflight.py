@@ -3,11 +3,15 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
-from config.settings import RedisSettings
+from config.settings import RedisSettings, SettingsTree
+from tests.doubles import FixedEngine
+from tests.pictures import CLIP
 from tests.redis_servers import TcpServer, debian_redis, tcp_server
+from tests.test_story import settings, until, working
 from worker.broker import preflight
 from worker.broker.connection import Client, connect
 from worker.broker.fleet_keys import FleetKeys
@@ -18,6 +22,7 @@ from worker.broker.preflight import (
     check_server,
     check_slots,
     check_types,
+    check_usage,
     server_infos,
 )
 from worker.broker.queues import Queue
@@ -264,3 +269,42 @@ class TestKeys:
 
 def test_slots_are_no_matter_on_a_single_server(client: Client) -> None:
     check_slots(client, QUEUE.keys)
+
+
+class TestUsage:
+    """Only what the settings make use of is asked for."""
+
+    CAMERA: ClassVar = {"name": "door", "url": str(CLIP), "fps": 10, "realtime": True, "loop": True}
+
+    def tree(self, server: TcpServer, **sections: object) -> SettingsTree:
+        return settings("", redis={"url": server.url, "username": "worker", "password": "pw"}, **sections)
+
+    def test_a_worker_without_a_queue_needs_no_right_to_read_one(
+        self, server: TcpServer, client: Client, admin: Client
+    ) -> None:
+        allow(admin, "-xreadgroup", "-xack", "-xdel", "-xclaim", "-xgroup", "-hincrby")
+
+        assert check_usage(client, self.tree(server, queue={"enabled": False}, cameras=[self.CAMERA])) == ()
+        with pytest.raises(ConfigError, match="lacks: XREADGROUP on frames"):
+            check_usage(client, self.tree(server, cameras=[self.CAMERA]))
+
+    def test_a_worker_that_shares_no_camera_needs_no_right_to_the_fleets_keys(
+        self, server: TcpServer, client: Client, admin: Client
+    ) -> None:
+        allow(admin, "resetkeys", *(f"~{key}" for key in ("frames*", "labels*", "events", "tags:*")))
+        allow(admin, "~cameras:states", "~cameras:fences")
+        alone, shared = {**self.CAMERA, "shared": False}, {**self.CAMERA, "name": "gate"}
+
+        assert check_usage(client, self.tree(server, cameras=[alone])) == ()
+        with pytest.raises(ConfigError, match="on cameras:members"):
+            check_usage(client, self.tree(server, cameras=[alone, shared]))
+
+    async def test_these_rights_are_enough(self, server: TcpServer, admin: Client) -> None:
+        allow(admin, "resetkeys", *(f"~{key}" for key in ("frames*", "labels*", "events", "tags:*")))
+        allow(admin, "~cameras:states", "~cameras:fences", "-xreadgroup", "-xack", "-xdel", "-xclaim", "-xgroup")
+        tree = self.tree(server, queue={"enabled": False}, cameras=[{**self.CAMERA, "shared": False}])
+
+        async with working(tree, FixedEngine()) as (service, _):
+            await until(lambda: admin.hexists("labels:latest", "door") and admin.hexists("cameras:states", "door"))
+            assert service.status.redis_is_up()
+            assert service.status.unready_because() == []

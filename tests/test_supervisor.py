@@ -217,6 +217,28 @@ def test_a_crash_after_a_signal_is_not_followed_by_a_restart(ready: str, code: i
         assert process.stdout.read() == ""
 
 
+def test_a_child_that_hears_no_signal_while_it_loads_is_ended_with_0() -> None:
+    with supervised("say('there'); signal.pause()") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "there\n"
+        process.send_signal(signal.SIGTERM)
+
+        assert process.wait(timeout=PATIENCE) == 0
+        assert process.stderr is not None
+        (line,) = process.stderr.read().splitlines()
+        assert json.loads(line)["event"] == "killed: it was asked to stop while loading, and did not hear"
+
+
+def test_a_child_that_works_has_all_the_time_it_needs_to_drain() -> None:
+    drain = "signal.sigwait({signal.SIGTERM}); time.sleep(1.5 * supervisor.LOADING_ENDS_WITHIN); return 5"
+    with supervised(f"import time; from worker import supervisor; lifeline.ready(); say('there'); {drain}") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "there\n"
+        process.send_signal(signal.SIGTERM)
+
+        assert process.wait(timeout=PATIENCE) == 5
+
+
 def test_a_parent_that_was_started_with_sigchld_ignored_hears_of_its_children_all_the_same() -> None:
     ignored = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN); from worker.supervisor import supervise; "
     done = subprocess.run(

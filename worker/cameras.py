@@ -262,8 +262,7 @@ class Cameras:
             return
         if parting != "moved" and ward.spoke_under is not None:
             self._announce_all(ward.tagger.end("removed"))
-        if parting == "paused" and ward.spoke_under is not None:
-            detail = {"state": "paused", "reason": None, "message": ""}
+            detail = {"state": parting, "reason": None, "message": ""}
             self._announcer.announce(Event(EventKind.CAMERA_STATE, name, self._clock(), detail, ward.spoke_under))
         self._announcer.release(name)
 

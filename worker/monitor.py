@@ -67,6 +67,9 @@ class Monitor:
     def look(self) -> None:
         """Look once."""
         try:
+            if not self._queues:  # a worker of cameras: whether Redis is there must be seen without a label, too
+                with calls("Redis does not answer", self._client):
+                    self._client.ping()
             for queue in self._queues:
                 self._show(queue)
             self._looks += 1

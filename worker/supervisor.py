@@ -29,6 +29,7 @@ from worker.identity import Lineage, draw_suffix, worker_name
 STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 EARLY_CRASHES = 3  # in a row, before the child was ready: no frame is to blame, so a restart does not help
 WINDOW = 60.0  # seconds
+LOADING_ENDS_WITHIN = 2.0  # seconds after SIGTERM: a library that is being loaded may let no signal through for longer
 _AWAITED = STOP_SIGNALS | {signal.SIGCHLD}
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _log = structlog.get_logger("supervisor")
@@ -89,12 +90,18 @@ class Pacing:
         self._restarts.append(self._clock())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Child:
     pid: int
     name: str
     pipe: int
     born: float
+    words: str = ""  # what it has said so far
+
+    def listen(self) -> str:
+        with suppress(BlockingIOError):  # a process that the child left behind may hold the other end open
+            self.words += os.read(self.pipe, 100).decode()
+        return self.words
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +165,7 @@ def _start(run_child: RunChild, lineage: Lineage) -> _Child:
         lifeline = Lifeline(telling)
         _live(parent, lifeline, lambda: run_child(worker_name(suffix=suffix), lineage, lifeline))
     os.close(telling)
+    os.set_blocking(hearing, False)
     child = _Child(pid, worker_name(pid, suffix), hearing, time.monotonic())
     if lineage.restarts:
         _log.warning("worker restarted", worker=child.name, restarts=lineage.restarts)
@@ -177,10 +185,16 @@ def _live(parent: int, lifeline: Lifeline, run: Callable[[], int]) -> NoReturn:
 
 
 def _outlive(child: _Child) -> _End:
-    """Wait for the child's end. The first signal asks it to drain, the second one ends it, and us, at once."""
+    """Wait for the child's end. The first signal asks it to drain, the second one ends it, and us, at once.
+
+    So does time where it has nothing to drain: it was still loading.
+    """
     stopping = False
     while True:
-        received = signal.sigwait(_AWAITED)
+        received = _next_signal(child, stopping=stopping)
+        if received is None:
+            _log.info("killed: it was asked to stop while loading, and did not hear", worker=child.name)
+            return _killed(child, code=0)
         if received == signal.SIGCHLD:
             if (status := _reap(child.pid)) is not None:
                 return _end(child, status, stopping)
@@ -188,9 +202,22 @@ def _outlive(child: _Child) -> _End:
             stopping = True
             os.kill(child.pid, signal.SIGTERM)
         else:
-            os.kill(child.pid, signal.SIGKILL)
-            signal.sigtimedwait({signal.SIGCHLD}, 1.0)  # its port and its memory are free when we are gone
-            return _End(code=1, ready=False, port=0, how="second signal", uptime=0.0, stopping=True)
+            return _killed(child, code=1)
+
+
+def _next_signal(child: _Child, *, stopping: bool) -> int | None:
+    """None: a child that shall stop has not, though it had not begun to work."""
+    if stopping and "ready" not in child.listen():
+        info = signal.sigtimedwait(_AWAITED, LOADING_ENDS_WITHIN)
+        if info is not None or "ready" not in child.listen():
+            return None if info is None else info.si_signo
+    return signal.sigwait(_AWAITED)
+
+
+def _killed(child: _Child, *, code: int) -> _End:
+    os.kill(child.pid, signal.SIGKILL)
+    signal.sigtimedwait({signal.SIGCHLD}, 1.0)  # its port and its memory are free when we are gone
+    return _End(code=code, ready=False, port=0, how="killed by us", uptime=0.0, stopping=True)
 
 
 def _reap(child: int) -> int | None:
@@ -204,7 +231,8 @@ def _reap(child: int) -> int | None:
 
 
 def _end(child: _Child, status: int, stopping: bool) -> _End:
-    words = _heard(child.pipe).split()
+    words = child.listen().split()
+    os.close(child.pipe)
     code = os.waitstatus_to_exitcode(status)
     return _End(
         code=int(words[-1]) if "end" in words else None,
@@ -214,13 +242,3 @@ def _end(child: _Child, status: int, stopping: bool) -> _End:
         uptime=round(time.monotonic() - child.born, 2),
         stopping=stopping,
     )
-
-
-def _heard(pipe: int) -> str:
-    os.set_blocking(pipe, False)  # a process that the child left behind may hold the other end open
-    try:
-        return os.read(pipe, 100).decode()
-    except BlockingIOError:
-        return ""
-    finally:
-        os.close(pipe)

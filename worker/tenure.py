@@ -13,8 +13,15 @@ from collections.abc import Callable
 class Tenure:
     """One camera's, in one worker. Granted by the fleet's thread, asked by the camera's thread for every picture."""
 
-    def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        on_warmth: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_warmth` is told, in the camera's thread, when its pictures begin to come or stop."""
         self._monotonic = monotonic
+        self._on_warmth = on_warmth
         self._lock = threading.Lock()  # guards all below
         self._fence: int | None = None
         self._until = 0.0
@@ -48,13 +55,17 @@ class Tenure:
 
     def arrived(self) -> None:
         """A picture is here: from now on this worker could speak for the camera."""
-        with self._lock:
-            self._warm = True
+        self._set_warm(warm=True)
 
     def lost(self) -> None:
         """Its pictures have stopped."""
+        self._set_warm(warm=False)
+
+    def _set_warm(self, *, warm: bool) -> None:
         with self._lock:
-            self._warm = False
+            news, self._warm = warm != self._warm, warm
+        if news:
+            self._on_warmth()
 
     @property
     def warm(self) -> bool:

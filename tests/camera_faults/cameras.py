@@ -10,7 +10,7 @@ cost little; one that shall be frozen has a process of its own. The wire's forma
     password    this one from now on, and every connection is reset
     show        another clip from the next picture on, perhaps of another size
     spoil       a share `corrupt` of the packets is damaged, a share `drop` of them is lost
-    sessions    how many clients play now, and how many ever did
+    sessions    how many clients play now, how many ever did, and the newest one's wait for a whole picture
 """
 
 import asyncio
@@ -85,6 +85,7 @@ class Camera:
     drop: float = 0.0
     opened: int = 0
     playing: int = 0
+    wait: float = 0.0  # seconds from the newest client's PLAY to its first picture
     nonce: str = field(default_factory=lambda: secrets.token_hex(8))
     rng: random.Random = field(default_factory=lambda: random.Random(1))
     began: float = field(default_factory=time.monotonic)
@@ -194,8 +195,9 @@ class Camera:
         sequence, whole = count(), True  # whole: no picture was left out since the last one that stands alone
         try:
             clip = CLIPS[self.clip]
-            passed = self._now() - self.base
-            for number in count(self.base + (passed // clip.gop + 1) * clip.gop):
+            first = self.base + ((self._now() - self.base) // clip.gop + 1) * clip.gop
+            self.wait = self.began + first / clip.fps - time.monotonic()
+            for number in count(first):
                 await asyncio.sleep(max(0.0, self.began + number / clip.fps - time.monotonic()))
                 if writer.transport.is_closing():
                     return
@@ -264,7 +266,7 @@ async def _main(cameras: dict[str, Camera]) -> None:
         command = json.loads(line)
         camera = cameras[command["camera"]]
         await _obey(camera, command["do"], command)
-        _say({"at": time.time(), "playing": camera.playing, "opened": camera.opened})
+        _say({"at": time.time(), "playing": camera.playing, "opened": camera.opened, "wait": camera.wait})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
 --         kind camera fence id json  <number of flat values> field value ...  and by kind
 --         s  a tag started  key tag value  (key: place in KEYS; value: the JSON for late comers)
 --         e  a tag ended    key tag started_at
---         t  a state        value
+--         t  a state        value, or '': the camera was removed
 --         o  other
 --       A large letter (S, T) restores what late comers read, of an event that was said long ago. id: the event's entry,
 --       where the caller knows it: the event is said again only if the stream has forgotten that.
@@ -87,7 +87,9 @@ function effect.e(camera, key, tag, start)
   redis.call('HDEL', KEYS[tonumber(key)], tag)
 end
 
-function effect.t(camera, value) redis.call('HSET', states, camera, value) end
+function effect.t(camera, value)
+  if value == '' then redis.call('HDEL', states, camera) else redis.call('HSET', states, camera, value) end
+end
 
 function effect.o() end
 

@@ -92,8 +92,10 @@ def flat(event: Event) -> list[str]:
 
 
 def state_of(event: Event, *, worker: str) -> bytes:
-    """What late comers read of a camera's state."""
+    """What late comers read of a camera's state: nothing of one that was removed."""
     detail = event.detail
+    if detail.get("state") == "removed":
+        return b""
     return to_json(
         {
             "state": detail.get("state"),
@@ -115,6 +117,21 @@ def started_event(camera: str, tag: str, present: PresentTag, *, fence: int) -> 
         "frame_id": present.first_frame_id,
     }
     return Event(EventKind.TAG_STARTED, camera, present.started_at, detail, fence)
+
+
+def ended_event(camera: str, tag: str, present: PresentTag, *, at: float, fence: int, why: Why = "gone") -> Event:
+    """The end of a tag whose last frame nobody knows."""
+    detail = {
+        "tag": tag,
+        "started_at": present.started_at,
+        "ended_at": max(at, present.started_at),
+        "duration": round(max(0.0, at - present.started_at), 6),
+        "peak": present.score,
+        "first_frame_id": present.first_frame_id,
+        "last_frame_id": None,
+        "why": why,
+    }
+    return Event(EventKind.TAG_ENDED, camera, at, detail, fence)
 
 
 def present_of(started: Mapping[str, Any]) -> bytes:

@@ -64,11 +64,6 @@ class FleetKeys:
         return f"{self.tags_prefix}:{camera}"
 
     @property
-    def keys(self) -> tuple[str, ...]:
-        """One of each kind: on a cluster they must share a slot."""
-        return (*self.types, self.tags("camera"))
-
-    @property
     def rights(self) -> Mapping[str, Sequence[str]]:
         """Commands that a worker runs, by key."""
         return {
@@ -78,10 +73,16 @@ class FleetKeys:
             self.members: _ON_RECORDS,
             self.leases: _ON_RECORDS,
             self.fences: ("HGET", "HSET", "TYPE"),
-            self.states: ("HGET", "HMGET", "HSET", "TYPE"),
+            self.states: ("HGET", "HMGET", "HSET", "HDEL", "TYPE"),
             self.events: ("XADD", "XLEN", "XRANGE", "XREVRANGE", "XINFO|STREAM", "EXISTS", "TYPE"),
             self.tags("camera"): ("HGET", "HGETALL", "HSETNX", "HDEL", "TYPE"),
         }
+
+    @property
+    def rights_unshared(self) -> Mapping[str, Sequence[str]]:
+        """The same of a worker that shares no camera: it says events, and nobody else may speak for its cameras."""
+        used = {key: self.rights[key] for key in (self.states, self.events, self.tags("camera"))}
+        return used | {self.fences: ("TYPE",)}
 
     @property
     def types(self) -> Mapping[str, str]:

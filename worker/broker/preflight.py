@@ -8,11 +8,12 @@ from typing import Any, Final
 
 from redis.exceptions import NoPermissionError, ResponseError
 
-from config.settings import RedisSettings
+from config.settings import RedisSettings, SettingsTree
 from worker.broker.cluster import Cluster
-from worker.broker.connection import Client, address
+from worker.broker.connection import Client, address, channel
 from worker.broker.failures import calls
-from worker.broker.queues import Queue
+from worker.broker.fleet_keys import FleetKeys, fleet_keys
+from worker.broker.queues import Queue, queues_of
 from worker.errors import ConfigError, RedisUnavailable
 
 OLDEST_SERVER: Final = (7, 0)
@@ -118,27 +119,46 @@ def check_types(client: Client, types: Mapping[str, str]) -> None:
             )
 
 
-def check_queues(client: Client, queues: Sequence[Queue], *, channels: Sequence[str] = ()) -> tuple[str, ...]:
-    """Slots, rights and types of all keys of these queues, and what `check_rights` returns. Raises ConfigError.
+def check_usage(client: Client, settings: SettingsTree) -> tuple[str, ...]:
+    """Slots, rights and types of all keys that a worker with these settings uses, and of no others.
 
-    Rights come before types: a missing right to look at a type would else be all that is said.
+    Returns what `check_rights` does. Raises ConfigError.
     """
-    for queue in queues:
-        check_slots(client, queue.keys)
-    needs = {key: commands for queue in queues for key, commands in queue.rights.items()}
-    silent = check_rights(client, needs, channels=channels)
-    for queue in queues:
-        check_types(client, queue.types)
+    queues, channels = queues_of(settings), (channel(settings.results, "source"),)
+    if settings.queue.enabled:
+        silent = check_queues(client, queues, channels=channels)
+    else:  # all labels of cameras go where those of the first queue do
+        silent = check_queues(client, queues[:1], channels=channels, read=False)
+    if settings.cameras:
+        check_fleet(client, fleet_keys(settings), shared=any(camera.shared for camera in settings.cameras))
     return silent
 
 
-def check_keys(
-    client: Client, keys: Sequence[str], *, rights: Mapping[str, Sequence[str]], types: Mapping[str, str]
-) -> None:
-    """The same of keys that belong together and to no queue. Raises ConfigError."""
-    check_slots(client, keys)
+def check_queues(
+    client: Client, queues: Sequence[Queue], *, channels: Sequence[str] = (), read: bool = True
+) -> tuple[str, ...]:
+    """Slots, rights and types of all keys of these queues, and what `check_rights` returns. Raises ConfigError.
+
+    Rights come before types: a missing right to look at a type would else be all that is said. `read`: False for a
+    worker that publishes labels of cameras only.
+    """
+    for queue in queues:
+        check_slots(client, queue.keys)
+    needs: dict[str, Sequence[str]] = {}
+    for queue in queues:
+        needs |= queue.rights if read else queue.rights_of_cameras
+    silent = check_rights(client, needs, channels=channels)
+    for queue in queues:
+        check_types(client, {key: kind for key, kind in queue.types.items() if key in needs})
+    return silent
+
+
+def check_fleet(client: Client, keys: FleetKeys, *, shared: bool) -> None:
+    """The same of the keys of cameras. Raises ConfigError."""
+    rights = keys.rights if shared else keys.rights_unshared
+    check_slots(client, list(rights))
     check_rights(client, rights, keyless=())
-    check_types(client, types)
+    check_types(client, {key: kind for key, kind in keys.types.items() if key in rights})
 
 
 def check_slots(client: Client, keys: Sequence[str]) -> None:

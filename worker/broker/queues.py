@@ -98,6 +98,12 @@ class Queue:
             self.memo("worker", "caller"): _ON_MARKS,
         }
 
+    @property
+    def rights_of_cameras(self) -> Mapping[str, Sequence[str]]:
+        """The same of a worker that reads no queue: of what lies beside its labels it looks at the types only."""
+        labels = {self.labels, self.latest, self.memo("worker", "caller")}
+        return {key: rights if key in labels else ("TYPE",) for key, rights in self.rights.items() if key != self.gate}
+
 
 def queues_of(settings: SettingsTree) -> tuple[Queue, ...]:
     """Every queue of the settings, each partition apart, in order of priority. Raises ConfigError.

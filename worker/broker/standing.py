@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from worker.broker.announcements import Answer, Found, Saying, Word
-from worker.broker.event_documents import started_event, state_of, worker_of
-from worker.events import Event, EventKind
+from worker.broker.event_documents import ended_event, started_event, state_of, worker_of
+from worker.events import EventKind
 from worker.tags import PresentTag
 
 LATELY: Final = 30.0  # seconds; an append-only file that is written each second loses at most two
@@ -156,24 +156,9 @@ class Standing:
     def _strangers(self, camera: str, own: _Camera, there: Mapping[str, PresentTag], at: float) -> Iterable[Saying]:
         strangers = set(there) - set(own.tags) if own.owned else set()
         for tag in sorted(strangers & own.suspects):
-            yield Saying(_end_of(camera, tag, there[tag], at=at, fence=own.fence), own.fence)
+            yield Saying(ended_event(camera, tag, there[tag], at=at, fence=own.fence), own.fence)
         own.suspects = strangers
 
 
 def _order(entry: str) -> tuple[int, ...]:
     return tuple(map(int, entry.split("-"))) if entry else ()
-
-
-def _end_of(camera: str, tag: str, present: PresentTag, *, at: float, fence: int) -> Event:
-    """The end of a tag whose last frame nobody knows."""
-    detail = {
-        "tag": tag,
-        "started_at": present.started_at,
-        "ended_at": max(at, present.started_at),
-        "duration": round(max(0.0, at - present.started_at), 6),
-        "peak": present.score,
-        "first_frame_id": present.first_frame_id,
-        "last_frame_id": None,
-        "why": "gone",
-    }
-    return Event(EventKind.TAG_ENDED, camera, at, detail, fence)

@@ -17,13 +17,14 @@ from rich.text import Text
 from config.settings import CameraSettings, SettingsTree
 from worker.broker.connection import Client, connect
 from worker.broker.failures import calls
+from worker.broker.farewell import farewell
 from worker.broker.fleet_keys import FleetKeys, fleet_keys
 from worker.broker.leases import Holder, holders
 from worker.broker.preflight import check_server
 from worker.broker.registry import Content, Registry
 from worker.commands.terminal import shown
 from worker.errors import ConfigError
-from worker.fleet import registry
+from worker.fleet.access import registry
 from worker.redaction import redact
 
 COLUMNS: Final = ("camera", "url", "from", "state", "reason", "since", "worker", "fence", "tags")
@@ -103,7 +104,10 @@ def remove_camera(settings: SettingsTree, name: str) -> int:
             f"(coatstream cameras pause {shown(name)})"
         )
     with _opened(settings) as opened:
+        unread = name not in holders(opened.client, opened.keys)
         removed = opened.registry.remove(name)
+        if removed and unread:
+            farewell(opened.client, opened.keys, settings.events, name)
     return _told(removed, f"removed {shown(name)}", f"there is no camera {shown(name)} in Redis")
 
 

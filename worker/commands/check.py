@@ -17,9 +17,8 @@ from config.errors import SettingsError
 from config.settings import CameraSettings, ModelSettings, QueueSettings, SettingsTree
 from worker import logs
 from worker.broker.audit import Audit, audit
-from worker.broker.connection import address, channel, connect
-from worker.broker.fleet_keys import fleet_keys
-from worker.broker.preflight import check_keys, check_queues, check_server, server_infos
+from worker.broker.connection import address, connect
+from worker.broker.preflight import check_server, check_usage, server_infos
 from worker.broker.queues import queues_of
 from worker.commands.books import fullness, losses_of, room_of, sum_of
 from worker.engine import Engine, ModelInfo, load_engine
@@ -93,10 +92,7 @@ def _redis(settings: SettingsTree) -> Iterator[Finding]:
     try:
         with connect(settings.redis) as client:
             server = check_server(client, settings.redis)
-            silent = check_queues(client, queues_of(settings), channels=(channel(settings.results, "source"),))
-            if settings.cameras:
-                keys = fleet_keys(settings)
-                check_keys(client, keys.keys, rights=keys.rights, types=keys.types)
+            silent = check_usage(client, settings)
             infos = server_infos(client)
     except CoatstreamError as error:
         yield Finding("redis", "fault", redact(str(error)))

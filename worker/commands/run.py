@@ -7,6 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
+import structlog
+
 from config.settings import SettingsTree
 from worker import logs
 from worker.allocator import tune_allocator
@@ -16,6 +18,7 @@ from worker.service import Service
 from worker.supervisor import STOP_SIGNALS, Lifeline, supervise
 
 _ALONE = Lifeline()
+_log = structlog.get_logger("service")
 
 
 def run_worker(settings: SettingsTree, exit_code: Callable[[Callable[[], int]], int]) -> int:
@@ -79,5 +82,6 @@ def _on_signal(service: Service, stop: asyncio.Event, lifeline: Lifeline) -> Non
     if stop.is_set() and not lifeline.supervised:
         lifeline.leave(1)
     if not service.reading:
+        _log.info("asked to stop while loading: nothing was read")
         lifeline.leave(0)
     stop.set()

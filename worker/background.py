@@ -1,0 +1,29 @@
+"""Threads that run as long as a block does."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import structlog
+
+
+@contextmanager
+def in_thread(run: Callable[[threading.Event], None], name: str) -> Iterator[None]:
+    """`run` until the end of the block; a call that hangs then is not waited for. A bug is said, and it runs again."""
+    stop = threading.Event()
+
+    def keep_running() -> None:
+        while not stop.is_set():
+            try:
+                run(stop)
+            except Exception as bug:  # the edge of the thread: without leases a worker only looks well
+                structlog.get_logger(name).error("a bug: the thread starts again", error=repr(bug)[:300])
+                stop.wait(1.0)
+
+    thread = threading.Thread(target=keep_running, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=1.0)

@@ -1,0 +1,123 @@
+"""The cameras that this worker reads now, each with its tenure. Decides nothing.
+
+Owned by the fleet's thread.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import structlog
+
+from config.settings import CameraSettings
+from worker.broker.leases import Lease
+from worker.errors import ConfigError
+from worker.fleet.figures import Transfer
+from worker.fleet.repertoire import waits
+from worker.tenure import Tenure
+
+Parting = Literal["moved", "paused", "removed"]  # moved: another worker reads it, or will
+
+
+@dataclass(slots=True)
+class Reading:
+    """One camera. `lease`: the right to speak for it, where it is shared; None: it is opened for a hand-over."""
+
+    camera: CameraSettings
+    tenure: Tenure
+    lease: Lease | None = None
+
+
+class Readings:
+    """By camera.
+
+    start, stop  as `worker.fleet.fleet.Fleet` says
+    transfers    how cameras came here or were lost, since the start
+    """
+
+    def __init__(self, start: Callable[[CameraSettings, Tenure], None], stop: Callable[[str, Parting], None]) -> None:
+        self.transfers: Counter[Transfer] = Counter()
+        self._start, self._stop = start, stop
+        self._all: dict[str, Reading] = {}
+        self._log = structlog.get_logger("fleet")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._all
+
+    @property
+    def shared(self) -> dict[str, Reading]:
+        """Those that may move; a copy."""
+        return {name: reading for name, reading in self._all.items() if reading.camera.shared}
+
+    @property
+    def alone(self) -> int:
+        """How many are not shared."""
+        return sum(not reading.camera.shared for reading in self._all.values())
+
+    @property
+    def held(self) -> int:
+        """How many of the shared ones are ours."""
+        return sum(reading.lease is not None for reading in self._all.values())
+
+    @property
+    def warm(self) -> frozenset[str]:
+        """Shared cameras whose pictures come in."""
+        return frozenset(name for name, reading in self._all.items() if reading.camera.shared and reading.tenure.warm)
+
+    def begin(self, camera: CameraSettings, tenure: Tenure, lease: Lease | None = None, *, until: float = 0.0) -> None:
+        """Read it, and speak for it at once where there is a lease: a file's first frame would be lost otherwise.
+
+        Raises ConfigError for a camera that cannot be read here; it is not among the readings then.
+        """
+        self._all[camera.name] = Reading(camera, tenure)
+        if lease is not None:
+            self.grant(camera.name, lease, until=until)
+        try:
+            self._start(camera, tenure)
+        except ConfigError:
+            del self._all[camera.name]
+            tenure.end()
+            raise
+
+    def grant(self, name: str, lease: Lease, *, until: float) -> None:
+        """It is ours until then."""
+        reading = self._all[name]
+        if reading.lease is None or reading.lease.fence != lease.fence:
+            self.transfers[lease.why] += 1
+            self._log.info("camera is ours", camera=name, why=lease.why, fence=lease.fence)
+        reading.lease = lease
+        reading.tenure.grant(lease.fence, until=until)
+
+    def silence(self, name: str) -> None:
+        """Another speaks for it, or nobody; it is still read."""
+        self._all[name].lease = None
+        self._all[name].tenure.end()
+
+    def end(self, name: str, parting: Parting) -> None:
+        """Read it no more."""
+        reading = self._all.pop(name)
+        reading.tenure.end()
+        if reading.lease is not None:
+            self._log.info("camera is no longer ours", camera=name, why=parting, fence=reading.lease.fence)
+        self._stop(name, parting)
+
+    @property
+    def lapsing(self) -> list[str]:
+        """All that end with the tenures: files only say no more, and wait."""
+        return [name for name, reading in self.shared.items() if reading.lease is not None or not waits(reading.camera)]
+
+    def lapse(self, parting: Callable[[str], Parting]) -> None:
+        """The tenures have ended by our clock."""
+        self.transfers["lost"] += self.held
+        self._log.warning("no word from Redis for a lease: its cameras are let go", cameras=self.held)
+        for name in self.lapsing:
+            if waits(self._all[name].camera):  # or each outage would begin it anew
+                self.silence(name)
+            else:
+                self.end(name, parting(name))
+
+    def fall_silent(self) -> None:
+        """Say nothing more of any shared camera; who reads them is stopped by somebody else."""
+        for reading in self.shared.values():
+            reading.tenure.end()

@@ -1,8 +1,10 @@
-"""What preparing a picture costs, beside the bare torch call and beside PIL with timm's transform.
+"""What preparing a picture costs, beside the bare torch call and beside PIL with timm's transform, and how far the
+result is from that transform's.
 
     python bench/preparation.py [--rounds 40] [--width 1920 --height 1080] [--plain-allocator]
 
-One thread, all ways in turn, medians. Prints a table, the ratios that count, and one line of JSON.
+One thread, all ways in turn, medians. How far: the package's photos at a hundred sizes, all values that are off by one
+grey level or more. Prints a table, the ratios that count, and one line of JSON.
 """
 
 import argparse
@@ -33,8 +35,12 @@ from worker.opencv import cv2
 from worker.resizing import prepare
 
 SPEC = InputSpec(224, 224, 0.9, "center", "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+ASSETS = Path(__file__).parents[1] / "worker" / "assets"
 LIMITS = {"max_bytes": 10**8, "max_pixels": 10**8}
 TIMM = transforms_imagenet_eval(224, crop_pct=0.9, crop_mode="center", interpolation="bicubic", normalize=False)
+
+
+SIZES = 100  # that photos are enlarged to
 
 
 def main() -> None:
@@ -57,16 +63,17 @@ def main() -> None:
     }
     for name, value in ratios.items():
         print(f"{name:28s} {value:7.2f}")
+    off = levels(SIZES) | {"JPEG, auto: mean levels from full": halved(given.width, given.height)}
+    for name, value in off.items():
+        print(f"{name:28s} {value:7.4g}")
     told = {way: round(1000 * seconds, 3) for way, (seconds, _) in times.items()}
-    print(json.dumps({"bench": "preparation", "size": [given.width, given.height], "ms": told, "ratios": ratios}))
+    size = [given.width, given.height]
+    print(json.dumps({"bench": "preparation", "size": size, "ms": told, "ratios": ratios, "off": off}))
 
 
 def ways(width: int, height: int) -> dict[str, Callable[[], object]]:
     """What is timed; tensors are uint8 before normalisation, which is the engine's."""
-    photo: Any = cv2.imread(str(Path(__file__).parents[1] / "worker" / "assets" / "coffee.png"))
-    rows = photo.shape[1] * height // width
-    frame = cv2.resize(photo[: min(rows, photo.shape[0])], (width, height), interpolation=cv2.INTER_CUBIC)
-    jpeg = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+    frame, jpeg = photo_and_jpeg("coffee.png", width, height)
     pixels = frame.tobytes()
     whole = decode(jpeg, **LIMITS)
     return {
@@ -81,6 +88,14 @@ def ways(width: int, height: int) -> dict[str, Callable[[], object]]:
     }
 
 
+def photo_and_jpeg(name: str, width: int, height: int) -> tuple[Pixels, bytes]:
+    """A photo of the package, enlarged; BGR."""
+    photo: Any = cv2.imread(str(ASSETS / name))
+    rows = photo.shape[1] * height // width
+    frame: Any = cv2.resize(photo[: min(rows, photo.shape[0])], (width, height), interpolation=cv2.INTER_CUBIC)
+    return frame, cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+
+
 def bare_call(frame: Pixels) -> Callable[[], object]:
     """F.interpolate on the uint8 frame, over the rows and columns that `prepare` computes."""
     axes = axes_of(frame.shape[0], frame.shape[1], SPEC)
@@ -91,6 +106,34 @@ def bare_call(frame: Pixels) -> Callable[[], object]:
     part = tensor[:, :, rows.first : rows.last, columns.first : columns.last]
     size = rows.end - rows.start, columns.end - columns.start
     return lambda: interpolate(part, size=size, mode="bicubic", antialias=True, align_corners=False)
+
+
+def levels(sizes: int) -> dict[str, float]:
+    """How far prepared pictures are from timm's. Where torch resizes them: smaller ones PIL does, and all are equal."""
+    rng = np.random.default_rng(0)
+    photos = [Image.open(file).convert("RGB") for file in sorted(ASSETS.glob("*.png"))]
+    values, most, beyond = 0, 0, np.zeros(2, int)
+    for _ in range(sizes):
+        height = int(SPEC.height / SPEC.crop_pct * rng.uniform(1.75, 5.5))
+        width = int(height * rng.uniform(1.0, 2.0))
+        for photo in photos:
+            picture = photo.resize((width, height), Image.Resampling.LANCZOS)
+            wanted = np.asarray(TIMM(picture)).transpose(1, 2, 0)
+            off = np.abs(prepare(np.array(picture), SPEC).astype(int) - wanted)
+            values, most = values + off.size, max(most, int(off.max()))
+            beyond += (off >= 1).sum(), (off >= 2).sum()
+    by_one, by_two = (1e6 * beyond / values).tolist()
+    return {"levels off at most": most, "off by one, of a million": by_one, "off by two, of a million": by_two}
+
+
+def halved(width: int, height: int) -> float:
+    """How far what the model sees of a JPEG decoded at half size is from what it sees of the whole, on average."""
+    means = []
+    for file in sorted(ASSETS.glob("*.png")):
+        _, jpeg = photo_and_jpeg(file.name, width, height)
+        half, full = decode_for(SPEC, jpeg, **LIMITS).pixels, decode(jpeg, **LIMITS)
+        means.append(np.abs(prepare(half, SPEC).astype(int) - prepare(full, SPEC)).mean())
+    return float(np.mean(means))
 
 
 def measure(timed: dict[str, Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:

@@ -4,11 +4,13 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -112,14 +114,49 @@ def test_a_line_holds_each_figure_with_its_spread_in_four_digits(capsys: pytest.
     }
 
 
-def test_without_a_terminal_there_is_no_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_there_is_a_plain_line_for_each_step_and_no_table(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     report = Report("host", machine())
-    report.say("about 3 s")
+    with report.track("every [case] of " + "many " * 30, ["a", "b"]) as tracked:
+        taken = list(tracked)
     report.add(case="a", rate=Figure(1.0, 1.0, 1.0))
 
     report.show()
 
-    assert capsys.readouterr().err == ""
+    assert taken == ["a", "b"]
+    assert capsys.readouterr().err == "every [case] of " + "many " * 30 + "\n"
+
+
+def test_a_terminal_sees_which_turn_it_is_and_stdout_nothing_of_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    report = Report("host", machine())
+
+    samples = interleave({"a": lambda _: 1.0, "b": lambda _: 2.0}, 1.0, rounds=2, track=partial(report.track, "rounds"))
+
+    said = capsys.readouterr()
+    assert samples == {"a": [1.0, 1.0], "b": [2.0, 2.0]}
+    assert said.out == ""
+    drawn = re.sub(r"\x1b\[\d+m", "", said.err).split("\r")
+    seen = [turn for line in drawn for turn in re.findall(r" (\d)/4 .* rounds: (\w)", line)]
+    assert list(dict.fromkeys(seen)) == [("0", "a"), ("1", "b"), ("2", "b"), ("3", "a")]
+
+
+def test_a_turn_that_fails_leaves_the_terminal_as_it_was(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+
+    def fails(_: float) -> float:
+        raise EngineError("no room")
+
+    with pytest.raises(EngineError, match="no room"):
+        interleave({"a": fails}, 1.0, track=partial(Report("host", machine()).track, "rounds"))
+
+    assert "\x1b[?25h" in capsys.readouterr().err  # the cursor is back, before anybody says what was wrong
 
 
 def test_a_terminal_gets_a_table_with_the_spread_in_brackets(
@@ -314,7 +351,7 @@ def test_a_cpu_is_used_whole_by_one_stream_and_by_a_stream_per_core() -> None:
 def test_engines_are_named_with_a_precision_or_stand_for_two_and_the_base_is_first() -> None:
     asked = bench_engine.parse(["fused", "openvino:fp16", "eager", "fused:bf16"])
 
-    assert [one.name for one in asked] == ["eager_fp32", "fused_fp32", "fused_bf16", "openvino_fp16"]
+    assert [str(one) for one in asked] == ["eager_fp32", "fused_fp32", "fused_bf16", "openvino_fp16"]
 
 
 @pytest.mark.parametrize("word", ["onnx", "fused:int8", ""])

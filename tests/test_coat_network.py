@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tests.absence import missing
 from tests.coats import LITE, PARALLEL, close, coat_classifier, has_packed, pixels
+from worker.engine import NotHere
 from worker.engine.classifier import Classifier
 from worker.engine.coat import fused_network, is_coat
 from worker.engine.coat.layers import PackedDepthwise
@@ -139,7 +140,7 @@ def test_what_the_rewrite_does_not_know_is_left_to_other_engines(other: str) -> 
 def test_fusing_another_model_is_one_clear_error(mini: Classifier) -> None:
     other = Classifier(timm.create_model("resnet10t"), "resnet10t", "random", mini.spec, (), True, 512)
 
-    with pytest.raises(EngineError, match="resnet10t is no CoaT that can be fused"):
+    with pytest.raises(NotHere, match="resnet10t is no CoaT, and only those can be fused"):
         fused_network(other, dtype=FP32, packed=False)
 
 

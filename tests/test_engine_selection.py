@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,11 +8,14 @@ import pytest
 import structlog
 import timm
 import torch
+from torch import Tensor
 
 from config.settings import BatchSettings, ModelSettings
 from tests.absence import missing
 from worker.engine import Engine, capabilities, chooser, openvino, selection, self_check
+from worker.engine.coat.network import CoatNetwork
 from worker.engine.selection import select
+from worker.engine.self_check import Disagreement
 from worker.errors import EngineError
 
 TINY = "test_vit.r160_in1k"
@@ -88,8 +92,8 @@ def test_a_model_is_converted_once_for_all_precisions_and_layouts_even_where_not
         conversions += 1
         return convert(*args, **more)
 
-    def wrong_in_bf16(engine: Engine, *rest: Any) -> float:
-        return 0.5 if engine.info.precision == "bf16" else check(engine, *rest)
+    def wrong_in_bf16(engine: Engine, *rest: Any) -> Disagreement:
+        return Disagreement(0.5, 0.0) if engine.info.precision == "bf16" else check(engine, *rest)
 
     monkeypatch.setattr(openvino, "convert", counted)
     monkeypatch.setattr(self_check, "disagreement", wrong_in_bf16)
@@ -106,8 +110,8 @@ def test_an_engine_that_disagrees_is_refused_in_one_line_and_the_reference_runs(
 ) -> None:
     check = self_check.disagreement
 
-    def half_wrong(engine: Engine, *rest: Any) -> float:
-        return check(engine, *rest) if engine.info.engine == "eager" else 0.5
+    def half_wrong(engine: Engine, *rest: Any) -> Disagreement:
+        return check(engine, *rest) if engine.info.engine == "eager" else Disagreement(0.5, 0.0)
 
     monkeypatch.setattr(self_check, "disagreement", half_wrong)
 
@@ -120,11 +124,58 @@ def test_an_engine_that_disagrees_is_refused_in_one_line_and_the_reference_runs(
     assert "off by 0.5 of the picture's largest, more than 0.001" in refused[0]["why"]
 
 
+def test_an_engine_with_wrong_embeddings_is_refused_and_only_where_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = CoatNetwork.forward
+
+    def wrong(network: CoatNetwork, pixels: Tensor) -> tuple[Tensor, ...]:
+        logits, *pooled = right(network, pixels)
+        return logits, *(1.01 * each for each in pooled)
+
+    monkeypatch.setattr(CoatNetwork, "forward", wrong)
+
+    engine, lines = chosen(settings(tmp_path, name=COAT, engine="fused", precision="fp32", embeddings=True))
+    without, _ = chosen(settings(tmp_path, name=COAT, engine="fused", precision="fp32"))
+
+    assert (engine.info.engine, without.info.engine) == ("eager", "fused")
+    assert (
+        "an embedding is off by 0.01 of its length, more than 0.005" in said(lines, "an engine is left out")[0]["why"]
+    )
+
+
 def test_a_precision_beyond_the_tolerance_is_refused(tmp_path: Path) -> None:
     engine, lines = chosen(settings(tmp_path, engine="eager", precision="bf16", tolerance=1e-7))
 
     assert (engine.info.engine, engine.info.precision) == ("eager", "fp32")
     assert "model.tolerance" in said(lines, "an engine is left out")[0]["why"]
+
+
+def test_without_a_compiler_another_engine_runs_with_one_line_and_no_traceback(tmp_path: Path) -> None:
+    """As in the image, which has none. In a process of its own: torch remembers the compiler that it has found."""
+    script = (
+        "from config.settings import *; from worker.engine import load_engine; "
+        f"model = ModelSettings(name={TINY!r}, weights='random', device='cpu', cache=None, engine='compile'); "
+        "engine = load_engine(model, BatchSettings(max_size=1)); engine.warm_up(); print('runs', engine.info.engine)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in ("CXX", "CC")}
+
+    told = subprocess.run(
+        [sys.executable, "-c", script],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=environment | {"PATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
+    )
+
+    assert told.returncode == 0, told.stderr
+    assert "Traceback" not in told.stdout + told.stderr
+    assert [line.split()[1] for line in told.stdout.splitlines() if line.startswith("runs")] in (
+        ["openvino"],
+        ["eager"],
+    )
+    assert (told.stdout + told.stderr).count("needs a C++ compiler, and there is none: install g++") == 1
 
 
 def test_a_model_that_is_no_coat_falls_to_the_next_engine_with_a_line(tmp_path: Path) -> None:
@@ -166,7 +217,9 @@ def test_that_another_engine_runs_than_was_asked_for_is_said_at_each_start(tmp_p
 def test_an_engine_refused_in_the_precision_asked_for_runs_in_float32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(self_check, "disagreement", lambda engine, *_: 0.5 * (engine.info.precision == "bf16"))
+    monkeypatch.setattr(
+        self_check, "disagreement", lambda engine, *_: Disagreement(0.5 * (engine.info.precision == "bf16"), 0.0)
+    )
 
     engine, lines = chosen(settings(tmp_path, name=COAT, engine="fused", precision="bf16"))
 

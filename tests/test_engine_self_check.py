@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -8,7 +9,16 @@ import torch
 
 from config.settings import BatchSettings, ModelSettings
 from worker.engine.classifier import Classifier, load_classifier
-from worker.engine.self_check import FP32_TOLERANCE, Probabilities, allowed, check_pictures, disagreement, reference
+from worker.engine.self_check import (
+    FP32_TOLERANCE,
+    Disagreement,
+    Floats,
+    Reference,
+    allowed,
+    check_pictures,
+    disagreement,
+    reference,
+)
 from worker.engine.torch_engine import TorchEngine, load_eager_engine
 from worker.frames import Pixels, Scores
 
@@ -41,7 +51,7 @@ def pictures(name: str = COAT) -> Pixels:
 
 
 @cache
-def wanted(name: str = COAT) -> Probabilities:
+def wanted(name: str = COAT) -> Reference:
     return reference(classifier(name), pictures(name))
 
 
@@ -53,7 +63,7 @@ class Wrong:
     """An eager engine with one fault."""
 
     def __init__(self) -> None:
-        self._right = eager()
+        self._right = eager(embeddings=True)
         self.info, self.spec, self.labels = self._right.info, self._right.spec, self._right.labels
         self.prepared, self.streams = self._right.prepared, self._right.streams
         self.recompilations = 0
@@ -63,6 +73,11 @@ class Wrong:
 
     def classify(self, pixels: Pixels) -> Scores:
         return self._right.classify(pixels)
+
+    def with_embeddings(self, pixels: Pixels, change: Callable[[Floats], Floats]) -> Scores:
+        scores = self._right.classify(pixels)
+        assert scores.embeddings is not None
+        return replace(scores, embeddings=change(scores.embeddings))
 
 
 class SwappedChannels(Wrong):
@@ -99,6 +114,33 @@ class NeighbouringClasses(Wrong):
         return replace(scores, indices=(scores.indices + 1) % len(self.labels))
 
 
+class ShuffledEmbeddings(Wrong):
+    def classify(self, pixels: Pixels) -> Scores:
+        return self.with_embeddings(pixels, lambda pooled: np.roll(pooled, 1, axis=1))
+
+
+class LongEmbeddings(Wrong):
+    def classify(self, pixels: Pixels) -> Scores:
+        return self.with_embeddings(pixels, lambda pooled: 1.2 * pooled)
+
+
+class CutEmbeddings(Wrong):
+    def classify(self, pixels: Pixels) -> Scores:
+        return self.with_embeddings(pixels, lambda pooled: pooled[:, :-1])
+
+
+class EmbeddingsOfTheMeanToken(Wrong):
+    """What an engine gives that pools tokens which this model does not pool."""
+
+    def classify(self, pixels: Pixels) -> Scores:
+        return self.with_embeddings(pixels, lambda _: self._right.features(pixels).mean(axis=1))
+
+
+class EmbeddingsOfNoNumbers(Wrong):
+    def classify(self, pixels: Pixels) -> Scores:
+        return self.with_embeddings(pixels, lambda pooled: pooled * np.float32(np.nan))
+
+
 # ---- the pictures
 
 
@@ -115,9 +157,10 @@ def test_the_pictures_are_six_different_real_ones_at_the_models_size() -> None:
 def test_the_reference_is_eager_float32s_probabilities() -> None:
     scores = eager(top_k=100).classify(pictures())
 
-    assert np.allclose(wanted().sum(axis=1), 1, atol=1e-5)
-    assert np.allclose(np.take_along_axis(wanted(), scores.indices, axis=1), scores.values, atol=1e-6)
-    assert wanted().argmax(axis=1).tolist() == scores.indices[:, 0].tolist()
+    probabilities = wanted().probabilities
+    assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    assert np.allclose(np.take_along_axis(probabilities, scores.indices, axis=1), scores.values, atol=1e-6)
+    assert probabilities.argmax(axis=1).tolist() == scores.indices[:, 0].tolist()
 
 
 # ---- engines that are right
@@ -126,21 +169,21 @@ def test_the_reference_is_eager_float32s_probabilities() -> None:
 @pytest.mark.parametrize("name", [COAT, VIT])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_right_engine_passes(name: str, precision: str) -> None:
-    off = disagreement(eager(name, precision), pictures(name), wanted(name))
+    off = disagreement(eager(name, precision, embeddings=True), pictures(name), wanted(name))
 
-    assert off <= allowed(precision, TOLERANCE)
-    assert off > 0 or precision == "fp32"
+    assert off.beyond(allowed(precision, TOLERANCE)) is None
+    assert (off.probability > 0 and off.embedding > 0) or precision == "fp32"
 
 
 @pytest.mark.parametrize("top_k", [1, 5, 100])
 def test_how_many_classes_are_shown_does_not_matter(top_k: int) -> None:
-    assert disagreement(eager(top_k=top_k), pictures(), wanted()) <= FP32_TOLERANCE
+    assert disagreement(eager(top_k=top_k), pictures(), wanted()).beyond(FP32_TOLERANCE) is None
 
 
 def test_an_engine_for_one_picture_at_a_time_is_checked_too() -> None:
     lone = load_eager_engine(classifier(), settings(COAT), BatchSettings(max_size=1))
 
-    assert disagreement(lone, pictures(), wanted()) <= FP32_TOLERANCE
+    assert disagreement(lone, pictures(), wanted()).beyond(FP32_TOLERANCE) is None
 
 
 # ---- engines that are wrong
@@ -152,12 +195,30 @@ def test_an_engine_for_one_picture_at_a_time_is_checked_too() -> None:
 def test_a_wrong_engine_is_seen_in_any_precision(wrong: type[Wrong]) -> None:
     off = disagreement(wrong(), pictures(), wanted())
 
-    assert off > allowed("bf16", TOLERANCE)
-    assert off > allowed("fp32", TOLERANCE)
+    assert "a probability is off by" in (off.beyond(allowed("bf16", TOLERANCE)) or "")
+    assert "a probability is off by" in (off.beyond(allowed("fp32", TOLERANCE)) or "")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [ShuffledEmbeddings, LongEmbeddings, CutEmbeddings, EmbeddingsOfTheMeanToken, EmbeddingsOfNoNumbers],
+)
+def test_a_wrong_embedding_is_seen_though_the_probabilities_are_right(wrong: type[Wrong]) -> None:
+    off = disagreement(wrong(), pictures(), wanted())
+
+    assert off.probability <= FP32_TOLERANCE
+    assert "an embedding is off by" in (off.beyond(allowed("bf16", TOLERANCE)) or "")
+
+
+def test_embeddings_that_nobody_asked_for_are_not_compared() -> None:
+    assert disagreement(eager(), pictures(), wanted()).embedding == 0
 
 
 def test_what_is_no_number_is_infinitely_wrong() -> None:
-    assert disagreement(NoNumbers(), pictures(), wanted()) == float("inf")
+    assert disagreement(NoNumbers(), pictures(), wanted()).probability == float("inf")
+    assert disagreement(EmbeddingsOfNoNumbers(), pictures(), wanted()).embedding == float("inf")
+    assert Disagreement(float("nan"), 0.0).beyond(1.0)
+    assert Disagreement(0.0, float("nan")).beyond(1.0)
 
 
 @pytest.mark.parametrize(

@@ -290,7 +290,7 @@ def test_a_precision_that_the_device_cannot_compute_is_one_line(monkeypatch: pyt
 
     monkeypatch.setattr(EagerNetwork, "forward", half)
     with pytest.raises(EngineError) as caught:
-        load(name="test_vit.r160_in1k", precision="fp16")
+        load(name="test_vit.r160_in1k", precision="fp16").warm_up()
     assert str(caught.value) == (
         "test_vit.r160_in1k cannot run a batch of 1 in fp16 on cpu: \"some_kernel_cpu\" not implemented for 'Half'; "
         "choose another precision, device or model"

@@ -48,8 +48,8 @@ LAYERS: list[set[str]] = [
 
 # library -> the modules that may import it
 ONLY_IN = {
-    "torch": ("worker.engine", "worker.resizing", "worker.cores", "worker.commands.bench", "worker.commands.measuring"),
-    "timm": ("worker.engine", "worker.commands.measuring"),
+    "torch": ("worker.engine", "worker.resizing", "worker.cores", "worker.commands.bench"),
+    "timm": ("worker.engine",),
     "cv2": ("worker.opencv",),
     "redis": ("worker.broker",),
     "prometheus_client": ("worker.metrics", "worker.camera_metrics", "worker.web", "worker.service"),

@@ -4,21 +4,19 @@ Arithmetic and one measurement; when a batch leaves is `worker.batch_policy`'s b
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean, median_low
-from threading import Barrier
 from typing import Final
 
 import numpy as np
 
 from worker.engine import Engine, prepared_size
-from worker.engine.timing import noise
-from worker.errors import EngineError
-from worker.frames import Pixels
+from worker.engine.timing import batch_seconds
+from worker.errors import EngineError, first_line
 
 # Seconds of a core that a batch costs outside of the engine: turns, threads, one write to Redis. `bench pipeline` at
 # batches of two: 1.9 ms a frame more than the bare work, of which `bench host` finds some 0.5 in what each frame costs.
@@ -153,7 +151,7 @@ def measure_costs(
     """
     wanted = _telling(sizes or engine.prepared)
     most = _MOST * budget if most is None else most
-    with _threads(engine, pool) as streams:
+    with nullcontext(pool) if pool is not None else ThreadPoolExecutor(engine.streams, "measure") as streams:
         look = partial(_look, engine, streams, enough=enough, clock=clock)
         began = clock()
         first = look(wanted[0], enough=0.0)  # what happens once in each thread happens now, and does not count
@@ -185,39 +183,10 @@ def _expected(seen: Mapping[int, Sequence[float]], size: int, enough: float) -> 
 
 def _look(engine: Engine, streams: Executor, size: int, *, enough: float, clock: Callable[[], float]) -> float:
     """Seconds of one batch of `size`, all streams at it for `enough` seconds and one batch at least."""
-    together = Barrier(engine.streams)
-    pixels = _pixels(engine, size)
-    turns = [streams.submit(_stream, engine, pixels, together, enough, clock) for _ in range(engine.streams)]
     try:
-        return fmean(turn.result() for turn in turns)
+        return fmean(batch_seconds(engine, size, enough, pool=streams, clock=clock))
     except Exception as error:  # whatever the model raises
-        what = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         advice = "choose a smaller batch.max_size or fewer model.streams"
         raise EngineError(
-            f"{engine.info.name} cannot run {engine.streams} batches of {size} at once: {what}; {advice}"
+            f"{engine.info.name} cannot run {engine.streams} batches of {size} at once: {first_line(error)}; {advice}"
         ) from None
-
-
-def _stream(engine: Engine, pixels: Pixels, together: Barrier, enough: float, clock: Callable[[], float]) -> float:
-    together.wait(timeout=30)
-    began, batches, elapsed = clock(), 0, 0.0
-    while not batches or elapsed < enough:
-        engine.classify(pixels)
-        batches += 1
-        elapsed = clock() - began
-    return elapsed / batches
-
-
-def _pixels(engine: Engine, size: int) -> Pixels:
-    """Noise; a few pictures over and over are made the sooner."""
-    few = noise(engine, min(size, 8))
-    return np.resize(few, (size, *few.shape[1:]))
-
-
-@contextmanager
-def _threads(engine: Engine, pool: Executor | None) -> Iterator[Executor]:
-    if pool is not None:
-        yield pool
-        return
-    with ThreadPoolExecutor(engine.streams, "measure") as own:
-        yield own

@@ -1,6 +1,6 @@
 """Resizing: RGB pixels of any size to what a model wants to see.
 
-The geometry is timm's evaluation transform and the filters are PIL's, at a tenth of PIL's time. Normalising is the
+The geometry is timm's evaluation transform and the filters are PIL's, at a fraction of its time. Normalising is the
 engine's business, on its device.
 """
 
@@ -25,10 +25,10 @@ INTERPOLATIONS: Final = ("bicubic", "bilinear", "area")  # what `prepare` can do
 def prepare(image: Pixels, spec: InputSpec) -> Pixels:
     """uint8 [any height, any width, 3] -> uint8 [spec.height, spec.width, 3], channels as they come.
 
-    Equal to timm's evaluation transform before normalisation, for `bicubic` and `bilinear` within one grey level
-    (two in some 1 of 1,000,000 values, in noise and in photos). So a picture of the model's very size is enlarged and
-    cropped too, as timm does. `area` has the same geometry, rounded to whole pixels of the picture. The result has its
-    own memory.
+    Equal to timm's evaluation transform before normalisation: for `bicubic` and `bilinear` within one grey level, two
+    in a value of many millions (bench/preparation.py counts them). So a picture of the model's very size is enlarged
+    and cropped too, as timm does. `area` has the same geometry, rounded to whole pixels of the picture. The result has
+    its own memory.
     """
     if backwards := image.strides[2] < 0:  # a view of BGR, as `decoding.raw` gives: turned round once it is small
         image = image[:, :, ::-1]
@@ -62,8 +62,9 @@ _MAX_WHOLE: Final = 16_000_000  # pixels that a tall picture may have before its
 def _by_filter(image: Pixels, rows: Axis, columns: Axis, spec: InputSpec) -> Pixels:
     """PIL's antialiased filter: torch's uint8 kernel wherever it is within one grey level of PIL, else PIL itself.
 
-    torch's 16-bit weights round some values to the neighbouring level in the first pass. In the second pass they hardly
-    ever add up to two levels while an axis shrinks by 1.75 or more; below that they do (1 of 100,000 values in photos).
+    torch's 16-bit weights (PIL's have 22) round some values to the neighbouring level in the first pass. In the second
+    pass those hardly ever add up to two levels while an axis shrinks by 1.75 or more; below that they do. A finer
+    second pass would not help; a finer first one is most of PIL's time.
     """
     reach = 2 if spec.interpolation == "bicubic" else 1
     cuts = exact_cut(rows, reach), exact_cut(columns, reach)
@@ -87,7 +88,7 @@ def _is_tall(rows: Axis, columns: Axis) -> bool:
 def _by_torch(image: Pixels, axes: tuple[Axis, Axis], cuts: tuple[Cut, Cut], interpolation: str) -> Pixels:
     """The kernel behind F.interpolate(antialias=True), which cannot be given both a size and the true scale.
 
-    uint8 [height, width, 3] viewed as a channels-last tensor runs in integers, as PIL does: a tenth of PIL's time.
+    uint8 [height, width, 3] viewed as a channels-last tensor runs in integers, as PIL does, and far faster.
     """
     import torch
 
@@ -96,7 +97,7 @@ def _by_torch(image: Pixels, axes: tuple[Axis, Axis], cuts: tuple[Cut, Cut], int
     kernels = torch.ops.aten
     kernel = kernels._upsample_bicubic2d_aa if interpolation == "bicubic" else kernels._upsample_bilinear2d_aa
     height, width = (_computed(axis, cut) for axis, cut in zip(axes, cuts, strict=True))
-    # Left alone it gives planes for a part of a picture, and turning those round takes a sixth of the time again.
+    # Left alone it gives planes for a part of a picture, and turning those round takes time again.
     resized = np.empty((height, width, 3), np.uint8)
     scales = rows.resized / rows.source, columns.resized / columns.source
     kernel.out(_planes(_readable(pixels)), [height, width], False, *scales, out=_planes(resized))
@@ -117,7 +118,7 @@ def _planes(pixels: Pixels) -> "Tensor":
 def _readable(pixels: Pixels) -> Pixels:
     """The same memory for torch, which knows no read-only tensors and warns of each: nobody writes into this one.
 
-    A copy, 0.6 ms at 1080p, only where rows, columns or channels run backwards.
+    A copy only where rows, columns or channels run backwards.
     """
     if min(pixels.strides) < 0:
         return np.ascontiguousarray(pixels)
@@ -142,7 +143,7 @@ def _computed(axis: Axis, cut: Cut) -> int:
 
 
 def _by_pil(image: Pixels, axes: tuple[Axis, Axis], cuts: tuple[Cut, Cut], reach: int) -> Pixels:
-    """PIL over the cut, then the crop: the reference itself, at seven times the cost of torch."""
+    """PIL over the cut, then the crop: the reference itself, at many times the cost of torch."""
     (rows, columns), (row_cut, column_cut) = axes, cuts
     pixels = image[row_cut.first : row_cut.last, column_cut.first : column_cut.last]
     size = column_cut.end - column_cut.start, row_cut.end - row_cut.start

@@ -7,6 +7,7 @@ the settings it also says whether those fit, and what each of them will get.
 
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,7 +74,7 @@ def run_bench_cameras(settings: SettingsTree, *, seconds: float, as_json: bool) 
     logs.configure(logs.quiet(settings.log))
     described = machine()
     engine = _engine(settings)
-    _say(f"about {seconds * (len(SIZES) + 1):.0f} s of measuring {engine.info.name}")
+    print(f"about {seconds * (len(SIZES) + 1):.0f} s of measuring {engine.info.name}", file=sys.stderr, flush=True)
     engine.warm_up()
     rates = measure_rates(engine, engine.prepared, seconds=seconds, most=max(3.0, 3 * seconds))
     readings = {size: _reading(size, engine.spec, seconds) for size in SIZES}
@@ -93,12 +94,6 @@ def run_bench_cameras(settings: SettingsTree, *, seconds: float, as_json: bool) 
     else:
         _show(document)
     return 0
-
-
-def _say(text: str) -> None:
-    console = Console(stderr=True)
-    if console.is_terminal:
-        console.print(text, markup=False, highlight=False)
 
 
 # ---- the model

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -15,6 +16,7 @@ from config.settings import BatchSettings, ModelSettings
 from worker.allocator import tune_allocator
 from worker.cores import usable_cores, use_cores
 from worker.engine import Engine, ModelInfo, load_engine
+from worker.engine.timing import call_seconds, rate
 from worker.errors import EngineError
 from worker.frames import InputSpec, Pixels
 
@@ -80,20 +82,7 @@ class Contender:
         `classify` gives its scores as arrays on the host, so that a GPU has finished when it returns.
         """
         engine, pool = self._loaded[layout]
-        pixels = _noise(engine.spec, size)
-
-        def stream(_: int) -> float:
-            started = time.perf_counter()
-            batches, elapsed = 0, 0.0
-            while not batches or elapsed < seconds:
-                engine.classify(pixels)
-                batches += 1
-                elapsed = time.perf_counter() - started
-            return batches * size / elapsed
-
-        began, spent = time.perf_counter(), time.process_time()
-        rate = sum(pool.map(stream, range(layout.streams)))
-        return Sample(rate, (time.process_time() - spent) / (time.perf_counter() - began))
+        return _sample(lambda: rate(engine, size, seconds, pool=pool))
 
     def probabilities(self, pictures: Pixels) -> NDArray[np.float32]:
         """float32 [n, classes]: of uint8 [n, height, width, 3] pictures at the model's size."""
@@ -108,8 +97,10 @@ class Contender:
         return np.concatenate(rows)
 
 
-def _noise(spec: InputSpec, size: int) -> Pixels:
-    return np.random.default_rng(0).integers(0, 256, (size, spec.height, spec.width, 3), np.uint8)
+def _sample(measure: Callable[[], float]) -> Sample:
+    began, spent = time.perf_counter(), time.process_time()
+    reached = measure()
+    return Sample(reached, (time.process_time() - spent) / (time.perf_counter() - began))
 
 
 def gflop_per_frame(engine: Engine) -> float:
@@ -158,18 +149,12 @@ class Limits:
     @torch.inference_mode()
     def rate(self, name: str, seconds: float) -> Sample:
         use_cores(usable_cores())
-        product = self._products[name]
-        product()  # not timed: the first one chooses its kernel
-        self._synchronise()
-        started, spent, done = time.perf_counter(), time.process_time(), 0
-        while not done or time.perf_counter() - started < seconds:
-            product()
-            self._synchronise()
-            done += 1
-        elapsed = time.perf_counter() - started
-        return Sample(done * 2 * side(self._device) ** 3 / 1e9 / elapsed, (time.process_time() - spent) / elapsed)
+        multiply = partial(self._multiply, name)
+        multiply()  # not timed: the first one chooses its kernel
+        return _sample(lambda: 2 * side(self._device) ** 3 / 1e9 / call_seconds(multiply, seconds))
 
-    def _synchronise(self) -> None:
+    def _multiply(self, name: str) -> None:
+        self._products[name]()
         if self._device != "cpu":
             torch.accelerator.synchronize(self._device)
 

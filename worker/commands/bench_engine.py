@@ -28,6 +28,7 @@ from worker.commands.measuring import Figure, Report, Run, Value, figure, interl
 from worker.cores import usable_cores
 from worker.decoding import decode
 from worker.engine import ModelInfo
+from worker.engine.torch_engine import device_of
 from worker.errors import ConfigError, EngineError
 from worker.frames import InputSpec, Pixels
 from worker.resizing import prepare
@@ -36,7 +37,6 @@ from worker.sources.camera import Camera
 SIZES: Final = (1, 2, 4, 8, 16, 32)
 ENGINES: Final = ("fused", "openvino")  # beside eager; compile takes minutes and is measured where it is asked for
 KNOWN: Final = ("eager", "fused", "compile", "openvino")
-BASE: Final = "eager_fp32"
 PRECISIONS: Final = ("fp32", "bf16", "fp16")
 MOST_STREAMS: Final = 64  # as many as model.streams allows
 CLIP_FPS: Final = 10.0  # frames of the clip that engines are compared on: 143
@@ -52,8 +52,7 @@ class Asked:
     engine: str
     precision: str
 
-    @property
-    def name(self) -> str:
+    def __str__(self) -> str:
         return f"{self.engine}_{self.precision}"
 
 
@@ -67,6 +66,9 @@ class Side:
     layouts: tuple[Layout, ...]
     differs: dict[str, Value] = field(default_factory=dict)  # from the base, on real pictures
 
+    def __str__(self) -> str:
+        return str(self.asked)
+
 
 @dataclass(frozen=True, slots=True)
 class Case:
@@ -78,7 +80,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"{self.side.asked.name}_{self.layout}_batch{self.size}"
+        return f"{self.side}_{self.layout}_batch{self.size}"
 
     def sample(self, seconds: float) -> Sample:
         taken: Sample = self.side.child.call("rate", self.layout, self.size, seconds, within=seconds + SLICE)
@@ -160,16 +162,21 @@ def _bench(model: ModelSettings, wanted: Sequence[Asked], sizes: tuple[int, ...]
     """All engines that can be had, loaded; a line for each that cannot. Raises EngineError where the base cannot."""
     if model.weights == "hub":  # speed does not depend on weights, and no download shall
         model = model.model_copy(update={"weights": "random", "labels": None})
+    report = Report("engine", machine(**gpu_words(str(device_of(model.device)))))
+    sides: list[Side] = []
+    left_out: dict[str, str] = {}
     with ExitStack() as stack:
-        base = _side(stack, model, wanted[0], sizes, tuned=False)
-        report = Report("engine", machine(**gpu_words(base.info.device)))
-        sides = [base]
-        for asked in wanted[1:]:
-            try:
-                sides.append(_side(stack, model, asked, sizes, tuned=True))
-            except EngineError as error:
-                report.say(f"{asked.name} is left out: {error}")
-                report.add(case=asked.name, left_out=str(error))
+        with report.track("loading", wanted) as tracked:
+            for asked in tracked:
+                try:
+                    sides.append(_side(stack, model, asked, sizes, tuned=asked != wanted[0]))
+                except EngineError as error:
+                    if asked == wanted[0]:
+                        raise
+                    left_out[str(asked)] = str(error)
+        for name, why in left_out.items():
+            report.add(case=name, left_out=why)
+        base = sides[0]
         gflop: float = base.child.call("gflop", base.layouts[0], within=SLICE)
         yield _Bench(report, sides, stack.enter_context(child("limits", Limits, base.info.device)), gflop)
 
@@ -177,7 +184,7 @@ def _bench(model: ModelSettings, wanted: Sequence[Asked], sizes: tuple[int, ...]
 def _side(stack: ExitStack, model: ModelSettings, asked: Asked, sizes: tuple[int, ...], *, tuned: bool) -> Side:
     """Raises EngineError."""
     model = model.model_copy(update={"engine": asked.engine, "precision": asked.precision})
-    process = stack.enter_context(child(asked.name, partial(Contender, tuned=tuned), model, sizes))
+    process = stack.enter_context(child(str(asked), partial(Contender, tuned=tuned), model, sizes))
     first = Layout(1, usable_cores())
     info: ModelInfo = process.call("load", first, within=LOADING)
     shapes = layouts(usable_cores(), on_cpu=info.device == "cpu")
@@ -210,8 +217,9 @@ class _Bench:
         spec: InputSpec = self.base.child.call("spec", self.base.layouts[0], within=SLICE)
         shown = pictures(spec)
         reference = self.base.child.call("probabilities", shown, within=LOADING)
-        for side in self.sides[1:]:
-            side.differs = differences(reference, side.child.call("probabilities", shown, within=LOADING))
+        with self.report.track("comparing with the base on photos", self.sides[1:]) as tracked:
+            for side in tracked:
+                side.differs = differences(reference, side.child.call("probabilities", shown, within=LOADING))
 
     # ---- how fast they are
 
@@ -219,24 +227,24 @@ class _Bench:
         """Run every size once to warm it; (what fits into the time, what is too slow with its seconds a batch)."""
         cases: list[Case] = []
         slow: list[tuple[Case, float]] = []
-        for side in self.sides:
-            for layout in side.layouts:
-                for size in sizes:
-                    case = Case(side, layout, size)
+        ways = {f"{side}_{layout}": (side, layout) for side in self.sides for layout in side.layouts}
+        with self.report.track("warming up", list(ways)) as tracked:
+            for side, layout in map(ways.__getitem__, tracked):
+                for case in (Case(side, layout, size) for size in sizes):
                     case.rate(0.0)
-                    took = size * layout.streams / case.rate(0.0)
-                    if took > seconds and size > sizes[0]:
+                    took = case.size * layout.streams / case.rate(0.0)
+                    if took > seconds and case.size > sizes[0]:
                         slow.append((case, took))
                         break  # the next size takes longer
                     cases.append(case)
-        order = {name: number for number, name in enumerate(side.asked.name for side in self.sides)}
-        cases.sort(key=lambda case: (case.size, case.layout.streams, order[case.side.asked.name]))  # what is compared
-        return cases, slow  # comes one after the other
+        # what is compared comes one after the other
+        cases.sort(key=lambda case: (case.size, case.layout.streams, self.sides.index(case.side)))
+        return cases, slow
 
     def survey(self, cases: Sequence[Case], seconds: float) -> dict[Case, list[float]]:
         """Frames a second of every case, a line for each."""
         runs: dict[str, Run] = {case.name: case.rate for case in cases}
-        samples = interleave(runs | self._limit_runs(), seconds)
+        samples = interleave(runs | self._limit_runs(), seconds, track=partial(self.report.track, "every case"))
         for name in self.limit_names:
             self.report.add(case=name, gflops=figure(samples[name]))
         for case in cases:
@@ -254,37 +262,30 @@ class _Bench:
 
         `cases` begin with the smallest batch.
         """
-        best = {side.asked.name: _best(side, cases, rates) for side in self.sides}
-        smallest = {
-            side.asked.name: _best(side, [case for case in cases if case.size == cases[0].size], rates)
-            for side in self.sides
-        }
-        first = self.base.layouts[0]
-        plain = _best(self.base, [case for case in cases if case.layout == first], rates)  # as a plain loop runs it
+        small = [case for case in cases if case.size == cases[0].size]
+        on_one_stream = [case for case in cases if case.layout == self.base.layouts[0]]
+        plain = _best(self.base, on_one_stream, rates)  # as a plain loop runs it
+        best = {side: _best(side, cases, rates) for side in self.sides}
+        smallest = {side: _best(side, small, rates) for side in self.sides}
+        cores: dict[Side, list[float]] = {side: [] for side in self.sides}
         runs: dict[str, Run] = {case.name: case.rate for case in (plain, *smallest.values(), *best.values())}
-        cores: dict[str, list[float]] = {side.asked.name: [] for side in self.sides}
         if burning is not None:
-            for name, case in best.items():
-                runs |= {f"{case.name} busy": partial(_disturbed, case, burning, cores[name])}
-        samples = interleave(runs | self._limit_runs(), seconds)
-        for side in self.sides:
-            case, small = best[side.asked.name], smallest[side.asked.name]
-            of_base, small_of_base = (samples[one[BASE].name] for one in (best, smallest))
+            runs |= {_busy(case): partial(_disturbed, case, burning, cores[side]) for side, case in best.items()}
+        samples = interleave(runs | self._limit_runs(), seconds, track=partial(self.report.track, "the best of each"))
+        for side, case in best.items():
+            reached, at_smallest = samples[case.name], samples[smallest[side].name]
             values: dict[str, Value] = {
-                "ratio": ratio(samples[case.name], of_base),
-                "ratio_to_one_stream": ratio(samples[case.name], samples[plain.name]),
-                f"batch{small.size}_frames_per_s": figure(samples[small.name]),
-                f"batch{small.size}_ratio": ratio(samples[small.name], small_of_base),
+                "ratio": ratio(reached, samples[best[self.base].name]),
+                "ratio_to_one_stream": ratio(reached, samples[plain.name]),
+                f"batch{cases[0].size}_frames_per_s": figure(at_smallest),
+                f"batch{cases[0].size}_ratio": ratio(at_smallest, samples[smallest[self.base].name]),
             }
             if burning is not None:
-                busy = samples[f"{case.name} busy"]
-                values |= {
-                    "busy_frames_per_s": figure(busy),
-                    "kept_when_busy": ratio(busy, samples[case.name]),
-                    "busy_cores": figure(cores[side.asked.name]),
-                }
-            speed = self._speed(case, samples[case.name], samples)
-            self.report.add(case=f"best_{side.asked.name}", **case.words(), **speed, **values, **side.differs)
+                values["busy_frames_per_s"] = figure(samples[_busy(case)])
+                values["kept_when_busy"] = ratio(samples[_busy(case)], reached)
+                values["busy_cores"] = figure(cores[side])
+            speed = self._speed(case, reached, samples)
+            self.report.add(case=f"best_{side}", **case.words(), **speed, **values, **side.differs)
 
     def _limit_runs(self) -> dict[str, Run]:
         return {name: partial(self._limit, name) for name in self.limit_names}
@@ -316,6 +317,10 @@ def _better(samples: dict[str, list[float]], names: Sequence[str]) -> list[float
 
 def _best(side: Side, cases: Iterable[Case], rates: dict[Case, list[float]]) -> Case:
     return max((case for case in cases if case.side is side), key=lambda case: median(rates[case]))
+
+
+def _busy(case: Case) -> str:
+    return f"{case.name} busy"
 
 
 def _disturbed(case: Case, burning: Event, cores: list[float], seconds: float) -> float:

@@ -135,7 +135,8 @@ def _measure(
     bare = BareLoop(kind, spec, pipeline.settings.queue)
     pipeline.warm_up()
     consumer.warm_up()
-    samples = interleave({"pipeline": pipeline.run, "bare": bare.run, "consumer": consumer.run}, seconds)
+    runs = {"pipeline": pipeline.run, "bare": bare.run, "consumer": consumer.run}
+    samples = interleave(runs, seconds, track=partial(report.track, kind.name))
     report.add(
         case=kind.name,
         frames_per_s=figure(samples["pipeline"]),

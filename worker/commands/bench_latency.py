@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.resources import as_file, files
 from multiprocessing.process import BaseProcess
 from statistics import median, quantiles
@@ -57,7 +58,8 @@ def measure_latency(settings: SettingsTree, url: str, report: Report, *, seconds
             bare = Trip(client, ear, echo, _ECHO_IN, _ECHO_OUT, entry)
             for each in (trip, bare):
                 each.warm_up()
-            samples = interleave({"worker": trip.run, "bare": bare.run}, seconds)
+            runs = {"worker": trip.run, "bare": bare.run}
+            samples = interleave(runs, seconds, track=partial(report.track, f"latency of {case}"))
             report.add(
                 case=f"latency_{case}",
                 frames_a_s=RATE,

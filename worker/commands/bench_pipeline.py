@@ -67,15 +67,16 @@ def run_bench_pipeline(
     """All three parts. Raises ConfigError, RedisUnavailable and EngineError."""
     with embedded_server() as server:
         settings = _with_model(for_bench(settings, server.url), settings.model)
-        with connect(settings.redis) as client, _worker(settings) as (process, started):
+        with connect(settings.redis) as client:
             report = Report("pipeline", machine(server=check_server(client, settings.redis)))
-            report.say(f"about {(2 * len(kinds) + 2 * len(loads)) * seconds:.0f} s of measuring, most of it waiting")
-            made = {kind.name: kind for kind in make_kinds(started.spec)}
-            bench = _Bench(report, settings, client, process, started)
-            with child("the bare side", Bare, bench.same_model(), settings.batch, settings.queue) as bare:
-                bare.call("warm_up", within=LOADING)
-                reached = [bench.throughput(made[name], bare, seconds) for name in kinds]
-            bench.latency(made[kinds[0]], reached[0], loads, seconds)
+            report.say("a worker starts, half a minute where it has to choose an engine; then the bare side")
+            with _worker(settings) as (process, started):
+                made = {kind.name: kind for kind in make_kinds(started.spec)}
+                bench = _Bench(report, settings, client, process, started)
+                with child("the bare side", Bare, bench.same_model(), settings.batch, settings.queue) as bare:
+                    bare.call("warm_up", within=LOADING)
+                    reached = [bench.throughput(made[name], bare, seconds) for name in kinds]
+                bench.latency(made[kinds[0]], reached[0], loads, seconds)
     report.show()
     return 0
 
@@ -132,7 +133,8 @@ class _Bench:
         other = _Other(bare, kind, size, warm)
         other.run(0.0)
         before = self.scrape()
-        samples = interleave({"pipeline": pipeline.run, "bare": other.run}, seconds)
+        runs = {"pipeline": pipeline.run, "bare": other.run}
+        samples = interleave(runs, seconds, track=partial(self.report.track, kind.name))
         stages = self.scrape().since(before)
         self.report.add(
             case=f"full_{kind.name}",
@@ -162,7 +164,7 @@ class _Bench:
         with connect(self.settings.redis) as ear:
             trips = [OpenLoop(self.client, ear, queue, labels, kind, load * reached.rate) for load in loads]
             runs = {str(number): partial(self._block, trip) for number, trip in enumerate(trips)}
-            samples = interleave(runs, seconds)
+            samples = interleave(runs, seconds, track=partial(self.report.track, "offered load"))
         for load, trip, p50 in zip(loads, trips, samples.values(), strict=True):
             self.report.add(
                 case=f"load_{round(100 * load)}",

@@ -7,15 +7,17 @@ Knows nothing of what is measured, and never says whether a figure is good.
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 from pydantic import SecretStr
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 from config.settings import LogSettings, RedisSettings, SettingsTree
@@ -23,7 +25,9 @@ from worker.cores import usable_cores
 
 ROUNDS: Final = 5  # of every figure; its seconds are shared out among them
 
+T = TypeVar("T")
 Run = Callable[[float], float]  # seconds that it may take -> what it reached, in units a second
+Track = Callable[[Sequence[str]], AbstractContextManager[Iterable[str]]]  # see Report.track
 
 _PACKAGES: Final = {
     "coatstream": "coatstream",
@@ -55,14 +59,17 @@ def ratio(samples: Sequence[float], others: Sequence[float]) -> Figure:
     return figure([sample / other for sample, other in zip(samples, others, strict=True)])
 
 
-def interleave(runs: Mapping[str, Run], seconds: float, *, rounds: int = ROUNDS) -> dict[str, list[float]]:
+def interleave(
+    runs: Mapping[str, Run], seconds: float, *, rounds: int = ROUNDS, track: Track = nullcontext
+) -> dict[str, list[float]]:
     """Run each of them once a round, forwards and backwards in turn, so that drift falls on all alike.
 
     Each gets `seconds` in all. Returns the samples of each, one a round.
     """
     samples: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds):
-        for name in list(runs) if number % 2 == 0 else reversed(list(runs)):
+    turns = [name for number in range(rounds) for name in (runs if number % 2 == 0 else reversed(list(runs)))]
+    with track(turns) as tracked:
+        for name in tracked:
             samples[name].append(runs[name](seconds / rounds))
     return samples
 
@@ -106,7 +113,9 @@ Value = str | int | float | None | Figure
 
 
 class Report:
-    """One JSON line per case on stdout, at once; for people on a terminal also a table on stderr, at the end."""
+    """One JSON line per case on stdout, at once. On stderr what is being done: on a terminal with a bar, and a table at
+    the end; elsewhere, as in the log of a CI job, a plain line a step.
+    """
 
     def __init__(self, bench: str, machine: Mapping[str, object]) -> None:
         self._bench = bench
@@ -115,9 +124,24 @@ class Report:
         self._console = Console(stderr=True)
 
     def say(self, text: str) -> None:
-        """A line for whoever waits at a terminal."""
-        if self._console.is_terminal:
-            self._console.print(text, markup=False, highlight=False)
+        """A line for whoever waits."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def track(self, what: str, turns: Sequence[T]) -> Iterator[Iterable[T]]:
+        """The same turns, to be taken one after the other while stderr says what is done.
+
+        Nothing is drawn but between two turns: what is measured has the cores to itself. Nor may anything be printed.
+        """
+        if not self._console.is_terminal:
+            self.say(what)
+            yield turns
+            return
+        columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), "{task.description}"
+        with Progress(
+            *columns, console=self._console, auto_refresh=False, transient=True, redirect_stdout=False
+        ) as bar:
+            yield _shown(bar, what, turns)
 
     def add(self, **values: Value) -> None:
         """One case; a figure `x` becomes `x`, `x_min` and `x_max`."""
@@ -150,6 +174,13 @@ class Report:
                 found.setdefault(name, set()).add(value)
         alike = {name: next(iter(values)) for name, values in found.items() if len(values) == 1}
         return {name: value for name, value in alike.items() if name != "case" and isinstance(value, str | int | float)}
+
+
+def _shown(bar: Progress, what: str, turns: Sequence[T]) -> Iterator[T]:
+    task = bar.add_task(what, total=len(turns))
+    for done, turn in enumerate(turns):
+        bar.update(task, completed=done, description=f"{what}: {turn}", refresh=True)
+        yield turn
 
 
 def _flat(name: str, value: Value) -> list[tuple[str, str | int | float | None]]:

@@ -100,9 +100,9 @@ def padded(pixels: Pixels, size: int) -> Pixels:
 def cpu_shares(streams: int, threads: int) -> tuple[int, int]:
     """(batches at once, cores of one batch); 0 means: choose.
 
-    Two streams of one thread against one of two, eager coat_lite_mini on 2 cores (medians of three, images/s):
-    batch 1: 25.6 and 13.5, batch 4: 23.2 and 18.7, batch 8: 22.7 and 17.7; with less CPU time an image, too. Hence as
-    many streams as there are cores, up to four: each keeps a batch of its own in memory and makes batches smaller.
+    A stream on each core does more than one stream on all, most of all with small batches (`coatstream bench engine`
+    measures both). Hence as many streams as there are cores, up to four: each keeps a batch of its own in memory and
+    makes batches smaller.
     """
     cores = usable_cores()
     streams = streams or max(1, min(cores // (threads or 1), _MAX_STREAMS))

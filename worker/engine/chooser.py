@@ -1,7 +1,8 @@
 """The chooser: a process that chooses an engine and leaves what it chose in the cache, for whoever asked.
 
-What all the candidates need is gone with it: 0.4 GB else, for as long as the worker runs. And where a candidate takes
-its process along, that is this one. It ends with whoever asked. Which engine it is to be is `selection`'s business.
+What all the candidates need is gone with it: memory that a worker would keep for as long as it runs. And where a
+candidate takes its process along, that is this one. It ends with whoever asked. Which engine it is to be is
+`selection`'s business.
 """
 
 import os

@@ -35,9 +35,8 @@ _log = structlog.get_logger("engine")
 
 
 def inductor(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-    """torch's own compiler, as it is. Its `freezing` (weights become constants, packed for oneDNN) made nothing faster:
-    coat_lite_mini, batch 4, on one core, frozen and not, as shares of the fused network's time: bf16 0.92 and 0.88,
-    fp32 0.93 and 0.86. And each size would hold weights of its own.
+    """torch's own compiler, as it is. Its `freezing` (weights become constants, packed for oneDNN) makes nothing faster
+    here, and each size would hold weights of its own.
     """
     compiler: Any = lookup_backend("inductor")
     run: Callable[..., Any] = compiler(graph, inputs)
@@ -157,12 +156,12 @@ class CompiledEngine(TorchEngine):
 
 
 def load_compiled_engine(
-    classifier: Classifier, model: ModelSettings, batch: BatchSettings, *, precision: str, fused: bool = True
+    classifier: Classifier, model: ModelSettings, batch: BatchSettings, *, precision: str
 ) -> CompiledEngine:
-    """The fused network where the model is a CoaT and `fused`, else timm's own. Raises EngineError."""
+    """The fused network where the model is a CoaT, else timm's own. Raises EngineError."""
     _prepare_compiler(model)
     network: nn.Module
-    if fused and coat.is_coat(classifier.module):
+    if coat.is_coat(classifier.module):
         network = coat.fused_network(classifier, dtype=DTYPES[precision], packed=False, embeddings=model.embeddings)
     else:
         network = eager_network(classifier, model, precision, device_of(model.device))
@@ -175,7 +174,7 @@ def _prepare_compiler(model: ModelSettings) -> None:
     """
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns that there is no CUDA
     if device_of(model.device).type == "cpu":
-        os.environ.setdefault("TORCH_WARM_POOL", "0")  # a process of 700 MB that only Triton has a use for
+        os.environ.setdefault("TORCH_WARM_POOL", "0")  # a process with torch in it that only Triton has a use for
     if model.cache is None or not _is_torchs_own(os.environ.get("TORCHINDUCTOR_CACHE_DIR")):
         return
     try:

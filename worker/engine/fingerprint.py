@@ -36,7 +36,8 @@ def fingerprint(model: ModelSettings) -> str | None:
         case "random":
             return "random"  # one seed: the same for the same versions of torch and timm
         case "hub":
-            return _named("hub", _hub_file(model.name))
+            repository = _repository(model.name)
+            return _named("hub", cached_weights(repository) if repository else None)
         case package if package.startswith("package:"):
             return _named(package, _package_file(package.removeprefix("package:")))
         case file:
@@ -68,21 +69,18 @@ def _named(origin: str, path: Path | None) -> str | None:
     return None if digest is None else f"{origin}:{digest}"
 
 
-def _hub_file(name: str) -> Path | None:
-    """The hub's file in its local cache. What a name without a tag means, only timm knows."""
+def cached_weights(repository: str) -> Path | None:
+    """The file of a repository of the hub in its local cache; None where it is not there."""
     from huggingface_hub import try_to_load_from_cache
 
-    repository = f"timm/{name}" if "." in name else _default_repository(name)
-    if repository is None:
-        return None
-    for file in HUB_FILES:
-        path = try_to_load_from_cache(repository, file)
-        if isinstance(path, str):
-            return Path(path)
-    return None
+    found = (try_to_load_from_cache(repository, file) for file in HUB_FILES)
+    return next((Path(path) for path in found if isinstance(path, str)), None)
 
 
-def _default_repository(name: str) -> str | None:
+def _repository(name: str) -> str | None:
+    """Where the hub has a model. What a name without a tag means, only timm knows."""
+    if "." in name:
+        return f"timm/{name}"
     import timm
 
     default = timm.get_pretrained_cfg(name) if timm.is_model(name) else None

@@ -66,7 +66,9 @@ class NoopEngine:
         """
         if self._delay:
             threading.Event().wait(self._delay)
-        means = np.array([sum(cv2.sumElems(picture)) for picture in pixels]) / pixels[0].size  # a sixth of numpy's time
+        means = (
+            np.array([sum(cv2.sumElems(picture)) for picture in pixels]) / pixels[0].size
+        )  # far faster than numpy's mean
         first = np.rint(means * ((CLASSES - 1) / 255)).astype(np.int64)
         steps = np.arange(self._top_k)
         values = np.broadcast_to(np.exp2(-(steps + 1.0)).astype(np.float32), (len(pixels), self._top_k))

@@ -3,11 +3,11 @@
 A network is converted once and kept in the cache, with all that a start needs: a later one imports neither timm nor
 builds the torch model. Which network is converted, and whether it agrees with eager float32, is decided elsewhere.
 
-Measured with coat_lite_mini in bf16 on two busy cores (medians of six, images/s), hence what is set here:
-- one compiled model for each batch size 70 to 75, one for all sizes 60 (0.3 s and some 80 MB for each);
-- two streams of one thread: 71, 72, 68 and 68 for batches of 1, 2, 4 and 8; one of two threads: 58, 64, 66 and 67. So
-  a stream of few threads needs no large batches, and 3 pictures run as 2 and 1 instead of as 4 with a black one;
-- threads bound to cores or not: the same; unbound ones can step aside for decoding, Redis and neighbours.
+What is set here, and why:
+- one compiled model for each batch size: one for all sizes is slower;
+- a stream of few threads needs no large batches (`coatstream bench engine --engines openvino:bf16` shows both layouts
+  at each size), and 3 pictures run as 2 and 1 instead of as 4 with a black one;
+- threads are not bound to cores: no slower, and they can step aside for decoding, Redis and neighbours.
 """
 
 import io
@@ -17,11 +17,13 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from queue import LifoQueue
 from typing import TYPE_CHECKING, Any, Final
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +33,7 @@ from config.settings import BatchSettings, ModelSettings
 from worker.engine import ModelInfo, NotHere, cpu_shares, padded, prepared_size
 from worker.engine.cache import Cache, Key
 from worker.engine.fingerprint import code_digest, origin
+from worker.engine.self_check import Reference
 from worker.errors import EngineError
 from worker.frames import InputSpec, Label, Pixels, Scores
 
@@ -42,7 +45,7 @@ if TYPE_CHECKING:  # they import torch and timm, and a start from the cache does
 Floats = NDArray[np.float32]
 
 _KIND: Final = "openvino"
-_MODEL, _WEIGHTS, _FACTS, _REFERENCE = "model.xml", "model.bin", "facts.json", "reference.npy"
+_MODEL, _WEIGHTS, _FACTS, _REFERENCE = "model.xml", "model.bin", "facts.json", "reference.npz"
 _HINTS: Final = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _SHAPES: Final = (1, 2, 4, 8)
 _FEW_THREADS: Final = 2  # streams of so few gain nothing from the largest shape
@@ -71,8 +74,14 @@ def load_cached(model: ModelSettings, batch: BatchSettings, cache: Cache) -> "Op
     try:
         network = openvino.Core().read_model(files[_MODEL], files[_WEIGHTS])
         facts = Facts.model_validate_json(files[_FACTS])
-        reference: Floats = np.load(io.BytesIO(files[_REFERENCE]), allow_pickle=False)
-    except (KeyError, ValueError, RuntimeError) as error:  # files as they were written, but not by this code
+        reference = Reference(**np.load(io.BytesIO(files[_REFERENCE]), allow_pickle=False))
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        BadZipFile,
+    ) as error:  # files as they were written, but not by this code
         cache.discard(_KIND, key, f"it cannot be read: {_why(error)}")
         return None
     return OpenVinoEngine(network, facts, reference, model=model, batch=batch)
@@ -81,7 +90,7 @@ def load_cached(model: ModelSettings, batch: BatchSettings, cache: Cache) -> "Op
 def convert(
     classifier: "Classifier",
     network: "nn.Module",
-    reference: Floats,
+    reference: Reference,
     *,
     model: ModelSettings,
     batch: BatchSettings,
@@ -89,7 +98,7 @@ def convert(
 ) -> "OpenVinoEngine":
     """The engine that runs this network of the classifier, kept in the cache for the next start.
 
-    reference  probabilities of the classifier, [k, classes], kept beside it and given back as `engine.reference`
+    reference  what the classifier says of the check pictures: kept beside it, and given back as `engine.reference`
 
     Raises EngineError where OpenVINO is missing or cannot run it.
     """
@@ -115,14 +124,14 @@ class OpenVinoEngine:
     """
 
     def __init__(
-        self, network: Any, facts: Facts, reference: Floats, *, model: ModelSettings, batch: BatchSettings
+        self, network: Any, facts: Facts, reference: Reference, *, model: ModelSettings, batch: BatchSettings
     ) -> None:
         """`network` is an openvino.Model: uint8 [?, height, width, 3] -> logits and, with embeddings, pooled features.
 
-        Raises EngineError.
+        `model` names one precision. Raises EngineError.
         """
         self._core = _library(model).Core()
-        self._precision = model.precision if model.precision != "auto" else _own_precision(self._core)
+        self._precision = model.precision
         self.info = ModelInfo(facts.name, facts.weights, "openvino", self._precision, "cpu", facts.num_features)
         self.spec = facts.spec
         self.labels = facts.labels
@@ -138,7 +147,7 @@ class OpenVinoEngine:
         self._compiling = threading.Lock()
 
     @property
-    def source(self) -> tuple[Any, Facts, Floats]:
+    def source(self) -> tuple[Any, Facts, Reference]:
         """What another one can be made of, in another precision or layout; until every shape is compiled."""
         return self._network, self._facts, self.reference
 
@@ -258,10 +267,6 @@ def _library(model: ModelSettings) -> Any:
     return openvino
 
 
-def _own_precision(core: Any) -> str:
-    return "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"
-
-
 def _shapes(max_size: int, threads: int) -> tuple[int, ...]:
     most = _SHAPES[-2] if threads <= _FEW_THREADS else _SHAPES[-1]
     return tuple(shape for shape in _SHAPES if shape <= min(most, max_size))
@@ -301,8 +306,8 @@ def _version(package: str) -> str:
 def _converted(openvino: Any, network: "nn.Module", classifier: "Classifier") -> Any:
     """An openvino.Model for any number of pictures. Raises EngineError.
 
-    torch's tracer would run the network three times more and build another one, to check itself: two thirds of the
-    time, and the self-check checks more.
+    torch's tracer would run the network three times more and build another one, to check itself: most of the time, and
+    the self-check checks more.
     """
     import torch
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -334,7 +339,7 @@ def _root_logger_kept() -> Iterator[None]:
         root.filters[:], root.handlers[:] = filters, handlers
 
 
-def _write(openvino: Any, network: Any, facts: Facts, reference: Floats, folder: Path) -> None:
+def _write(openvino: Any, network: Any, facts: Facts, reference: Reference, folder: Path) -> None:
     """Raises OSError."""
     try:
         openvino.save_model(network, folder / _MODEL, compress_to_fp16=False)
@@ -342,7 +347,7 @@ def _write(openvino: Any, network: Any, facts: Facts, reference: Floats, folder:
     except RuntimeError as error:
         raise OSError(_why(error)) from None
     (folder / _FACTS).write_text(facts.model_dump_json(), "utf-8")
-    np.save(folder / _REFERENCE, reference, allow_pickle=False)
+    np.savez(folder / _REFERENCE, **asdict(reference))
 
 
 def _why(error: BaseException) -> str:

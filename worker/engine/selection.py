@@ -49,7 +49,7 @@ class Plan(BaseModel):
 
 
 class LeftOut(BaseModel):
-    """An engine that was wanted; without a precision: in none. `disagrees`: it runs, and gives other probabilities."""
+    """An engine that was wanted; without a precision: in none. `disagrees`: it runs, and gives other results."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -102,7 +102,7 @@ class _Workshop:
         self._device = device_of(model.device)
         self._left_out: list[LeftOut] = []
         self._compared: list[dict[str, float]] = []
-        self._source: tuple[Any, openvino.Facts, self_check.Probabilities] | None = None  # of OpenVINO's engines
+        self._source: tuple[Any, openvino.Facts, self_check.Reference] | None = None  # of OpenVINO's engines
         self._risky = False  # the process that tried what this one is about to try died of it
         self._log = structlog.get_logger("engine")
 
@@ -262,7 +262,7 @@ class _Workshop:
         return load_classifier(self._model)
 
     @cached_property
-    def _reference(self) -> self_check.Probabilities:
+    def _reference(self) -> self_check.Reference:
         return self_check.reference(self._classifier, self_check.check_pictures(self._classifier.spec))
 
     def _checked(self, plan: Plan) -> Engine:
@@ -275,12 +275,8 @@ class _Workshop:
             off = self_check.disagreement(engine, self_check.check_pictures(engine.spec), wanted)
         except (RuntimeError, MemoryError) as error:  # a kernel that is missing in this precision, no room on a device
             raise EngineError(f"{plan} cannot run {self._model.name} on {self._device}: {first_line(error)}") from None
-        bound = self_check.allowed(plan.precision, self._model.tolerance)
-        if not off <= bound:
-            raise _DisagreesError(
-                f"{plan} disagrees with eager fp32 on the check pictures: a probability is off by {off:.3g} of the "
-                f"picture's largest, more than {bound:g} (model.tolerance)"
-            )
+        if why := off.beyond(self_check.allowed(plan.precision, self._model.tolerance)):
+            raise _DisagreesError(f"{plan} disagrees with eager fp32 on the check pictures: {why} (model.tolerance)")
         return engine
 
     def _built(self, plan: Plan) -> Engine:
@@ -290,7 +286,10 @@ class _Workshop:
             case "openvino":
                 return self._openvino(model)
             case "fused":
-                network = self._fused(model, packed=self._device.type == "cpu")
+                from worker.engine.coat import fused_network
+
+                packed, dtype = self._device.type == "cpu", DTYPES[plan.precision]
+                network = fused_network(self._classifier, dtype=dtype, packed=packed, embeddings=model.embeddings)
                 return TorchEngine(
                     self._classifier, network, engine="fused", precision=plan.precision, model=model, batch=self._batch
                 )
@@ -309,31 +308,25 @@ class _Workshop:
         self._source = engine.source
         return engine
 
-    def _fused(self, model: ModelSettings, *, packed: bool) -> "nn.Module":
-        from worker.engine import coat
-
-        if not coat.is_coat(self._classifier.module):
-            raise NotHere(f"{model.name} is no CoaT, and only those can be fused")
-        dtype = DTYPES[model.precision] if packed or model.engine == "fused" else DTYPES["fp32"]
-        return coat.fused_network(self._classifier, dtype=dtype, packed=packed, embeddings=model.embeddings)
-
     def _converted(self, model: ModelSettings) -> openvino.OpenVinoEngine:
         """OpenVINO, from the fused graph where there is one. Weights are converted in fp32, and rounded by OpenVINO."""
         from worker.engine import coat
         from worker.engine.network import EagerNetwork
 
-        network: nn.Module = (
-            self._fused(model, packed=False)
-            if coat.is_coat(self._classifier.module)
-            else EagerNetwork(self._classifier, embeddings=model.embeddings)
-        )
+        network: nn.Module
+        if coat.is_coat(self._classifier.module):
+            network = coat.fused_network(
+                self._classifier, dtype=DTYPES["fp32"], packed=False, embeddings=model.embeddings
+            )
+        else:
+            network = EagerNetwork(self._classifier, embeddings=model.embeddings)
         return openvino.convert(
             self._classifier, network, self._reference, model=model, batch=self._batch, cache=self._cache
         )
 
 
 class _DisagreesError(EngineError):
-    """An engine that gives other probabilities than the reference."""
+    """An engine that gives other results than the reference."""
 
 
 def _compiler() -> str | None:

@@ -140,12 +140,9 @@ class TorchEngine:
 def load_eager_engine(
     classifier: "Classifier", model: ModelSettings, batch: BatchSettings, *, precision: str = "fp32"
 ) -> TorchEngine:
-    """timm's module as it is. Raises EngineError, also where the device cannot compute it in this precision."""
+    """timm's module as it is. Raises EngineError."""
     network = eager_network(classifier, model, precision, device_of(model.device))
-    engine = TorchEngine(classifier, network, engine="eager", precision=precision, model=model, batch=batch)
-    if precision != "fp32":
-        engine.try_out(engine.prepared[0])
-    return engine
+    return TorchEngine(classifier, network, engine="eager", precision=precision, model=model, batch=batch)
 
 
 def eager_network(classifier: "Classifier", model: ModelSettings, precision: str, device: torch.device) -> EagerNetwork:

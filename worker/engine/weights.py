@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from config.settings import ModelSettings
 from worker.engine import lite0
-from worker.engine.fingerprint import HUB_FILES
+from worker.engine.fingerprint import HUB_FILES, cached_weights
 from worker.errors import EngineError
 
 State = dict[str, Tensor]
@@ -216,17 +216,7 @@ def _hub_state(name: str) -> State:
     repository = timm.get_pretrained_cfg(name).hf_hub_id
     if not repository:
         raise EngineError(f"there are no weights of {name} on the hub: give --weights FILE, or --weights random")
-    return _read_state(_cached(repository) or _downloaded(name, repository))
-
-
-def _cached(repository: str) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    for file in HUB_FILES:
-        path = try_to_load_from_cache(repository, file)
-        if isinstance(path, str):
-            return Path(path)
-    return None
+    return _read_state(cached_weights(repository) or _downloaded(name, repository))
 
 
 def _downloaded(name: str, repository: str) -> Path:

@@ -7,6 +7,7 @@ from timm.layers import DropPath, LayerNorm, Mlp, PatchEmbed
 from timm.models import coat
 from torch import Tensor, nn
 
+from worker.engine import NotHere
 from worker.engine.classifier import Classifier
 from worker.engine.coat.arithmetic import Arithmetic
 from worker.engine.coat.attention import relative_encoding
@@ -14,7 +15,6 @@ from worker.engine.coat.blocks import LastBlock, LastParallelBlock, ParallelBloc
 from worker.engine.coat.embedding import PatchEmbedding, PixelEmbedding
 from worker.engine.coat.folding import affine
 from worker.engine.coat.tokens import Grid, joined
-from worker.errors import EngineError
 from worker.frames import InputSpec
 
 # What the rewrite knows. Any other part, put there by an option of timm's, and the model is not fused.
@@ -62,9 +62,9 @@ def _is_whole(embedding: Any) -> bool:
 def fused_network(
     classifier: Classifier, *, dtype: torch.dtype, packed: bool, embeddings: bool = False
 ) -> "CoatNetwork":
-    """The classifier as a network. Raises EngineError where it is no CoaT, or the machine has no such arithmetic."""
+    """The classifier as a network. Raises NotHere where it is no CoaT, EngineError without such an arithmetic."""
     if not is_coat(classifier.module):
-        raise EngineError(f"{classifier.name} is no CoaT that can be fused")
+        raise NotHere(f"{classifier.name} is no CoaT, and only those can be fused")
     arithmetic = Arithmetic(dtype, packed)
     with torch.no_grad():
         return CoatNetwork(classifier.module, classifier.spec, arithmetic, embeddings=embeddings).eval()

@@ -1,0 +1,70 @@
+"""How far engines are off on the self-check's pictures, right ones in each precision and wrong ones: what its bounds
+are drawn from.
+
+    python bench/self_check.py [--model coat_lite_mini.in1k --weights random]
+
+Prints one JSON line an engine: `probability` and `embedding` as worker/engine/self_check.py measures them.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from config.settings import BatchSettings, LogSettings, ModelSettings
+from worker import logs
+from worker.engine import Engine, load_engine
+from worker.engine.classifier import load_classifier
+from worker.engine.self_check import check_pictures, disagreement, reference
+from worker.frames import Pixels
+
+ENGINES = ("eager", "fused", "openvino")
+PRECISIONS = ("fp32", "bf16", "fp16")
+BATCH = BatchSettings(max_size=8)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser()
+    options.add_argument("--model", default="coat_lite_mini.in1k")
+    options.add_argument("--weights", default="random")
+    given = options.parse_args()
+    logs.configure(LogSettings(level="error"))
+    model = ModelSettings(
+        name=given.model, weights=given.weights, device="cpu", embeddings=True, cache=None, tolerance=1.0
+    )
+    classifier = load_classifier(model)
+    pictures = check_pictures(classifier.spec)
+    wanted = reference(classifier, pictures)
+    tried = [(name, engine, pictures) for name, engine in engines(model)]
+    tried += [(name, tried[0][1], changed) for name, changed in wrong(pictures)]
+    for name, engine, shown in tried:
+        off = disagreement(engine, shown, wanted)
+        print(json.dumps({"bench": "self_check", "model": model.name, "case": name, **asdict(off)}), flush=True)
+
+
+def engines(model: ModelSettings) -> Iterator[tuple[str, Engine]]:
+    """Those that run here, the reference first."""
+    for asked in product(ENGINES, PRECISIONS):
+        update = {"streams": 1, "threads": 1, **dict(zip(("engine", "precision"), asked, strict=True))}
+        engine = load_engine(model.model_copy(update=update), BATCH)
+        if (engine.info.engine, engine.info.precision) == asked:  # else another one has taken its place
+            yield " ".join(asked), engine
+
+
+def wrong(pictures: Pixels) -> Iterator[tuple[str, Pixels]]:
+    """What the reference says of pictures that were prepared in another way."""
+    for levels in (1, 10):
+        yield f"brighter by {levels}", np.minimum(pictures, 255 - levels) + np.uint8(levels)
+    yield "red and blue swapped", np.ascontiguousarray(pictures[..., ::-1])
+    yield "moved by a pixel", np.roll(pictures, 1, axis=2)
+
+
+if __name__ == "__main__":
+    main()

@@ -150,7 +150,7 @@ def test_without_the_source_tree_one_line_says_so(tmp_path: Path) -> None:
 def test_a_variable_for_the_peers_without_a_value_is_refused_in_one_line(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPTS), f"--folder={tmp_path}", "--peer-env", "OMP_NUM_THREADS"]
 
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=150)
 
     assert done.returncode == 2
     assert "--peer-env is NAME=VALUE, not OMP_NUM_THREADS" in done.stderr.splitlines()[-1]

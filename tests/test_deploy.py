@@ -47,7 +47,7 @@ def tool(name: str, package: str) -> str:
 
 def run(*command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=50, check=False, env=os.environ | variables, cwd=ROOT
+        command, capture_output=True, text=True, timeout=150, check=False, env=os.environ | variables, cwd=ROOT
     )
 
 

@@ -212,7 +212,7 @@ def test_the_second_of_two_makers_leaves_the_firsts_entry(tmp_path: Path) -> Non
 
 def test_three_processes_at_once_never_see_half_of_anything(tmp_path: Path) -> None:
     children = [child(HAMMER, tmp_path) for _ in range(3)]
-    said = [each.communicate(timeout=50)[0] for each in children]
+    said = [each.communicate(timeout=150)[0] for each in children]
 
     assert [each.returncode for each in children] == [0, 0, 0], said
     assert all(int(text.splitlines()[-1]) > 10 for text in said)
@@ -220,7 +220,7 @@ def test_three_processes_at_once_never_see_half_of_anything(tmp_path: Path) -> N
 
 
 def test_what_a_killed_process_leaves_is_no_entry_and_goes_after_a_day(tmp_path: Path) -> None:
-    child(KILLED, tmp_path).communicate(timeout=50)
+    child(KILLED, tmp_path).communicate(timeout=150)
     left = only(tmp_path)
     assert (left / "model.bin").read_bytes() == b"half"
 
@@ -253,7 +253,7 @@ def test_a_folder_that_cannot_be_written_is_said_once_and_costs_nothing_more(tmp
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
     full = child(FULL, tmp_path)
-    said, _ = full.communicate(timeout=50)
+    said, _ = full.communicate(timeout=150)
 
     assert full.returncode == 0, said
     assert said.count("the cache cannot be used") == 1

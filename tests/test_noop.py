@@ -109,7 +109,7 @@ assert engine.classify(picture[None]).indices.shape == (1, 5)
 print([name for name in ("torch", "timm", "torchvision", "huggingface_hub") if name in sys.modules])
 """
 
-    outcome = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=50)
+    outcome = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=150)
 
     assert outcome.stderr == ""
     assert outcome.stdout == "[]\n"

@@ -230,7 +230,7 @@ def ended(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
         env=clean | environment,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
         check=False,
     )
 

@@ -27,8 +27,9 @@ help:
 setup: $(DEV)
 
 $(READY): pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit("coatstream needs Python 3.11 or newer, and $(PYTHON) is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit("coatstream needs Python 3.11 or newer, and $(PYTHON) is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV), PyTorch is most of it: a minute or more"
 	$(PIP) --upgrade "pip>=25.1"
 	$(PIP) --editable ".[demo]" $(PIP_ARGS)
 	touch $(READY)

@@ -107,6 +107,14 @@ def test_where_larger_batches_buy_nothing_a_full_batch_is_small() -> None:
     assert openvino_on_two_cores.best_size(8) in (3, 4)
 
 
+@pytest.mark.parametrize("hit", [(), (1,), (2,), (4,), (8,), (1, 2), (2, 4), (1, 2, 4)])
+def test_a_neighbours_burst_at_some_sizes_does_not_make_batches_long(hit: tuple[int, ...]) -> None:
+    measured = {1: 25.1, 2: 49.6, 4: 99.3, 8: 202}
+    disturbed = costs({size: ms * (1.06 if size in hit else 1) for size, ms in measured.items()}, streams=2)
+
+    assert disturbed.best_size(8) in (2, 4)
+
+
 def test_where_larger_batches_are_slower_a_full_batch_is_the_fastest() -> None:
     assert costs({1: 20, 2: 30, 4: 50, 8: 120, 16: 300}).best_size(16) == 4
 
@@ -137,13 +145,13 @@ def test_on_a_gpu_batches_grow_while_they_share_the_fixed_cost() -> None:
 
 
 @given(st.floats(1e-4, 1), st.floats(1e-4, 1), st.integers(1, 64))
-def test_a_full_batch_reaches_the_best_rate_but_for_two_percent(fixed: float, per_frame: float, most: int) -> None:
+def test_a_full_batch_reaches_the_best_rate_but_for_three_percent(fixed: float, per_frame: float, most: int) -> None:
     cost = BatchCost.of({1: fixed + per_frame, 2: fixed + 2 * per_frame}, prepared=range(1, 65))
 
     size = cost.best_size(most, overhead=0.0)
 
     best = max(count / cost.seconds(count) for count in range(1, most + 1))
-    assert size / cost.seconds(size) >= 0.979 * best or cost.seconds(size) <= 0.010
+    assert size / cost.seconds(size) >= 0.969 * best or cost.seconds(size) <= 0.010
 
 
 # ---- the measurement

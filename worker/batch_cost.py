@@ -22,7 +22,8 @@ from worker.errors import EngineError, first_line
 # batches of two: 1.9 ms a frame more than the bare work, of which `bench host` finds some 0.5 in what each frame costs.
 OVERHEAD: Final = 0.0025
 ROUNDS: Final = 5  # in which each size is measured at most
-_TOLERANCE: Final = 0.02  # share of the best frames/s that a smaller batch may cost
+_TOLERANCE: Final = 0.03  # share of the best frames/s that a smaller batch may cost
+_NOISE: Final = 0.1  # share by which a measurement may be off a line that is the truth
 _WORTH: Final = 10  # of what a frame waits, in percent, for one percent of frames/s
 _ALIKE: Final = 50e-6  # seconds a frame: a difference below is noise
 _BRIEF: Final = 0.010  # seconds: that a batch takes less, no one's frame notices
@@ -89,19 +90,31 @@ class BatchCost:
     def best_size(self, most: int, *, overhead: float = OVERHEAD) -> int:
         """The size of a full batch, `most` or less: larger ones would only make frames older.
 
-        Of the sizes that reach 98 % of the best rate the one with the shortest batch, where a percent of rate is worth
+        Of the sizes that reach 97 % of the best rate the one with the shortest batch, where a percent of rate is worth
         ten percent of time: so 31 is no choice where 32 take as long. Where each frame adds what it costs alone (a
         CPU) that ends at small batches, and where a batch of any size takes the same at full ones. An engine so fast
         that no frame grows old in it gets full ones, too: its times differ by noise. `overhead` counts, since what is
         done once a batch takes its part of the cores.
         """
         sizes = self._sizes(most)
-        shares = {size: (self.seconds(size) + overhead) / size for size in sizes}
+        seconds = {size: self._likely(size) for size in sizes}
+        shares = {size: (seconds[size] + overhead) / size for size in sizes}
         least = min(shares.values())
         good = [size for size in sizes if shares[size] <= least / (1 - _TOLERANCE)]
-        chosen = min(good, key=lambda size: (shares[size] / least) ** _WORTH * (self.seconds(size) + overhead))
-        brief = (size for size in sizes if shares[size] <= least + _ALIKE and self.seconds(size) <= _BRIEF)
+        chosen = min(good, key=lambda size: (shares[size] / least) ** _WORTH * (seconds[size] + overhead))
+        brief = (size for size in sizes if shares[size] <= least + _ALIKE and seconds[size] <= _BRIEF)
         return max([chosen, *brief])
+
+    def _likely(self, count: int) -> float:
+        """As `seconds`, but by the fit where that explains all that was measured: a size was looked at once or twice,
+        beside neighbours, and one that a burst has hit must not make batches four times as long.
+        """
+        if any(abs(self._fit(size) - seconds) > _NOISE * seconds for size, seconds in self.measured):
+            return self.seconds(count)
+        return self._fit(prepared_size(count, self.prepared))
+
+    def _fit(self, size: int) -> float:
+        return self.fixed + self.per_frame * size
 
     def _sizes(self, most: int) -> Sequence[int]:
         """Sizes worth a thought: padding is no use, so the prepared ones, and `most` itself."""

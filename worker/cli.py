@@ -62,7 +62,10 @@ Model = Annotated[
     str | None, typer.Option("--model", metavar="NAME", help="model.name: any timm classifier.", show_default=False)
 ]
 Weights = Annotated[
-    str | None, typer.Option("--weights", help="model.weights: hub, random, or a file.", show_default=False)
+    str | None,
+    typer.Option(
+        "--weights", help="model.weights: hub, random, a file, or package:NAME of a pip package.", show_default=False
+    ),
 ]
 Engine = Annotated[str | None, typer.Option("--engine", help="model.engine", show_default=False)]
 Device = Annotated[str | None, typer.Option("--device", help="model.device", show_default=False)]

@@ -40,6 +40,8 @@ def run_classify(settings: SettingsTree, paths: Sequence[str], *, fps: float, as
     found = list(expand(paths))
     if not found:
         raise ConfigError(f"no pictures or clips in {', '.join(paths)}")
+    if not any(Path(path).exists() for path in found):  # the model takes seconds to load
+        raise ConfigError(f"no such file: {', '.join(found)}")
     logs.configure(logs.quiet(settings.log))
     engine = load_engine(_exact(settings.model), settings.batch)
     faults: list[str] = []
@@ -119,12 +121,9 @@ def _documents(frames: Iterator[Frame], engine: Engine, *, batch_size: int) -> I
 def _show(documents: Iterable[LabelDocument], engine: Engine) -> None:
     info = engine.info
     note = " [red]random weights: the labels mean nothing[/]" if info.weights == "random" else ""
-    table = Table(
-        title=f"{escape(info.name)}, weights {escape(info.weights)}{note}",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-    )
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console.print(f"{escape(info.name)}, weights {escape(info.weights)}{note}", highlight=False)
+    table = Table(box=None, pad_edge=False)
     for column in ("frame", "index", "wnid", "label"):
         table.add_column(column, overflow="fold")
     table.add_column("score", justify="right")
@@ -140,4 +139,5 @@ def _show(documents: Iterable[LabelDocument], engine: Engine) -> None:
             )
         if labels.embedding is not None:
             table.add_row("", "", "", f"embedding: float16[{info.num_features}], in full with --json", "")
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
+    if table.rows:
+        console.print(table)

@@ -20,11 +20,12 @@ from config.settings import EventsSettings, RedisSettings
 from tests.redis_servers import TcpServer, cluster, debian_redis, tcp_server
 from tests.servers import ON_ONE_SERVER
 from tests.workers import eventually
-from worker.broker.announcements import Announcements, Saying
+from worker.broker.announcements import Announcements, Answer, Found, Saying, Word
 from worker.broker.announcer import Announcer
 from worker.broker.connection import Client, connect
-from worker.broker.event_documents import schema
+from worker.broker.event_documents import schema, state_of
 from worker.broker.fleet_keys import FleetKeys
+from worker.broker.standing import Standing
 from worker.errors import CoatstreamError, RedisRefuses
 from worker.events import Event, EventKind
 from worker.tags import PresentTag
@@ -264,6 +265,14 @@ def test_what_a_predecessor_left_is_taken_over_and_stays(client: Client) -> None
         eventually(lambda: client.hexists("tags:door", "cat"), "it is looked after")
 
     assert client.hkeys("tags:door") == [b"cat"]
+
+
+def test_of_a_camera_that_was_removed_nothing_need_be_put_back() -> None:
+    standing = Standing(worker="me")
+    standing.confirm(Saying(state("removed"), 7), Answer(Word.SAID, "1-1"), now=0.0)
+
+    assert standing.differences({"door": Found(None, {})}, at=NOW) == []
+    assert len(standing.differences({"door": Found(state_of(state(), worker="me"), {})}, at=NOW)) == 1
 
 
 @ON_ONE_SERVER
@@ -511,10 +520,11 @@ CHILD = """
 import sys, threading
 from config.settings import EventsSettings, RedisSettings
 from tests.test_announcer import scripted
-from worker.broker.announcements import Announcements, Saying
+from worker.broker.announcements import Announcements, Answer, Found, Saying, Word
 from worker.broker.announcer import Announcer
 from worker.broker.connection import connect
 from worker.broker.fleet_keys import FleetKeys
+from worker.broker.standing import Standing
 
 with connect(RedisSettings.model_validate({"url": sys.argv[1]})) as client:
     announcer = Announcer(client, FleetKeys(), EventsSettings(), worker=sys.argv[2])

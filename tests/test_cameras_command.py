@@ -300,6 +300,17 @@ def test_where_no_worker_reads_it_the_command_says_that_its_tags_are_over(
     assert client.exists(KEYS.tags("door"), KEYS.states) == 0
 
 
+def test_a_camera_is_removed_also_by_whoever_may_not_say_so(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    run(capsys, "add", "door", "rtsp://h/1")
+    client.set(KEYS.events, "no stream")
+
+    code, out, err = run(capsys, "remove", "door")
+
+    assert (code, out, client.hexists(KEYS.registry, "door")) == (0, "removed door\n", False)
+    assert err.startswith("coatstream: its tags are not ended: ")
+    assert len(err.splitlines()) == 1
+
+
 def test_where_a_worker_reads_it_that_one_says_so(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
     run(capsys, "add", "door", "rtsp://h/1")
     lease(client, "door")

@@ -4,8 +4,10 @@ import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import redis
 import trustme
 
 from config.settings import RedisSettings
@@ -32,6 +34,23 @@ def test_a_server_that_is_not_there_is_named_without_its_password() -> None:
         check_server(client, settings)
 
     assert "hun" not in str(caught.value)
+
+
+def test_a_redis_py_that_cannot_be_told_how_much_to_read_is_not_told(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those before version 8, which pyproject.toml allows."""
+
+    class Older(redis.Redis):
+        def __init__(self, *place: Any, **options: Any) -> None:
+            if "socket_read_size" in options:
+                raise TypeError("Redis.__init__() got an unexpected keyword argument 'socket_read_size'")
+            super().__init__(*place, **options)
+
+    monkeypatch.setattr(redis, "Redis", Older)
+
+    with connect(at(redis_url)) as made:
+        assert made.ping()
 
 
 def test_user_and_password_may_be_apart_from_the_url(client: Client, redis_url: str) -> None:

@@ -310,6 +310,27 @@ def test_that_pictures_come_is_said_at_once_and_not_with_the_next_beat(
         assert worker.fleet.leave()
 
 
+@pytest.mark.parametrize("parting", ["removed", "paused"])
+def test_a_camera_that_a_beat_takes_away_before_the_registry_was_read_is_said_to_be_removed_or_paused(
+    client: Client, monkeypatch: pytest.MonkeyPatch, parting: Parting
+) -> None:
+    monkeypatch.setattr(fleet, "POLL", 3600.0)
+    monkeypatch.setattr(fleet, "TICK", 3600.0)
+    settings = tree(lease=600)
+    cameras = registry(client, KEYS, settings.fleet)
+    cameras.add(camera())
+
+    with working(client, settings, blind=True) as worker:
+        eventually(has(worker, 1), "it is read")
+        assert cameras.remove("door") if parting == "removed" else cameras.pause("door")
+        worker.reading["door"][1].arrived()  # news, so a beat is the next call
+        eventually(lambda: not worker.reading, "it is read no more")
+        monkeypatch.undo()
+        assert worker.fleet.leave()
+
+    assert worker.partings == [parting]
+
+
 # ---- files that end
 
 

@@ -1,8 +1,10 @@
 """What the monitor says of the queue."""
 
 from prometheus_client import CollectorRegistry
+from redis.crc import key_slot
 
 from config.settings import RedisSettings
+from tests.redis_servers import cluster
 from tests.settled import QUEUE, add, member, read
 from worker.broker.connection import Client, connect
 from worker.broker.queues import Queue
@@ -41,6 +43,7 @@ def test_a_look_sets_the_gauges_or_reports_the_trouble(client: Client) -> None:
                 server,
                 [QUEUE],
                 metrics,
+                labels=QUEUE.labels,
                 on_up=lambda: heard.append("up"),
                 on_down=lambda trouble: heard.append(type(trouble).__name__),
             ).look()
@@ -57,6 +60,7 @@ def test_without_a_queue_it_still_says_whether_redis_answers(client: Client) -> 
                 server,
                 [],
                 Metrics(CollectorRegistry()),
+                labels=QUEUE.labels,
                 on_up=lambda: heard.append("up"),
                 on_down=lambda trouble: heard.append(type(trouble).__name__),
             ).look()
@@ -76,7 +80,7 @@ def test_each_queue_has_its_own_figures_and_what_strangers_deleted_shows(client:
     metrics = Metrics(CollectorRegistry())
     troubles: list[Exception] = []
 
-    Monitor(client, [QUEUE, other], metrics, on_up=lambda: None, on_down=troubles.append).look()
+    Monitor(client, [QUEUE, other], metrics, labels=QUEUE.labels, on_up=lambda: None, on_down=troubles.append).look()
 
     def shown(stream: str) -> list[float | None]:
         names = ("queue_depth_frames", "queue_pending_frames", "queue_trimmed_frames", "dead_letters")
@@ -84,3 +88,27 @@ def test_each_queue_has_its_own_figures_and_what_strangers_deleted_shows(client:
 
     assert troubles == []
     assert (shown("frames"), shown("other")) == ([3, 2, 0, 0], [4, 0, 1, 1])
+
+
+def test_without_a_queue_the_node_of_a_cluster_that_has_the_labels_is_asked_and_no_other() -> None:
+    heard: list[str] = []
+    labels = "{door}labels"
+    with cluster(3, "--cluster-require-full-coverage", "no") as servers:
+        first, home = servers.nodes[0], servers.nodes[key_slot(labels.encode()) * len(servers.nodes) // 16_384]
+        assert first is not home  # redis-py sends what has no key to the first
+        with connect(RedisSettings.model_validate({"url": servers.url, "socket_timeout": 2})) as client:
+            monitor = Monitor(
+                client,
+                [],
+                Metrics(CollectorRegistry()),
+                labels=labels,
+                on_up=lambda: heard.append("up"),
+                on_down=lambda trouble: heard.append(type(trouble).__name__),
+            )
+            monitor.look()
+            for node in (first, home):
+                node.process.kill()
+                node.process.wait()
+                monitor.look()
+
+    assert heard == ["up", "up", RedisUnavailable.__name__]

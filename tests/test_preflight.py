@@ -299,6 +299,20 @@ class TestUsage:
         with pytest.raises(ConfigError, match="on cameras:members"):
             check_usage(client, self.tree(server, cameras=[alone, shared]))
 
+    def test_a_key_that_a_script_only_looks_at_may_not_be_barred_from_writing(
+        self, server: TcpServer, client: Client, admin: Client
+    ) -> None:
+        """Else the first label would be refused: of a script's keys the server does not know which are written to."""
+        allow(admin, "resetkeys", "%R~frames*", "~frames:settled*", "~labels*", "~events", "~tags:*")
+        allow(admin, "~cameras:states", "%R~cameras:fences")
+        alone = self.tree(server, queue={"enabled": False}, cameras=[{**self.CAMERA, "shared": False}])
+
+        with pytest.raises(ConfigError, match=r"EVALSHA on frames, .* \(ACL SETUSER worker ~frames\*\)"):
+            check_usage(client, alone)
+        allow(admin, "~frames*")
+        with pytest.raises(ConfigError, match=r"lacks: EVALSHA on cameras:fences"):
+            check_usage(client, alone)
+
     async def test_these_rights_are_enough(self, server: TcpServer, admin: Client) -> None:
         allow(admin, "resetkeys", *(f"~{key}" for key in ("frames*", "labels*", "events", "tags:*")))
         allow(admin, "~cameras:states", "~cameras:fences", "-xreadgroup", "-xack", "-xdel", "-xclaim", "-xgroup")

@@ -26,7 +26,7 @@ from worker.frames import Frame, Pixels, Receipt
 from worker.ledger import DropReason, Ledger
 from worker.outcomes import Dropped
 from worker.sources.holdings import Holdings
-from worker.sources.queue import REFUSALS, QueueSource
+from worker.sources.queue import REFUSALS, TOGETHER, QueueSource
 from worker.sources.reader import EntryReader
 from worker.status import Status
 
@@ -444,3 +444,30 @@ def test_a_picture_that_hangs_in_the_decoder_is_a_suspect_when_the_source_is_sto
 
     assert handed_back == [0, 0, 1]
     assert (len(others.entries), others.suspects, frames, len(reader.holdings)) == (2, True, [], 0)
+
+
+@ON_ONE_SERVER
+def test_when_the_source_is_stopped_no_picture_is_begun_that_was_to_be_decoded_together_with_others(
+    client: Client,
+) -> None:
+    for _ in range(2 * TOGETHER):
+        client.xadd("frames", {"image": grey_jpeg(128)})
+    begun: list[Pixels] = []
+    stuck = Stuck()
+
+    def prepare(image: Pixels) -> Pixels:
+        begun.append(image)
+        return stuck(image)
+
+    reader = Reader(client, prepare=prepare, decode_threads=1, prefetch=4 * TOGETHER)
+    frames: list[Frame] = []
+    reading = threading.Thread(target=_read_all, args=(reader, frames))
+    reading.start()
+    assert stuck.entered.wait(20)
+    reader.stop.set()
+    stuck.let_go.set()
+    reading.join(20)
+
+    assert len(begun) == 1
+    released = sum(owner == "_released" for owner, _ in owners(client).values())
+    assert released == 2 * TOGETHER - len(frames) == 2 * TOGETHER - len(reader.holdings)

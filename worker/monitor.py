@@ -40,7 +40,10 @@ def measure(client: Client, queue: Queue) -> QueueDepth:
 
 
 class Monitor:
-    """Runs in a thread of its own until `stop`; `on_up` and `on_down` hear of each look."""
+    """Runs in a thread of its own until `stop`; `on_up` and `on_down` hear of each look.
+
+    labels  the stream that a worker without a queue writes to: of a cluster it needs the node that has it, and no other
+    """
 
     def __init__(
         self,
@@ -48,11 +51,13 @@ class Monitor:
         queues: Sequence[Queue],
         metrics: Metrics,
         *,
+        labels: str,
         on_up: Callable[[], None],
         on_down: Callable[[CoatstreamError], None],
     ) -> None:
         self._client = client
         self._queues = queues
+        self._labels = labels
         self._looks = 0
         self._metrics = metrics
         self._on_up = on_up
@@ -69,7 +74,7 @@ class Monitor:
         try:
             if not self._queues:  # a worker of cameras: whether Redis is there must be seen without a label, too
                 with calls("Redis does not answer", self._client):
-                    self._client.ping()
+                    self._client.type(self._labels)
             for queue in self._queues:
                 self._show(queue)
             self._looks += 1

@@ -51,6 +51,7 @@ class QueueDesk:
         self._status = commons.status
         self._metrics = commons.metrics
         self._outages = commons.outages
+        self._labels = queues[0].labels  # where those of cameras go
         self._queues = queues if commons.settings.queue.enabled else ()
         self._publisher = publisher
         self._log = structlog.get_logger("service")
@@ -81,6 +82,7 @@ class QueueDesk:
                 client,
                 self._queues,
                 self._metrics,
+                labels=self._labels,
                 on_up=reports["on_success"],
                 on_down=reports["on_trouble"],
             )

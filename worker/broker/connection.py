@@ -4,6 +4,7 @@ redis-py's own retries are off: it would send a command again that the server ma
 """
 
 import ssl
+from inspect import signature
 from typing import Any, Final, TypeAlias
 
 import redis
@@ -75,8 +76,9 @@ def _options(settings: RedisSettings, place: Location) -> dict[str, Any]:
         "protocol": 2,  # one reply shape on every server version
         "socket_timeout": settings.socket_timeout,
         "client_name": place.client_name,
-        "socket_read_size": READ_SIZE,
     }
+    if "socket_read_size" in signature(redis.Redis).parameters:  # from redis-py 8 on
+        options["socket_read_size"] = READ_SIZE
     if place.kind != "socket":
         options |= {"socket_connect_timeout": settings.connect_timeout, "socket_keepalive": True}
     return options | credentials(settings, place) | _tls(settings, place)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from config.settings import SettingsTree
-from worker.broker.queues import queues_of
+from worker.broker.queues import ON_NEIGHBOURS, queues_of
 
 _ON_RECORDS: Final = ("HGETALL", "HGET", "HSET", "HDEL", "TYPE")
 _TAG: Final = re.compile(r"\{[^{}]+\}")
@@ -82,7 +82,7 @@ class FleetKeys:
     def rights_unshared(self) -> Mapping[str, Sequence[str]]:
         """The same of a worker that shares no camera: it says events, and nobody else may speak for its cameras."""
         used = {key: self.rights[key] for key in (self.states, self.events, self.tags("camera"))}
-        return used | {self.fences: ("TYPE",)}
+        return used | {self.fences: ON_NEIGHBOURS}
 
     @property
     def types(self) -> Mapping[str, str]:

@@ -25,6 +25,7 @@ _ON_DEAD: Final = ("XADD", "XDEL", "XLEN", "XRANGE", "XREVRANGE", "TYPE")
 _ON_LABELS: Final = ("XADD", "TYPE")
 _ON_LATEST: Final = ("HGET", "HSET", "HLEN", "TYPE")
 _ON_BOOKS: Final = ("HGET", "HMGET", "HSET", "HSETNX", "HINCRBY", "HDEL", "HLEN", "HGETALL", "DEL", "TYPE")
+ON_NEIGHBOURS: Final = ("TYPE", "EVALSHA")  # only named to a script: yet the user must have all rights to the key
 _ON_MARKS: Final = ("GET", "SET", "EXISTS", "DEL", "PEXPIRE", "TYPE")
 
 
@@ -102,7 +103,9 @@ class Queue:
     def rights_of_cameras(self) -> Mapping[str, Sequence[str]]:
         """The same of a worker that reads no queue: of what lies beside its labels it looks at the types only."""
         labels = {self.labels, self.latest, self.memo("worker", "caller")}
-        return {key: rights if key in labels else ("TYPE",) for key, rights in self.rights.items() if key != self.gate}
+        return {
+            key: rights if key in labels else ON_NEIGHBOURS for key, rights in self.rights.items() if key != self.gate
+        }
 
 
 def queues_of(settings: SettingsTree) -> tuple[Queue, ...]:

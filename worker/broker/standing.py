@@ -148,7 +148,7 @@ class Standing:
         for tag, saying in own.tags.items():
             if tag not in there.tags:
                 yield replace(saying, fence=own.fence, restores=True)
-        if own.state is None or there.state == state_of(own.state.event, worker=self._worker):
+        if own.state is None or (there.state or b"") == state_of(own.state.event, worker=self._worker):
             return
         if there.state is None or worker_of(there.state) == self._worker:  # another worker may have said it since
             yield replace(own.state, fence=own.fence, restores=True)

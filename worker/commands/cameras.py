@@ -23,7 +23,7 @@ from worker.broker.leases import Holder, holders
 from worker.broker.preflight import check_server
 from worker.broker.registry import Content, Registry
 from worker.commands.terminal import shown
-from worker.errors import ConfigError
+from worker.errors import REDIS_TROUBLE, ConfigError
 from worker.fleet.access import registry
 from worker.redaction import redact
 
@@ -107,8 +107,16 @@ def remove_camera(settings: SettingsTree, name: str) -> int:
         unread = name not in holders(opened.client, opened.keys)
         removed = opened.registry.remove(name)
         if removed and unread:
-            farewell(opened.client, opened.keys, settings.events, name)
+            _say_farewell(opened, settings, name)
     return _told(removed, f"removed {shown(name)}", f"there is no camera {shown(name)} in Redis")
+
+
+def _say_farewell(opened: _Opened, settings: SettingsTree, name: str) -> None:
+    """The camera is removed, whatever comes of this: whoever may remove it need not have the rights to events."""
+    try:
+        farewell(opened.client, opened.keys, settings.events, name)
+    except REDIS_TROUBLE as trouble:
+        print(f"coatstream: its tags are not ended: {trouble}", file=sys.stderr)
 
 
 def pause_camera(settings: SettingsTree, name: str) -> int:

@@ -86,6 +86,7 @@ class Fleet:
         # All below is the business of the thread that runs.
         self._readings = Readings(start, stop)
         self._answer: Answer | None = None
+        self._wanted: Collection[str] = ()  # what the server last wanted us to read
         self._until = float("-inf")  # when all tenures of shared cameras end
         self._version = b""  # of what this worker knows
         self._stale, self._dirty = True, True  # the registry must be read; a beat must be made
@@ -256,6 +257,8 @@ class Fleet:
         if self._repertoire.learn(content):
             self._dirty = True
             self._tend_unshared()
+        for name in sorted(self._readings.shared.keys() - self._wanted):
+            self._readings.end(name, self._parting(name))
 
     def _beaten(self, asked_at: float, mode: Mode, answer: Answer) -> None:
         until = asked_at + self._lease - _margin(self._lease)
@@ -276,10 +279,15 @@ class Fleet:
             self._left.set()
 
     def _follow(self, answer: Answer) -> None:
-        """Start, stop and grant as the server says."""
+        """Start, stop and grant as the server says. Where the registry may be another than we know, it says first
+        whether what is not ours any more was moved, paused or removed.
+        """
         wanted, cameras = {*answer.held, *answer.open}, self._repertoire.cameras
+        self._wanted, asks = wanted, self._stale and self._mode != "gone"
         for name, reading in self._readings.shared.items():
-            if name not in wanted or cameras.get(name) != reading.camera:
+            if asks and name not in wanted:
+                self._readings.silence(name)
+            elif name not in wanted or cameras.get(name) != reading.camera:
                 self._readings.end(name, self._parting(name))
         for name in sorted(wanted):
             camera = cameras.get(name)

@@ -91,8 +91,11 @@ class Readings:
 
     def silence(self, name: str) -> None:
         """Another speaks for it, or nobody; it is still read."""
-        self._all[name].lease = None
-        self._all[name].tenure.end()
+        reading = self._all[name]
+        reading.tenure.end()
+        if reading.lease is not None:
+            self._log.info("camera is no longer ours", camera=name, fence=reading.lease.fence)
+            reading.lease = None
 
     def end(self, name: str, parting: Parting) -> None:
         """Read it no more."""

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
+from itertools import takewhile
 from typing import Final, TypeVar
 
 import structlog
@@ -107,7 +108,7 @@ class QueueSource:
         pool = ThreadPoolExecutor(threads, "decode", initializer=single_threaded)
         try:
             while not stop.is_set():
-                self._read(window, pool, threads)
+                self._read(window, pool, threads, stop)
                 yield from self._ready(window, stop)
         except SourceLost:
             while window and not stop.is_set():
@@ -124,7 +125,7 @@ class QueueSource:
         wait([future for future, _ in window if not future.cancel()], HANGS_AFTER)
         return frozenset(self._decoding)
 
-    def _read(self, window: Window, pool: ThreadPoolExecutor, threads: int) -> None:
+    def _read(self, window: Window, pool: ThreadPoolExecutor, threads: int, stop: threading.Event) -> None:
         """What the reader takes goes to the decode pool, and is known to nobody else: it is large.
 
         A few entries at a time where there are many: each hand-over from thread to thread costs as much as a small
@@ -135,7 +136,7 @@ class QueueSource:
         for first in range(0, len(entries), together):
             some = entries[first : first + together]
             size = sum(entry.size for entry in some)
-            window.append((pool.submit(self._prepare_all, some), size))
+            window.append((pool.submit(self._prepare_all, some, stop), size))
             self._undecoded += size
         self._refusals = 0
         self._on_success()
@@ -188,9 +189,9 @@ class QueueSource:
         for outcome, done in zip(outcomes, settlement.done, strict=True):
             book(self._ledger, outcome, done=done)
 
-    def _prepare_all(self, entries: Sequence[Taken]) -> deque[Prepared]:
-        """Runs in the decode pool."""
-        return deque(map(self._prepare, entries))
+    def _prepare_all(self, entries: Sequence[Taken], stop: threading.Event) -> deque[Prepared]:
+        """Runs in the decode pool. After `stop` none is begun: what takes long would count as a picture that hangs."""
+        return deque(map(self._prepare, takewhile(lambda _: not stop.is_set(), entries)))
 
     def _prepare(self, taken: Taken) -> Prepared:
         receipt = Receipt(taken.stream, taken.entry_id, admitted_of(taken.fields))

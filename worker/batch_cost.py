@@ -18,8 +18,9 @@ from worker.engine import Engine, prepared_size
 from worker.engine.timing import batch_seconds
 from worker.errors import EngineError, first_line
 
-# Seconds of a core that a batch costs outside of the engine: turns, threads, one write to Redis. `bench pipeline` at
-# batches of two: 1.9 ms a frame more than the bare work, of which `bench host` finds some 0.5 in what each frame costs.
+# Seconds of a core that a batch costs outside of the engine: turns, threads, one write to Redis. From `bench pipeline`
+# when batches were of two, 1.9 ms a frame more than the bare work, of which `bench host` found some 0.5 in what each
+# frame costs. At batches of three it is 0.5 ms in all by now, so this is rather too much, and batches rather too large.
 OVERHEAD: Final = 0.0025
 ROUNDS: Final = 5  # in which each size is measured at most
 _TOLERANCE: Final = 0.03  # share of the best frames/s that a smaller batch may cost

@@ -101,7 +101,7 @@ camera-faults: $(DEV)
 
 deploy-check: $(DEV)
 	$(BIN)/python deploy/check/check_manifests.py
-	$(BIN)/python -m pytest tests/test_deploy.py --no-cov
+	$(BIN)/python -m pytest tests/deploy/test_deploy.py --no-cov
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage build dist *.egg-info

@@ -20,13 +20,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from config.settings import RedisSettings
-from tests.pictures import clip_frames, png_that_claims
-from tests.workers import Worker, eventually, run_worker
-from worker.broker.connection import Client, connect
-from worker.broker.embedded import EmbeddedServer, embedded_server
-from worker.frames import Pixels
-from worker.opencv import cv2
+from coatstream.broker.connection import Client, connect
+from coatstream.broker.embedded import EmbeddedServer, embedded_server
+from coatstream.frames.frame import Pixels
+from coatstream.frames.opencv import cv2
+from coatstream.settings.model import RedisSettings
+
+from tests.support.pictures import clip_frames, png_that_claims
+from tests.support.workers import Worker, eventually, run_worker
 
 SIZES = ((640, 360), (1280, 720), (320, 240), (1920, 1080), (480, 640), (333, 777))
 CHUNK = 50

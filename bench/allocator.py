@@ -19,15 +19,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from config.settings import ModelSettings
-from worker.cores import single_threaded
+from coatstream.engine.cores import single_threaded
+from coatstream.settings.model import ModelSettings
 
 # malloc.h: -1 trim threshold, -2 top pad, -3 mmap threshold, -4 mmap max, -8 arenas
 VARIANTS: dict[str, dict[int, int]] = {
     "glibc": {},
     "threshold": {-3: 32 << 20, -1: 1 << 30},
     "no mmap": {-4: 0, -1: 1 << 30},
-    "no mmap, one arena": {-4: 0, -1: 1 << 30, -8: 1},  # worker/allocator.py
+    "no mmap, one arena": {-4: 0, -1: 1 << 30, -8: 1},  # worker/coatstream/engine/memory.py
     "the same and a pad": {-4: 0, -1: 1 << 30, -8: 1, -2: 64 << 20},
 }
 
@@ -54,8 +54,8 @@ def main() -> None:
         case: {key: round(statistics.median(run[key] for run in runs), 1) for key in runs[0]}
         for case, runs in found.items()
     }
-    for case, figures in table.items():
-        print(f"{case:32s}", *(f"{key} {value:10.1f}" for key, value in figures.items()))
+    for case, stats in table.items():
+        print(f"{case:32s}", *(f"{key} {value:10.1f}" for key, value in stats.items()))
     print(json.dumps({"bench": "allocator", **table}))
 
 
@@ -95,10 +95,9 @@ def measure(variant: str, work: str, seconds: float, batch: int) -> dict[str, fl
 def model_step(work: str, batch: int) -> Callable[[], int]:
     """coat_lite_mini: `eager` or fused, `fused` in float32 and `bf16`."""
     import torch
-
-    from worker.engine.classifier import load_classifier
-    from worker.engine.coat import fused_network
-    from worker.engine.network import EagerNetwork
+    from coatstream.engine.model.classifier import load_classifier
+    from coatstream.engine.model.coat import fused_network
+    from coatstream.engine.model.network import EagerNetwork
 
     torch.set_num_threads(1)
     classifier = load_classifier(ModelSettings(weights="random"))
@@ -119,10 +118,9 @@ def model_step(work: str, batch: int) -> Callable[[], int]:
 
 def decode_step(batch: int) -> Callable[[], int]:
     import numpy as np
+    from coatstream.frames.opencv import cv2
 
-    from worker.opencv import cv2
-
-    photo = cv2.imread(str(Path(__file__).parents[1] / "worker" / "assets" / "coffee.png"))
+    photo = cv2.imread(str(Path(__file__).parents[1] / "worker" / "coatstream" / "assets" / "coffee.png"))
     assert photo is not None
     data = np.asarray(cv2.imencode(".jpg", cv2.resize(photo, (1920, 1080)))[1])
 

@@ -21,13 +21,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from config.settings import CameraSettings
-from tests.cameras.rtsp import RtspCamera
-from worker.frames import THUMBNAIL, Frame, InputSpec, Vitals
-from worker.sources.camera_process import CameraProcess
-from worker.sources.camera_wire import Inbox, Message, Tally, send
-from worker.sources.nursery import Nursery
-from worker.tenure import Tenure
+from coatstream.cameras.fleet.tenure import Tenure
+from coatstream.cameras.process.forkserver import ForkServer
+from coatstream.cameras.process.source import CameraProcess
+from coatstream.cameras.process.wire import Inbox, Message, Tally, send
+from coatstream.frames.frame import THUMBNAIL, Frame, InputSpec, Vitals
+from coatstream.settings.model import CameraSettings
+
+from tests.support.cameras.rtsp import RtspCamera
 
 
 def memory_of(pid: int | None) -> dict[str, float]:
@@ -42,12 +43,12 @@ def median_of(memories: list[dict[str, float]]) -> dict[str, float]:
     return {name: round(median(memory[name] for memory in memories), 1) for name in memories[0]}
 
 
-def births(nursery: Nursery, count: int = 30) -> float:
+def births(fork_server: ForkServer, count: int = 30) -> float:
     """Milliseconds from the wish for a process to its being there, median."""
     times = []
     for _ in range(count):
         before = time.perf_counter()
-        child = nursery.bear(threading.Event())
+        child = fork_server.bear(threading.Event())
         times.append(time.perf_counter() - before)
         if child is not None:
             with child:
@@ -55,14 +56,14 @@ def births(nursery: Nursery, count: int = 30) -> float:
     return round(1000 * median(times), 2)
 
 
-def running(nursery: Nursery, spec: InputSpec, cameras: int) -> dict[str, object]:
+def running(fork_server: ForkServer, spec: InputSpec, cameras: int) -> dict[str, object]:
     """Memory of processes that read, once each has given 25 frames; and the time to the first frame."""
     with ExitStack() as stack:
         server = stack.enter_context(RtspCamera())
         sources, first = [], []
         for number in range(cameras):
             settings = CameraSettings.model_validate({"name": f"camera-{number}", "url": server.url(), "fps": 0})
-            source = CameraProcess(settings, spec, nursery=nursery, tenure=Tenure.unshared())
+            source = CameraProcess(settings, spec, fork_server=fork_server, tenure=Tenure.unshared())
             frames = source.frames(threading.Event())
             stack.callback(frames.close)
             before = time.perf_counter()
@@ -72,7 +73,7 @@ def running(nursery: Nursery, spec: InputSpec, cameras: int) -> dict[str, object
                 if count == 25:
                     break
             sources.append(source)
-        memories = [memory_of(source.figures().pid) for source in sources]
+        memories = [memory_of(source.stats().pid) for source in sources]
         return {"child_mb": median_of(memories), "first_frame_s": round(median(first), 2)}
 
 
@@ -114,21 +115,21 @@ def main() -> None:
         spec = InputSpec(224, 224, 0.9, "center", interpolation, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         frame_ms = per_frame(spec, arguments.frames)
         before = time.perf_counter()
-        with Nursery(spec) as nursery:
-            child = nursery.bear(threading.Event())
+        with ForkServer(spec) as fork_server:
+            child = fork_server.bear(threading.Event())
             ready = time.perf_counter() - before
             if child is not None:
                 with child:
                     pass
-            figures = {
+            stats = {
                 "preparation": interpolation,
                 "nursery_ready_s": round(ready, 2),
-                "birth_ms": births(nursery),
-                **running(nursery, spec, arguments.cameras),
-                "nursery_mb": median_of([memory_of(nursery.pid)]),
+                "birth_ms": births(fork_server),
+                **running(fork_server, spec, arguments.cameras),
+                "nursery_mb": median_of([memory_of(fork_server.pid)]),
                 "frame_ms": frame_ms,
             }
-        print(json.dumps(figures))
+        print(json.dumps(stats))
 
 
 if __name__ == "__main__":

@@ -29,15 +29,16 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from config.settings import BatchSettings, ModelSettings, ReuseSettings
-from worker.engine import Engine, load_engine
-from worker.engine.lite0 import ARCHITECTURE, PACKAGE
-from worker.frames import Frame, Pixels, Prediction, Vitals
-from worker.inference import prediction_of
-from worker.opencv import cv2
-from worker.resizing import prepare
-from worker.reuse import Gate
-from worker.sources.vitals import measure
+from coatstream.cameras.capture.vitals import measure
+from coatstream.engine.loading import load_engine
+from coatstream.engine.model.lite0 import ARCHITECTURE, PACKAGE
+from coatstream.engine.protocol import Engine
+from coatstream.frames.frame import Frame, Pixels, Prediction, Vitals
+from coatstream.frames.opencv import cv2
+from coatstream.frames.resizing import prepare
+from coatstream.pipeline.inference import prediction_of
+from coatstream.pipeline.reuse import Gate
+from coatstream.settings.model import BatchSettings, ModelSettings, ReuseSettings
 
 FPS = 5.0
 VTEST = Path("/usr/share/doc/opencv-doc/examples/data/vtest.avi")
@@ -174,7 +175,7 @@ def _classified(clip: Clip, path: Path, engine: Engine) -> tuple[list[Picture], 
 
 
 def _frames(path: Path) -> tuple[float, Iterator[Pixels]]:
-    file: Any = path.open("rb")  # FFmpeg may not open files itself: worker.opencv
+    file: Any = path.open("rb")  # FFmpeg may not open files itself: coatstream.frames.opencv
     capture = cv2.VideoCapture(file, cv2.CAP_FFMPEG, [])
 
     def read() -> Iterator[Pixels]:
@@ -211,15 +212,15 @@ def _run(pictures: list[Picture], fps: float, settings: ReuseSettings, minutes: 
         if answer is not None:
             reused += 1
             wrong += answer.labels[0].label.index != picture.truth.labels[0].label.index
-    figures = gate.figures()
+    stats = gate.stats()
     return Run(
         saved=reused / count,
         wrong=wrong / reused if reused else 0.0,
         reused=reused,
-        checks=figures.checks,
-        disagreements=figures.disagreements,
-        doubtful=figures.doubtful / count,
-        difference=figures.difference,
+        checks=stats.checks,
+        disagreements=stats.disagreements,
+        doubtful=stats.doubtful / count,
+        difference=stats.difference,
         gate_seconds=spent / count,
     )
 

@@ -24,12 +24,13 @@ from statistics import linear_regression, median
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from config.settings import RedisSettings
-from worker.broker.connection import Client, connect
-from worker.broker.embedded import embedded_server
-from worker.commands.bench_host import FILL, Kind, make_kinds
-from worker.commands.measuring import Report, figure, machine
-from worker.frames import InputSpec
+from coatstream.broker.connection import Client, connect
+from coatstream.broker.embedded import embedded_server
+from coatstream.commands.bench.report import Report, figure, machine
+from coatstream.frames.frame import InputSpec
+from coatstream.settings.model import RedisSettings
+
+from bench.host import FILL, Kind, make_kinds
 
 LEAST, MOST = 200, 400  # frames in the queue
 EVERY = 1.0  # seconds between two looks
@@ -82,7 +83,7 @@ def worker(url: str, settings: list[str]) -> Iterator[tuple[subprocess.Popen[str
     arguments = [argument for setting in settings for argument in ("--set", setting)]
     began = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", "worker", "run", *arguments], env=environment, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "coatstream", "run", *arguments], env=environment, stderr=subprocess.PIPE, text=True
     )
     said = Said()
     reader = threading.Thread(target=said.read, args=(process,), daemon=True)

@@ -12,7 +12,7 @@ import argparse
 import subprocess
 from pathlib import Path
 
-ASSETS = Path(__file__).parents[1] / "worker" / "assets"
+ASSETS = Path(__file__).parents[1] / "worker" / "coatstream" / "assets"
 CLIP = ASSETS / "cockatoo_360p.mp4"
 FPS, SECONDS = 25, 2
 KILOBITS = {(640, 360): 600, (1280, 720): 2000, (1920, 1080): 4000}  # a second

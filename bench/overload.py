@@ -18,13 +18,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from config.settings import RedisSettings
-from tests.workers import Worker, run_worker
-from worker.broker.connection import Client, connect
-from worker.broker.embedded import embedded_server
-from worker.fairness import water_fill
+from coatstream.broker.connection import Client, connect
+from coatstream.broker.embedded import embedded_server
+from coatstream.pipeline.fairness import water_fill
+from coatstream.settings.model import RedisSettings
 
-CLIP = Path(__file__).parents[1] / "worker" / "assets" / "camera_360p.mp4"
+from tests.support.workers import Worker, run_worker
+
+CLIP = Path(__file__).parents[1] / "worker" / "coatstream" / "assets" / "camera_360p.mp4"
 PRIORITIES = (1, 2, 4)
 WARM_UP = 6.0  # seconds until all cameras play and shares have settled
 WITHIN = 0.10  # of its share

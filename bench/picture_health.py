@@ -1,4 +1,4 @@
-"""Where the thresholds of worker/picture_health.py come from: what real pictures measure, clear and spoilt.
+"""Where the thresholds of worker/coatstream/cameras/health.py come from: what real pictures measure, clear and spoilt.
 
     python bench/picture_health.py PATH...
 
@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from worker.frames import Pixels, Vitals
-from worker.media import expand, is_clip
-from worker.opencv import cv2
-from worker.picture_health import _is_black, _is_covered, _spread
-from worker.sources.vitals import measure
+from coatstream.cameras.capture.vitals import measure
+from coatstream.cameras.health import _is_black, _is_covered, _spread
+from coatstream.frames.files import expand, is_clip
+from coatstream.frames.frame import Pixels, Vitals
+from coatstream.frames.opencv import cv2
 
 FRAMES = 12
 LEAST_SIDE = 200
@@ -50,7 +50,7 @@ def _pictures(path: Path) -> Iterator[Pixels]:
             yield np.asarray(picture, np.uint8)
         return
     with path.open("rb") as file:
-        stream: Any = file  # FFmpeg may not open files itself: worker.opencv
+        stream: Any = file  # FFmpeg may not open files itself: coatstream.frames.opencv
         capture = cv2.VideoCapture(stream, cv2.CAP_FFMPEG, [])
         frames: list[Pixels] = []
         while (result := capture.read())[0] and len(frames) < 1500:
@@ -96,14 +96,14 @@ def _clock(picture: Pixels) -> Pixels:
 def _said(all_vitals: list[Vitals]) -> str:
     black = np.mean([_is_black(vitals) for vitals in all_vitals])
     covered = np.mean([_is_covered(vitals) for vitals in all_vitals])
-    figures = np.array([_figures(vitals) for vitals in all_vitals])
+    stats = np.array([_stats(vitals) for vitals in all_vitals])
     names = ("spread", "steps", "sharpness", "for its contrast")
-    columns = zip(names, np.percentile(figures, [2, 50, 98], axis=0).T, strict=True)
+    columns = zip(names, np.percentile(stats, [2, 50, 98], axis=0).T, strict=True)
     quantiles = "; ".join(f"{name} {', '.join(f'{value:.3g}' for value in values)}" for name, values in columns)
     return f"black {black:4.0%}, covered {covered:4.0%}; {quantiles}"
 
 
-def _figures(vitals: Vitals) -> tuple[float, float, float, float]:
+def _stats(vitals: Vitals) -> tuple[float, float, float, float]:
     low, high = _spread(vitals)
     middle = vitals.thumbnail[6:-6].astype(np.int16)
     steps = np.maximum(np.abs(np.diff(middle, axis=1))[:-1], np.abs(np.diff(middle, axis=0))[:, :-1])

@@ -26,16 +26,16 @@ from torch.nn.functional import interpolate
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from worker.allocator import tune_allocator
-from worker.cores import use_cores
-from worker.decoding import decode, decode_for, raw
-from worker.frames import InputSpec, Pixels
-from worker.geometry import axes_of, exact_cut
-from worker.opencv import cv2
-from worker.resizing import prepare
+from coatstream.engine.cores import use_cores
+from coatstream.engine.memory import tune_allocator
+from coatstream.frames.decoding import decode, decode_for, raw
+from coatstream.frames.frame import InputSpec, Pixels
+from coatstream.frames.geometry import axes_of, exact_cut
+from coatstream.frames.opencv import cv2
+from coatstream.frames.resizing import prepare
 
 SPEC = InputSpec(224, 224, 0.9, "center", "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-ASSETS = Path(__file__).parents[1] / "worker" / "assets"
+ASSETS = Path(__file__).parents[1] / "worker" / "coatstream" / "assets"
 LIMITS = {"max_bytes": 10**8, "max_pixels": 10**8}
 TIMM = transforms_imagenet_eval(224, crop_pct=0.9, crop_mode="center", interpolation="bicubic", normalize=False)
 

@@ -12,8 +12,7 @@ from statistics import median
 from typing import Final
 
 import redis
-
-from worker.broker.embedded import embedded_server
+from coatstream.broker.embedded import embedded_server
 
 PICTURES: Final = {"jpeg_small": 12_000, "jpeg_1080p": 132_000, "raw_224x224": 150_528}  # bytes
 READ_SIZES: Final = tuple(1024 * kib for kib in (64, 128, 256, 512, 1024))

@@ -19,9 +19,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
+from coatstream.broker.embedded import embedded_server
 from redis import Redis
-
-from worker.broker.embedded import embedded_server
 
 PICTURE: Final = bytes(8 * 8 * 3)
 AT_ONCE: Final = 10_000  # frames added by one call: the server serves nobody else meanwhile
@@ -35,7 +34,7 @@ end
 @contextmanager
 def worker(url: str, *sets: str) -> Iterator[int]:
     """A process of `coatstream run` with the noop engine; its id. Stopped on leaving."""
-    command = [sys.executable, "-m", "worker", "run", "--set", "model.engine=noop", "--set", "log.level=error"]
+    command = [sys.executable, "-m", "coatstream", "run", "--set", "model.engine=noop", "--set", "log.level=error"]
     for setting in ("http.port=0", f"redis.url={url}", *sets):
         command += ["--set", setting]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)

@@ -3,7 +3,7 @@ are drawn from.
 
     python bench/self_check.py [--model coat_lite_mini.in1k --weights random]
 
-Prints one JSON line an engine: `probability` and `embedding` as worker/engine/self_check.py measures them.
+Prints one JSON line an engine: `probability` and `embedding` as worker/coatstream/engine/self_check.py measures them.
 """
 
 import argparse
@@ -18,12 +18,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from config.settings import BatchSettings, LogSettings, ModelSettings
-from worker import logs
-from worker.engine import Engine, load_engine
-from worker.engine.classifier import load_classifier
-from worker.engine.self_check import check_pictures, disagreement, reference
-from worker.frames import Pixels
+from coatstream.engine.loading import load_engine
+from coatstream.engine.model.classifier import load_classifier
+from coatstream.engine.protocol import Engine
+from coatstream.engine.self_check import check_pictures, disagreement, reference
+from coatstream.frames.frame import Pixels
+from coatstream.settings.model import BatchSettings, LogSettings, ModelSettings
+from coatstream.telemetry import logs
 
 ENGINES = ("eager", "fused", "openvino")
 PRECISIONS = ("fp32", "bf16", "fp16")

@@ -21,19 +21,21 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from config.settings import BatchSettings, ModelSettings, TagSettings
-from tests.doubles import SettableClock
-from worker.commands.demo import FALLBACK_MODEL, FALLBACK_WEIGHTS
-from worker.engine import Engine, load_engine
-from worker.events import Event, EventKind
-from worker.frames import Frame, Pixels, Prediction
-from worker.inference import prediction_of
-from worker.opencv import cv2
-from worker.resizing import prepare
-from worker.tag_classes import tag_classes
-from worker.tags import Tagger
+from coatstream.commands.demo import FALLBACK_MODEL, FALLBACK_WEIGHTS
+from coatstream.engine.loading import load_engine
+from coatstream.engine.protocol import Engine
+from coatstream.frames.frame import Frame, Pixels, Prediction
+from coatstream.frames.opencv import cv2
+from coatstream.frames.resizing import prepare
+from coatstream.pipeline.inference import prediction_of
+from coatstream.results.events.event import Event, EventKind
+from coatstream.results.events.tag_classes import tag_classes
+from coatstream.results.events.tags import Tagger
+from coatstream.settings.model import BatchSettings, ModelSettings, TagSettings
 
-ASSETS = Path(__file__).parents[1] / "worker" / "assets"
+from tests.support.doubles import SettableClock
+
+ASSETS = Path(__file__).parents[1] / "worker" / "coatstream" / "assets"
 COCKATOO = ASSETS / "cockatoo_360p.mp4"
 TOP_K = 50  # as a worker asks the engine for tags
 SIZE = (640, 360)
@@ -141,7 +143,9 @@ def _frames(clip: Path, engine: Engine, fps: float) -> Iterator[Frame]:
 
 def pictures_of(clip: Path) -> Iterator[tuple[float, Pixels]]:
     """Seconds from the start, and RGB."""
-    with clip.open("rb") as file:  # as a file object: worker.opencv leaves FFmpeg no protocol to read files by
+    with clip.open(
+        "rb"
+    ) as file:  # as a file object: coatstream.frames.opencv leaves FFmpeg no protocol to read files by
         stream: Any = file
         capture = cv2.VideoCapture(stream, cv2.CAP_FFMPEG, [])
         rate = capture.get(cv2.CAP_PROP_FPS)

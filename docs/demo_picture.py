@@ -29,7 +29,7 @@ def main() -> None:
     child, terminal = pty.fork()
     if child == 0:
         os.environ.update(COLUMNS=str(COLUMNS), LINES=str(ROWS), TERM="xterm-256color")
-        os.execvp(sys.executable, [sys.executable, "-m", "worker", "demo"])
+        os.execvp(sys.executable, [sys.executable, "-m", "coatstream", "demo"])
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline and " ".join(screen.display).count(LABEL) < 8:
         if select.select([terminal], [], [], 0.1)[0]:

@@ -3,19 +3,21 @@
 import re
 from pathlib import Path
 
+from coatstream.cameras.fleet.metrics import FleetCollector
+from coatstream.cameras.fleet.stats import FleetStats
+from coatstream.cameras.metrics import CameraCollector
+from coatstream.engine.backends.noop import NoopEngine
+from coatstream.frames.model import ModelInfo
+from coatstream.pipeline.cost import BatchCost
+from coatstream.pipeline.metrics import BatchCollector, EngineCollector
+from coatstream.pipeline.policy import BatchPolicy
+from coatstream.results.events.metrics import EventCollector
+from coatstream.results.events.publisher import EventStats
+from coatstream.settings.reference import settings_table
+from coatstream.telemetry.ledger import Ledger
+from coatstream.telemetry.metrics import Metrics, metrics_table
+from coatstream.telemetry.status import Status
 from prometheus_client import CollectorRegistry
-
-from config.reference import settings_table
-from worker.batch_cost import BatchCost
-from worker.batch_policy import BatchPolicy
-from worker.broker.announcer import AnnouncerFigures
-from worker.camera_metrics import CameraCollector, EventCollector, FleetCollector
-from worker.engine import ModelInfo
-from worker.engine.noop import NoopEngine
-from worker.fleet import Figures
-from worker.ledger import Ledger
-from worker.metrics import BatchCollector, EngineCollector, Metrics, metrics_table
-from worker.status import Status
 
 HERE = Path(__file__).parent
 
@@ -28,9 +30,9 @@ def every_metric() -> CollectorRegistry:
     metrics.build(version="1", worker="w")
     metrics.expose(Ledger(), Status(stall_after=1))
     registry.register(CameraCollector(lambda: ()))
-    registry.register(FleetCollector(Figures))
-    registry.register(EventCollector(lambda: AnnouncerFigures({}, {}, {}, {}, 0, 0)))
-    registry.register(BatchCollector(BatchPolicy(BatchCost.of({1: 1.0}), 1).figures))
+    registry.register(FleetCollector(FleetStats))
+    registry.register(EventCollector(lambda: EventStats({}, {}, {}, {}, 0, 0)))
+    registry.register(BatchCollector(BatchPolicy(BatchCost.of({1: 1.0}), 1).stats))
     registry.register(EngineCollector(NoopEngine("noop", (1,))))
     return registry
 
@@ -41,7 +43,7 @@ def main() -> None:
         block = f"<!-- {name} -->\n{table.strip()}\n<!-- /{name} -->"
         text = page.read_text("utf-8")
         page.write_text(
-            re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, new=block: new, text, flags=re.S), "utf-8"
+            re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, new=block: str(new), text, flags=re.S), "utf-8"
         )
 
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 import pytest
 import redis
 import structlog
+from coatstream.broker.connection import Client, connect
+from coatstream.broker.embedded import EmbeddedServer, embedded_server
+from coatstream.settings.model import RedisSettings
 from hypothesis import settings as hypothesis_settings
 
-from config.settings import RedisSettings
-from tests.absence import missing
-from worker.broker.connection import Client, connect
-from worker.broker.embedded import EmbeddedServer, embedded_server
+from tests.support.absence import missing
 
 # A machine that is busy is no fault of an example: the time-out of the test bounds it.
 hypothesis_settings.register_profile("coatstream", deadline=None)

@@ -19,13 +19,12 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+from coatstream.commands.bench.report import Report, Value, figure, machine, ratio
+from coatstream.engine.cores import usable_cores
+from coatstream.errors import CoatstreamError
 from environment import SERVERS, Environment
 from pictures import prepare_job
 from systems import MEASURES, Job, LeftOut, Sample, Setting, Span, grid
-
-from worker.commands.measuring import Report, Value, figure, machine, ratio
-from worker.cores import usable_cores
-from worker.errors import CoatstreamError
 
 OURS = "coatstream"
 SYSTEMS = tuple(MEASURES)

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from coatstream.engine.model.weights import load_model
+from coatstream.settings.model import ModelSettings
 from naive_classifier import NaiveClassifier
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from config.settings import ModelSettings
-from worker.engine.weights import load_model
-
-ASSETS = Path(__file__).parents[2] / "worker" / "assets"
+ASSETS = Path(__file__).parents[2] / "worker" / "coatstream" / "assets"
 SIZE = (1920, 1080)
 QUALITY = 85
 FRAMES = 7  # of the clip, evenly spread

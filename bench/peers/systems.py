@@ -20,9 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from coatstream.broker.embedded import embedded_server
 from meter import MARK, Meter
-
-from worker.broker.embedded import embedded_server
 
 HERE = Path(__file__).parent
 LEAVE = 2.0  # seconds that a peer has to end by itself: it holds nothing that anybody waits for
@@ -93,7 +92,7 @@ def measure_coatstream(job: Job, _setting: Setting, span: Span) -> Sample:
     began = time.perf_counter()
     with embedded_server() as own:
         mark = _mark()
-        command = [sys.executable, "-m", "worker", "run", "--redis", own.url, "--model", job.model]
+        command = [sys.executable, "-m", "coatstream", "run", "--redis", own.url, "--model", job.model]
         command += ["--weights", str(job.weights), "--device", "cpu"]
         command += ["--set", "http.port=0", "--set", "log.level=error", "--set", f"model.cache={job.folder / 'cache'}"]
         plain = {name: value for name, value in os.environ.items() if not name.startswith("COATSTREAM_")}

@@ -2,7 +2,7 @@
 
 `python deploy/check/check_manifests.py` renders each overlay with `kubectl kustomize` and prints one line a finding.
 Exit code 0: none; 1: some; 2: one could not be rendered. Never speaks to a cluster. Misspelt fields and wrong types of
-the built-in kinds are kubernetes-validate's business (tests/test_deploy.py).
+the built-in kinds are kubernetes-validate's business (tests/deploy/test_deploy.py).
 """
 
 import base64
@@ -17,10 +17,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
-
-from config.errors import SettingsError
-from config.loading import load
-from config.settings import SettingsTree
+from coatstream.settings.errors import SettingsError
+from coatstream.settings.loading import load
+from coatstream.settings.model import SettingsTree
 
 Manifest = dict[str, Any]
 

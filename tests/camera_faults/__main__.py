@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from coatstream.commands.bench.report import machine
+
 from tests.camera_faults.catalog import CASES, Row, run_case
 from tests.faults import servers
-from worker.commands.measuring import machine
 
 
 def main() -> None:
@@ -61,7 +62,7 @@ def _markdown(rows: Sequence[Row]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        for figure in row.figures:
+        for figure in row.stats:
             verdict = ("held" if figure.ok else "**missed**") if figure.bar else ""
             lines.append(
                 f"| {row.name} | {row.title} | {row.kind} | {figure.name} | {figure.value} | {figure.bar} | {verdict} |"

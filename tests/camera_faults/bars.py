@@ -20,31 +20,31 @@ class Figure:
 class Bars:
     """Filled in by one run of one case."""
 
-    figures: list[Figure] = field(default_factory=list)
+    stats: list[Figure] = field(default_factory=list)
 
     @property
     def failures(self) -> list[str]:
-        return [str(figure) for figure in self.figures if not figure.ok]
+        return [str(figure) for figure in self.stats if not figure.ok]
 
     def note(self, name: str, value: object, unit: str = "") -> None:
         """A figure that promises nothing."""
-        self.figures.append(Figure(name, _text(value) + unit))
+        self.stats.append(Figure(name, _text(value) + unit))
 
     def exactly(self, name: str, found: object, wanted: object) -> None:
-        self.figures.append(Figure(name, _text(found), _text(wanted), found == wanted))
+        self.stats.append(Figure(name, _text(found), _text(wanted), found == wanted))
 
     def at_most(self, name: str, found: float | None, limit: float, unit: str = "") -> None:
         """None: it never came."""
         ok = found is not None and found <= limit
-        self.figures.append(Figure(name, _amount(found, unit), f"at most {_text(limit)}{unit}", ok))
+        self.stats.append(Figure(name, _amount(found, unit), f"at most {_text(limit)}{unit}", ok))
 
     def at_least(self, name: str, found: float | None, limit: float, unit: str = "") -> None:
         ok = found is not None and found >= limit
-        self.figures.append(Figure(name, _amount(found, unit), f"at least {_text(limit)}{unit}", ok))
+        self.stats.append(Figure(name, _amount(found, unit), f"at least {_text(limit)}{unit}", ok))
 
     def broken(self, what: str) -> None:
         """It did not come to the end."""
-        self.figures.append(Figure("broken off", what, "comes to its end", ok=False))
+        self.stats.append(Figure("broken off", what, "comes to its end", ok=False))
 
 
 def _amount(found: float | None, unit: str) -> str:

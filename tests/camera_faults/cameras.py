@@ -1,7 +1,7 @@
 """A process of RTSP cameras that are told what to do while they run: one JSON line on stdin, one answer on stdout.
 
 `python -m tests.camera_faults.cameras '[{"name": "cam-1"}, ...]'`. All of them live on one event loop, so that thirty
-cost little; one that shall be frozen has a process of its own. The wire's format is that of `tests.cameras.rtsp`.
+cost little; one that shall be frozen has a process of its own. It speaks the format of `tests.support.cameras.rtsp`.
 
     kill        every connection is reset, further ones are refused
     start       listen again, on the same port
@@ -31,7 +31,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
-from tests.cameras import rtsp
+from tests.support.cameras import rtsp
 
 FOLDER: Final = Path(__file__).parent / "clips"
 USER: Final = "admin"

@@ -36,11 +36,11 @@ class Row:
     kind: str
     seed: int
     seconds: float
-    figures: tuple[Figure, ...]
+    stats: tuple[Figure, ...]
 
     @property
     def failures(self) -> list[str]:
-        return [str(figure) for figure in self.figures if not figure.ok]
+        return [str(figure) for figure in self.stats if not figure.ok]
 
     @property
     def ok(self) -> bool:
@@ -52,7 +52,7 @@ class Row:
 
     def __str__(self) -> str:
         head = f"{self.name} {self.title}, {self.size}, {self.kind}, seed {self.seed}, {self.seconds:.0f} s"
-        lines = [f"  {'ok    ' if f.ok and f.bar else 'FAILED' if f.bar else '      '} {f}" for f in self.figures]
+        lines = [f"  {'ok    ' if f.ok and f.bar else 'FAILED' if f.bar else '      '} {f}" for f in self.stats]
         return "\n".join([f"{head}: {'ok' if self.ok else 'FAILED'}", *lines])
 
 
@@ -130,7 +130,7 @@ def run_case(case: Case, size: str, kind: str, seed: int) -> Row:
     except (AssertionError, RedisError, OSError, httpx.HTTPError) as trouble:
         bars.broken(" ".join(str(trouble).split())[:1500] or type(trouble).__name__)
     seconds = time.monotonic() - began
-    return Row(case.name, case.title, size, kind, seed, seconds, tuple(bars.figures))
+    return Row(case.name, case.title, size, kind, seed, seconds, tuple(bars.stats))
 
 
 def case_named(name: str) -> Case:

@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from tests.workers import PATIENCE, Worker
+from tests.support.workers import PATIENCE, Worker
 
 KEPT_LINES: Final = 50_000
 
@@ -119,7 +119,7 @@ def running_replica(url: str, settings: Mapping[str, object]) -> Iterator[Replic
     environment |= {"COATSTREAM_REDIS__URL": url}
     environment |= {f"COATSTREAM_{name.upper()}": _value(value) for name, value in settings.items()}
     process = subprocess.Popen(
-        [sys.executable, "-m", "worker", "run"],
+        [sys.executable, "-m", "coatstream", "run"],
         env=environment,
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

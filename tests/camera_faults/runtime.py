@@ -89,7 +89,7 @@ def _coatstream(server: Server, *words: str) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COATSTREAM_")}
     environment["COATSTREAM_REDIS__URL"] = server.url
     done = subprocess.run(
-        [sys.executable, "-m", "worker", *words],
+        [sys.executable, "-m", "coatstream", *words],
         env=environment,
         capture_output=True,
         text=True,

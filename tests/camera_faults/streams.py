@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from coatstream.broker.connection import Client
 from redis.exceptions import RedisError
-
-from worker.broker.connection import Client
 
 LABELS: Final = "labels"
 EVENTS: Final = "events"

@@ -30,5 +30,5 @@ def test_the_harness_sees_workers_that_all_read_all_cameras() -> None:
     row = run_case(unshared, "quick", VALKEY, SEED)
 
     print(row)
-    [mingled] = [figure for figure in row.figures if figure.name == shares.MINGLED]
+    [mingled] = [figure for figure in row.stats if figure.name == shares.MINGLED]
     assert not mingled.ok, str(row)

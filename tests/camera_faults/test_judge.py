@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from coatstream.frames.opencv import cv2
 
 from tests.camera_faults import judge
 from tests.camera_faults.bars import Bars
@@ -10,7 +11,6 @@ from tests.camera_faults.judge import Fences, Window
 from tests.camera_faults.lab import PASSWORD, running_lab
 from tests.camera_faults.streams import Label, TagEvent
 from tests.camera_faults.troubles import Kind, Trouble
-from worker.opencv import cv2
 
 FPS = 5.0
 

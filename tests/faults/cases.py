@@ -49,7 +49,7 @@ class Row:
     kind: str
     seed: int
     seconds: float
-    figures: Mapping[str, str]
+    stats: Mapping[str, str]
     measured: frozenset[str]
     failures: tuple[str, ...]
     protocol: Protocol | None = field(default=None)
@@ -59,14 +59,12 @@ class Row:
         return not self.failures
 
     def __str__(self) -> str:
-        figures = ", ".join(f"{name} {value}" for name, value in self.figures.items())
+        stats = ", ".join(f"{name} {value}" for name, value in self.stats.items())
         verdict = "; ".join(self.failures) or "ok"
         if self.protocol:
-            return f"{self.case.name} with the control {self.protocol}, seed {self.seed}: {verdict} ({figures})"
+            return f"{self.case.name} with the control {self.protocol}, seed {self.seed}: {verdict} ({stats})"
         again = f"python -m tests.faults {self.case.name} --server {self.kind} --seed {self.seed} --size {self.size}"
-        return (
-            f"{self.case.name} {self.case.title}, {self.kind}, seed {self.seed}: {verdict} ({figures}); again: {again}"
-        )
+        return f"{self.case.name} {self.case.title}, {self.kind}, seed {self.seed}: {verdict} ({stats}); again: {again}"
 
 
 def run_quick(case: Case, kind: str, seed: int) -> Row:
@@ -110,7 +108,7 @@ def run_case(
         kind,
         seed,
         seconds,
-        findings.figures,
+        findings.stats,
         frozenset(findings.measured),
         tuple(findings.failures),
         protocol,

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 class Findings:
     """Filled in by one run of one test."""
 
-    figures: dict[str, str] = field(default_factory=dict)
+    stats: dict[str, str] = field(default_factory=dict)
     measured: set[str] = field(default_factory=set)  # figures that could have come out otherwise and still be right
     failures: list[str] = field(default_factory=list)
 
     def note(self, name: str, value: object) -> None:
         """A figure that promises nothing."""
-        self.figures[name] = _text(value)
+        self.stats[name] = _text(value)
         self.measured.add(name)
 
     def exactly(self, name: str, found: object, wanted: object) -> None:
@@ -32,7 +32,7 @@ class Findings:
         self.failures.append(what)
 
     def _keep(self, name: str, found: object, *, holds: bool, promise: str, unit: str = "") -> None:
-        self.figures[name] = f"{_text(found)}{unit}"
+        self.stats[name] = f"{_text(found)}{unit}"
         if not holds:
             self.failures.append(f"{name} is {_text(found)}{unit} and {promise}")
 

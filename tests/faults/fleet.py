@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.faults import processes
 from tests.faults.controls import Protocol, running_control
-from tests.workers import PATIENCE, Worker, run_worker
+from tests.support.workers import PATIENCE, Worker, run_worker
 
 INSIDE = Path(__file__).parent / "inside"
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from worker.broker.connection import Client
+from coatstream.broker.connection import Client
 
 PAGE = 1000  # entries of one reply, or of one pipeline
 SIDE = 8  # pixels; the smallest frame that still says something

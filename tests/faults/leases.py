@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 
+from coatstream.broker.connection import Client
+
 from tests.faults import frames
 from tests.faults.inside.sitecustomize import STUCK_ONCE
 from tests.faults.kills import TICK
 from tests.faults.stage import MIN_IDLE, Stage
-from worker.broker.connection import Client
 
 BATCH_TIMEOUT = 1.0  # seconds
 
@@ -112,9 +113,9 @@ def _every(seconds: float, do: Callable[[], object]) -> Iterator[None]:
 
 def reaped(stage: Stage, *, frame_count: int) -> None:
     """F27: a reaper without patience races consumers that are alive. No entry may vanish with its consumer."""
-    from config.settings import QueueSettings
-    from worker.broker.group import ConsumerGroup
-    from worker.broker.queues import Queue
+    from coatstream.broker.keys import Queue
+    from coatstream.queue.group import ConsumerGroup
+    from coatstream.settings.model import QueueSettings
 
     server = stage.server()
     client, sent = server.client(), frames.names(frame_count)

@@ -7,13 +7,14 @@ from functools import partial
 from http import HTTPStatus
 from typing import Final
 
+from coatstream.broker.connection import Client
+
 from tests.faults import frames
 from tests.faults.fleet import Fleet, Member
 from tests.faults.proxy import HANDSHAKE, Proxy
 from tests.faults.servers import REDIS, Server
 from tests.faults.stage import Stage
 from tests.faults.traffic import Traffic, Until, running_traffic
-from worker.broker.connection import Client
 
 PASSWORD, OTHER_PASSWORD = "old-password", "new-password"
 BURST: Final = 24  # frames that are in work when a trouble begins

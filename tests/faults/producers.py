@@ -1,13 +1,14 @@
 """F7, F24, F25: producers that send rubbish, trim their stream, or send more than there is room for."""
 
-from config.settings import SettingsTree
+from coatstream.broker.connection import Client
+from coatstream.broker.keys import Queue
+from coatstream.queue.audit import audit
+from coatstream.queue.producing.picture import RawPicture
+from coatstream.queue.producing.producer import Picture, Producer, Terms
+from coatstream.settings.model import SettingsTree
+
 from tests.faults import frames
 from tests.faults.stage import Stage
-from worker.broker.audit import audit
-from worker.broker.connection import Client
-from worker.broker.pictures import RawPicture
-from worker.broker.producer import Picture, Producer, Terms
-from worker.broker.queues import Queue
 
 TRIMMED = "coatstream_queue_trimmed_frames"
 

@@ -4,16 +4,16 @@ import signal
 import time
 
 import redis
+from coatstream.broker.connection import Client
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from tests import redis_servers
 from tests.faults import frames
 from tests.faults.schedule import Kind, play, schedule
 from tests.faults.stage import Stage
 from tests.faults.traffic import Traffic, Until, running_traffic
-from worker.broker.connection import Client
+from tests.support import redis_servers
 
 RESUMED = 5.0  # seconds
 DOOR = frames.Keys("{door}frames", "{door}labels", "{door}frames:dead")

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 
+from coatstream.broker.connection import Client
+
 from tests.faults import frames
 from tests.faults.fleet import Fleet, Member
 from tests.faults.stage import MIN_IDLE, Stage
-from worker.broker.connection import Client
 
 FREEZE_SECONDS = 1.6 * MIN_IDLE  # long enough for others to take the frames over, while the work goes on afterwards
 

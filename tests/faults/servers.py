@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import redis
+from coatstream.broker.connection import Client
+from coatstream.broker.embedded import valkey_binary
 from redis.exceptions import RedisError
 
-from tests.absence import missing
-from worker.broker.connection import Client
-from worker.broker.embedded import valkey_binary
+from tests.support.absence import missing
 
 VALKEY, REDIS = "valkey", "redis"
 KINDS = (VALKEY, REDIS)

@@ -2,10 +2,11 @@
 
 import time
 
+from coatstream.broker.connection import Client
+
 from tests.faults import frames, processes
 from tests.faults.inside.sitecustomize import LONG
 from tests.faults.stage import Stage
-from worker.broker.connection import Client
 
 STRAGGLER_SECONDS = 3.0
 

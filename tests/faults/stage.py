@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+from coatstream.broker.connection import Client
 
 from tests.faults import frames
 from tests.faults.controls import Protocol
@@ -18,7 +19,6 @@ from tests.faults.findings import Findings
 from tests.faults.fleet import Fleet, Member, running_control_member, running_member
 from tests.faults.proxy import Proxy, running_proxy
 from tests.faults.servers import Server, running_server
-from worker.broker.connection import Client
 
 T = TypeVar("T")
 

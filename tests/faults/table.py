@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 
+from coatstream.commands.bench.report import machine
 from rich.console import Console
 from rich.table import Table
 
 from tests.faults import servers
 from tests.faults.cases import Case, Row
-from worker.commands.measuring import machine
 
 ALWAYS_SHOWN = ("lost", "doubled", "dead letters", "innocent dead letters")  # what the tests are about
 _NUMBER = re.compile(r"-?[\d,]+(\.\d+)?(e[+-]?\d+)?")
@@ -72,8 +72,8 @@ def _cell(runs: Sequence[Row]) -> str:
 def _found(runs: Sequence[Row]) -> str:
     """The figures worth a reader's time; where runs differ, from the smallest to the largest."""
     some = [f"{len(runs)} seeds"] if len(runs) > 1 else []
-    for name in dict.fromkeys(name for run in runs for name in run.figures):
-        values = [run.figures[name] for run in runs if name in run.figures]
+    for name in dict.fromkeys(name for run in runs for name in run.stats):
+        values = [run.stats[name] for run in runs if name in run.stats]
         if name in ALWAYS_SHOWN or any(name in run.measured for run in runs):
             some.append(f"{name} {_range(values)}")
     failures = [failure for run in runs for failure in run.failures]
@@ -94,10 +94,10 @@ def _failed(run: Row) -> str:
     """What a control has done wrong."""
     words = [
         f"{value} {name}"
-        for name, value in run.figures.items()
+        for name, value in run.stats.items()
         if any(failure.startswith(f"{name} is ") for failure in run.failures) and _leading(value) > 0
     ]
-    return f"{', '.join(words) or '; '.join(run.failures) or 'nothing'} (of {run.figures.get('frames', '?')} frames)"
+    return f"{', '.join(words) or '; '.join(run.failures) or 'nothing'} (of {run.stats.get('frames', '?')} frames)"
 
 
 def _moment() -> str:

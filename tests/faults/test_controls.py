@@ -16,5 +16,5 @@ def test_the_harness_sees_that_this_protocol_is_bad(control: Control) -> None:
     row = run_case(case, VALKEY, SEED, control.size, limit=control.limit, protocol=control.protocol)
 
     print(row)
-    assert int(row.figures[control.seen_in].replace(",", "")) > 0, str(row)
+    assert int(row.stats[control.seen_in].replace(",", "")) > 0, str(row)
     assert not row.ok, str(row)

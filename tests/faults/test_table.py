@@ -13,8 +13,8 @@ CASE = Case("F0", "nothing at all", "lost 0", print, quick=None, full={})
 
 
 def row(findings: Findings, *, kind: str = VALKEY, seed: int = 1, protocol: Protocol | None = None) -> Row:
-    figures, measured = findings.figures, frozenset(findings.measured)
-    return Row(CASE, "full", kind, seed, 1.0, figures, measured, tuple(findings.failures), protocol)
+    stats, measured = findings.stats, frozenset(findings.measured)
+    return Row(CASE, "full", kind, seed, 1.0, stats, measured, tuple(findings.failures), protocol)
 
 
 def found(*, lost: int = 0, latency: float = 0.1) -> Findings:

@@ -3,10 +3,11 @@
 import shutil
 from pathlib import Path
 
+from coatstream.broker.connection import Client
+
 from tests.faults import frames
 from tests.faults.servers import Server
 from tests.faults.stage import Stage
-from worker.broker.connection import Client
 
 CUT_OPTIONS = ("--appendonly", "yes", "--auto-aof-rewrite-percentage", "0", "--aof-load-truncated", "yes")
 

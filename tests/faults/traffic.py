@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 
+from coatstream.broker.connection import Client
 from redis.exceptions import RedisError
 
 from tests.faults import frames
-from worker.broker.connection import Client
 
 EVERY = 0.02  # seconds between two round trips
 

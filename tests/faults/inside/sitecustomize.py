@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 KILL, SEGFAULT, STUCK_ONCE, LONG = 251, 252, 253, 254  # greys
-ENGINE = "worker.engine.noop"
+ENGINE = "coatstream.engine.backends.noop"
 
 
 class Misbehaviour:

@@ -1,1 +1,0 @@
-"""Every option of coatstream, and how it is read. Imports nothing of `worker`."""

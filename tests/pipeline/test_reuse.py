@@ -1,0 +1,370 @@
+"""The change gate: like frames reuse labels, nothing else does, and the gate closes itself when it is wrong."""
+
+import random
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from coatstream.frames.frame import Frame, Label, PictureFault, Prediction, ScoredLabel, Vitals
+from coatstream.pipeline.reuse import Gate, difference
+from coatstream.settings.model import ReuseSettings
+from numpy.typing import NDArray
+
+NEVER_CHECK = ReuseSettings(enabled=True, check=0)
+ALWAYS_CHECK = ReuseSettings(enabled=True, check=1)
+SCENE = np.random.default_rng(0).integers(20, 230, (36, 64), np.uint8)
+NO_PIXELS = np.zeros((1, 1, 3), np.uint8)
+
+Thumbnail = NDArray[np.uint8]
+
+
+@dataclass
+class Camera:
+    """Makes frames 0.2 s apart, and says of each class `label` what the model says."""
+
+    gate: Gate
+    now: float = 100.0
+    number: int = 0
+    reused: list[Prediction] = field(default_factory=list)
+
+    def frame(self, thumbnail: Thumbnail = SCENE, **changes: Any) -> Frame:
+        self.number += 1
+        self.now += 0.2
+        vitals = Vitals(120, 50, 500, 0, self.number, thumbnail)
+        frame = Frame("door", f"f{self.number}", self.now, NO_PIXELS, width=640, height=360, vitals=vitals)
+        return replace(frame, **changes)
+
+    def see(self, thumbnail: Thumbnail = SCENE, *, label: int = 7, **changes: Any) -> Prediction | None:
+        """What the gate says of the next frame; what it does not answer is classified as `label`."""
+        frame = self.frame(thumbnail, **changes)
+        answer = self.gate.consider(frame)
+        if answer is None:
+            self.gate.classified(frame, said(frame, label))
+        else:
+            self.reused.append(answer)
+        return answer
+
+
+def said(frame: Frame, label: int, *, second: float = 0.1) -> Prediction:
+    best = ScoredLabel(Label(label, None, f"class {label}"), 0.6)
+    return Prediction(
+        source=frame.source,
+        frame_id=frame.frame_id,
+        captured_at=frame.captured_at,
+        labels=(best,),
+        further=(ScoredLabel(Label(0, None, "class 0"), second),),
+        width=frame.width,
+        height=frame.height,
+        embedding=np.full(4, label, np.float16),
+        faults=frame.faults,
+        fence=frame.fence,
+    )
+
+
+def camera(settings: ReuseSettings = NEVER_CHECK, *, seed: int = 0) -> Camera:
+    made: list[Camera] = []
+    gate = Gate(settings, rng=random.Random(seed), monotonic=lambda: made[0].now)
+    made.append(Camera(gate))
+    return made[0]
+
+
+def brighter(levels: int, rows: slice = slice(None), columns: slice = slice(None)) -> Thumbnail:
+    changed = SCENE.copy()
+    changed[rows, columns] += np.uint8(levels)
+    return changed
+
+
+# ---- what is reused
+
+
+def test_the_first_frame_is_classified_and_a_like_one_takes_over_its_labels() -> None:
+    door = camera()
+
+    first, second = door.see(label=7), door.see(label=9)
+
+    assert first is None
+    assert second is not None
+    assert second.labels[0].label.index == 7
+    assert second.further[0].label.index == 0
+    assert second.reused
+
+
+def test_a_reused_prediction_is_this_frames_own_in_everything_but_its_labels() -> None:
+    door = camera()
+    door.see(fence=4, label=7)
+
+    frame = door.frame(fence=4, meta='{"a":1}')
+    answer = door.gate.consider(frame)
+
+    assert answer is not None
+    assert (answer.frame_id, answer.captured_at, answer.meta) == (frame.frame_id, frame.captured_at, frame.meta)
+    assert (answer.width, answer.height, answer.fence, answer.faults) == (640, 360, 4, ())
+    assert answer.receipt is None
+    assert answer.embedding is not None
+    assert answer.embedding.tolist() == [7, 7, 7, 7]
+
+
+def test_a_reference_that_was_itself_reused_is_never_compared_with() -> None:
+    door = camera()
+    door.see()
+
+    answers = [door.see(brighter(step)) for step in range(1, 7)]
+
+    assert [answer is not None for answer in answers] == [True, True, True, True, False, True]
+
+
+def test_a_small_thing_that_moves_is_noticed() -> None:
+    door = camera()
+    door.see()
+
+    assert door.see(brighter(20, slice(10, 12), slice(30, 32))) is None
+
+
+def test_flicker_within_the_allowed_difference_is_none() -> None:
+    door = camera()
+    door.see()
+
+    assert all(door.see(brighter(levels)) for levels in (1, 2, 1, 3, 0))
+
+
+def test_the_difference_is_that_of_the_most_different_part() -> None:
+    one, other = SCENE.astype(np.int16), brighter(10, slice(4, 6), slice(8, 10)).astype(np.int16)
+
+    assert difference(one, one) == 0
+    assert difference(one, other) == difference(other, one) == 10
+
+
+def test_a_heartbeat_is_classified_however_still_the_scene_is() -> None:
+    door = camera(ReuseSettings(enabled=True, check=0, heartbeat=2.0))
+
+    answers = [door.see() for _ in range(31)]
+
+    assert [number for number, answer in enumerate(answers) if answer is None] == [0, 10, 20, 30]
+
+
+def test_labels_of_which_the_model_was_in_doubt_are_not_reused() -> None:
+    door = camera()
+    frame = door.frame()
+    door.gate.consider(frame)
+
+    door.gate.classified(frame, said(frame, 7, second=0.51))
+
+    assert door.see(label=7) is None
+    assert door.see() is not None
+    assert door.gate.stats().doubtful == 1
+
+
+def test_a_model_with_one_label_is_never_in_doubt() -> None:
+    door = camera()
+    frame = door.frame()
+
+    door.gate.classified(frame, replace(said(frame, 7), further=()))
+
+    assert door.see() is not None
+
+
+@pytest.mark.parametrize("change", [{"width": 1280}, {"height": 720}, {"fence": 9}, {"vitals": None}])
+def test_another_size_another_lease_or_an_unmeasured_picture_is_classified(change: dict[str, Any]) -> None:
+    door = camera()
+    door.see()
+
+    assert door.see(**change) is None
+
+
+def test_a_sick_picture_neither_reuses_labels_nor_lends_its_own() -> None:
+    door = camera()
+    door.see()
+
+    sick = door.see(faults=(PictureFault.COVERED,))
+    well = door.see()
+
+    assert sick is None
+    assert well is None
+    assert door.see() is not None
+
+
+def test_a_frame_that_never_comes_back_from_the_engine_leaves_the_reference_alone() -> None:
+    door = camera()
+    door.see(label=7)
+    door.gate.consider(door.frame(brighter(20)))
+
+    answer = door.see()
+
+    assert answer is not None
+    assert answer.labels[0].label.index == 7
+
+
+# ---- honesty
+
+
+def test_every_checked_frame_is_classified_and_counted() -> None:
+    door = camera(ALWAYS_CHECK)
+
+    answers = [door.see(label=7) for _ in range(20)]
+
+    stats = door.gate.stats()
+    assert answers == [None] * 20
+    assert (stats.considered, stats.reused, stats.checks, stats.disagreements) == (20, 0, 19, 0)
+
+
+def test_checks_are_about_the_share_that_was_asked_for_once_the_gate_is_trusted() -> None:
+    door = camera(ReuseSettings(enabled=True, check=0.02))
+    for _ in range(1500):
+        door.see()
+    before = door.gate.stats()
+
+    for _ in range(10_000):
+        door.see()
+
+    after = door.gate.stats()
+    assert 0.013 < (after.checks - before.checks) / 10_000 < 0.027
+    assert after.reused > 0.9 * after.considered
+
+
+def test_in_the_beginning_five_times_as_many_are_checked() -> None:
+    counts = [checks_of(camera(ReuseSettings(enabled=True, check=0.02), seed=seed), frames=300) for seed in range(20)]
+
+    assert 20 < sum(counts) / 20 < 40
+
+
+def checks_of(door: Camera, *, frames: int) -> int:
+    for _ in range(frames):
+        door.see()
+    return door.gate.stats().checks
+
+
+def test_the_labels_of_a_stable_scene_leave_the_gate_as_it_was_set() -> None:
+    door = camera(ReuseSettings(enabled=True))
+
+    for _ in range(5000):
+        door.see()
+
+    stats = door.gate.stats()
+    assert (stats.disagreements, stats.rate, stats.difference) == (0, 0, 4)
+
+
+def test_on_near_ties_the_gate_ends_by_reusing_little_and_says_so() -> None:
+    flips = random.Random(1)
+    door = camera(ReuseSettings(enabled=True))
+
+    for _ in range(6000):
+        door.see(noisy(flips), label=flips.choice((7, 8)))
+
+    stats = door.gate.stats()
+    assert stats.disagreements > 0
+    assert stats.difference < 4
+    assert stats.reused < 0.1 * stats.considered
+
+
+def noisy(rng: random.Random) -> Thumbnail:
+    """The scene with noise that stays within a difference of 4, but not of half a level."""
+    levels: Thumbnail = np.random.default_rng(rng.getrandbits(32)).integers(0, 4, SCENE.shape, np.uint8)
+    levels += SCENE
+    return levels
+
+
+def test_even_a_scene_without_noise_is_given_up_when_its_labels_flip() -> None:
+    flips = random.Random(1)
+    door = camera(ReuseSettings(enabled=True))
+
+    for _ in range(6000):
+        door.see(label=flips.choice((7, 8)))
+
+    stats = door.gate.stats()
+    assert stats.difference == 0
+    assert stats.reused < 0.1 * stats.considered
+
+
+def test_a_gate_that_has_closed_opens_again_when_the_labels_are_stable_for_long() -> None:
+    flips = random.Random(1)
+    door = camera(ReuseSettings(enabled=True))
+    for _ in range(600):
+        door.see(label=flips.choice((7, 8)))
+    closed = door.gate.stats()
+
+    for _ in range(60_000):
+        door.see(label=7)
+
+    opened = door.gate.stats()
+    assert closed.difference < 1
+    assert opened.difference == 4
+    assert opened.reused > closed.reused + 30_000
+
+
+def test_the_difference_is_never_above_the_setting() -> None:
+    door = camera(ReuseSettings(enabled=True, check=1, difference=2.5))
+    seen = set()
+
+    for number in range(4000):
+        door.see(label=7 if number > 1000 or number % 9 else 8)
+        seen.add(door.gate.stats().difference)
+
+    assert max(seen) == 2.5
+    assert min(seen) < 2.5
+
+
+def test_a_budget_that_allows_everything_never_tightens() -> None:
+    flips = random.Random(1)
+    door = camera(ReuseSettings(enabled=True, check=0.5, budget=1.0))
+
+    for _ in range(2000):
+        door.see(label=flips.choice((7, 8)))
+
+    stats = door.gate.stats()
+    assert stats.difference == 4
+    assert 0.3 < stats.rate < 0.7
+
+
+def test_a_frame_that_is_checked_becomes_the_reference() -> None:
+    door = camera(ALWAYS_CHECK)
+    door.see(label=7)
+    door.see(brighter(3), label=7)
+
+    door.see(brighter(6), label=7)
+
+    assert door.gate.stats().checks == 2
+
+
+def test_lost_checks_do_not_pile_up() -> None:
+    door = camera(ALWAYS_CHECK)
+    door.see()
+
+    for _ in range(10_000):
+        door.gate.consider(door.frame())
+
+    assert len(door.gate._pending) <= 64
+
+
+def test_many_engine_threads_may_ask_at_once() -> None:
+    door = camera(ReuseSettings(enabled=True, check=0.2))
+    frames = [door.frame() for _ in range(4000)]
+
+    def work(part: int) -> int:
+        return sum(_asked(door.gate, frame) for frame in frames[part::4])
+
+    with ThreadPoolExecutor(4) as threads:
+        reused = sum(threads.map(work, range(4)))
+
+    stats = door.gate.stats()
+    assert stats.considered == 4000
+    assert stats.reused == reused > 2000
+
+
+def _asked(gate: Gate, frame: Frame) -> bool:
+    answer = gate.consider(frame)
+    if answer is None:
+        gate.classified(frame, said(frame, 7))
+    return answer is not None
+
+
+def test_the_same_seed_checks_the_same_frames() -> None:
+    def checked(seed: int) -> list[bool]:
+        door = camera(ReuseSettings(enabled=True), seed=seed)
+        return [door.see() is None for _ in range(500)]
+
+    run: Callable[[int], list[bool]] = checked
+    assert run(3) == run(3)
+    assert run(3) != run(4)

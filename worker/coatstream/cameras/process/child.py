@@ -1,0 +1,261 @@
+"""The life of a process that reads one camera: its thread reads, another one talks to the worker.
+
+Never waits for the worker while a live camera is read: what the worker does not take in time is replaced by the next
+picture, and counted. A file waits. Ends when the worker hangs up, and leaves the judgement to it: a process cannot tell
+that it hangs.
+"""
+
+import ctypes
+import socket
+import threading
+from collections import Counter, deque
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from coatstream.cameras.capture.camera import Camera, Step
+from coatstream.cameras.process.wire import (
+    MAX_COSTS,
+    STAGES,
+    Bad,
+    Loss,
+    Message,
+    Order,
+    Tally,
+    one_line,
+    receive_order,
+    send,
+)
+from coatstream.engine.cores import single_threaded
+from coatstream.errors import BadFrame, CoatstreamError, DeadReason, DownReason, SourceLost
+from coatstream.frames.frame import Frame
+from coatstream.frames.opencv import overheard
+from coatstream.frames.resizing import prepare
+
+BEAT: Final = 0.2  # seconds at most between two signs of life while pictures arrive
+_OOM_SCORE = Path("/proc/self/oom_score_adj")
+_PR_SET_NAME = 15  # linux/prctl.h
+
+
+def live(work: socket.socket) -> None:
+    """Read the camera of the order that comes first, until it ends, is lost, or the worker hangs up."""
+    order = receive_order(work)
+    if order is None:
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, order.settings.name.encode()[:15])  # what `top` shows
+    _go_first()
+    single_threaded()
+    stop = Stop()
+    outbox = Outbox(partial(send, work))
+    sender = threading.Thread(target=outbox.deliver, args=(stop,), daemon=True)
+    sender.start()
+    wanted = threading.Event()
+    threading.Thread(target=_listen, args=(work, stop, outbox, wanted), daemon=True).start()
+    with overheard() as words:
+        read(camera_of(order, outbox, overheard=words, wanted=wanted), outbox, stop)
+    sender.join()
+
+
+def _go_first() -> None:
+    """Where memory runs out, the kernel shall rather end one camera's process than the worker."""
+    with suppress(OSError, ValueError):
+        score = int(_OOM_SCORE.read_text())
+        _OOM_SCORE.write_text(str(min(1000, score + 300)))
+
+
+def camera_of(
+    order: Order,
+    outbox: "Outbox",
+    *,
+    overheard: Callable[[], bytes] = lambda: b"",
+    wanted: threading.Event | None = None,
+) -> Camera:
+    """The camera, with everything that it has to tell going into the outbox."""
+    # A camera prepares in BGR and turns the small result, and crop mode `border` pads with the mean.
+    spec = replace(order.spec, mean=(order.spec.mean[2], order.spec.mean[1], order.spec.mean[0]))
+    return Camera(
+        order.settings,
+        prepare=partial(prepare, spec=spec),
+        observe=outbox.observe,
+        on_bad=outbox.bad,
+        on_step=outbox.step,
+        on_grab=outbox.grabbed,
+        overheard=overheard,
+        wanted=wanted,
+    )
+
+
+def read(camera: Camera, outbox: "Outbox", stop: "Stop") -> None:
+    """To the end, whatever that is."""
+    lost: SourceLost | None = None
+    try:
+        with closing(camera.frames(stop)) as frames:
+            for frame in frames:
+                if not outbox.put(frame, live=camera.live):
+                    break
+    except SourceLost as loss:
+        lost = loss
+    except CoatstreamError as error:  # a password file that cannot be read, say
+        lost = SourceLost(f"camera {camera.name!r}: {error}", slow=True)
+    except Exception as bug:  # the edge of the process: the worker says it, and tries again
+        lost = bug_in(f"camera {camera.name!r}", bug)
+    outbox.end(lost)
+
+
+def bug_in(what: str, bug: Exception) -> SourceLost:
+    """One line about it, for the worker's log."""
+    return SourceLost(f"{what}: a bug: {type(bug).__name__}: {bug}", reason=DownReason.CRASHED)
+
+
+def _listen(work: socket.socket, stop: "Stop", outbox: "Outbox", wanted: threading.Event) -> None:
+    """After the order the worker says only that it wants the next picture now, and at last hangs up."""
+    with suppress(OSError):
+        while work.recv(1):
+            wanted.set()
+    stop.set()
+    outbox.close()
+
+
+class Stop(threading.Event):
+    """Knows whether somebody waits on it on purpose: between a file's pictures, or for the next one in a folder."""
+
+    waiting = False
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waiting = True
+        try:
+            return super().wait(timeout)
+        finally:
+            self.waiting = False
+
+
+class Outbox:
+    """Between the thread that reads and the one that sends: a slot for one frame, and the counts since the last one."""
+
+    def __init__(self, post: Callable[[Message], None]) -> None:
+        self._post = post
+        self._changed = threading.Condition()  # guards all below
+        self._steps: deque[Step] = deque(maxlen=16)  # the newest ones; there are four kinds
+        self._frame: Frame | None = None
+        self._closed = False
+        self._ending = False
+        self._lost: SourceLost | None = None
+        self._grabbed = 0
+        self._told = 0  # of those
+        self._replaced = 0
+        self._cpu = 0.0
+        self._costs: deque[tuple[str, float]] = deque(maxlen=MAX_COSTS)
+        self._bad: Counter[DeadReason] = Counter()
+        self._why_bad: dict[DeadReason, str] = {}
+
+    # ---- the reading thread
+
+    def step(self, step: Step) -> None:
+        """The camera does something else now."""
+        with self._changed:
+            self._steps.append(step)
+            self._changed.notify_all()
+
+    def grabbed(self) -> None:
+        """A picture was read, taken or not."""
+        with self._changed:
+            self._grabbed += 1
+
+    def observe(self, stage: str, seconds: float) -> None:
+        """CPU time that was spent."""
+        if stage not in STAGES:
+            raise ValueError(f"no such stage: {stage}")
+        with self._changed:
+            self._cpu += seconds
+            self._costs.append((stage, seconds))
+
+    def bad(self, bad: BadFrame) -> None:
+        """A picture was due and could not be used."""
+        with self._changed:
+            self._bad[bad.reason] += 1
+            self._why_bad[bad.reason] = one_line(bad)
+
+    def put(self, frame: Frame, *, live: bool) -> bool:
+        """Leave a frame for the worker; wait for room unless `live`. False: it wants no more."""
+        with self._changed:
+            if not live:
+                self._changed.wait_for(lambda: self._closed or self._frame is None)
+            if self._closed:
+                return False
+            self._replaced += self._frame is not None
+            self._frame = frame
+            self._changed.notify_all()
+        return True
+
+    def end(self, lost: SourceLost | None) -> None:
+        """Nothing more comes after what is here: it came to its own end, or was lost."""
+        with self._changed:
+            if not self._ending:
+                self._ending, self._lost = True, lost
+            self._changed.notify_all()
+
+    # ---- the other threads
+
+    def close(self) -> None:
+        """The worker wants no more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def deliver(self, stop: Stop) -> None:
+        """Send until the end; sets `stop` where the worker is gone."""
+        while (message := self._next(stop)) is not None:
+            try:
+                self._post(message)
+            except OSError:
+                stop.set()
+                self.close()
+            except Exception as bug:  # a figure that has no place in a message, say
+                self.end(bug_in("what is told of a camera", bug))
+                stop.set()
+            if message.ended or message.loss is not None:
+                return
+
+    def _next(self, stop: Stop) -> Message | None:
+        """Wait for what is to be said: a step, a frame, the end, or that all is well. None: nobody listens any more."""
+        with self._changed:
+            while not self._closed:
+                self._changed.wait_for(lambda: self._closed or self._steps or self._frame or self._ending, BEAT)
+                if self._steps:
+                    return Message(self._tally(), step=self._steps.popleft())
+                if self._frame is not None:
+                    frame, self._frame = self._frame, None
+                    self._changed.notify_all()
+                    return Message(self._tally(), frame=frame)
+                if self._ending:
+                    return self._last()
+                if self._grabbed != self._told or stop.waiting:
+                    return Message(self._tally())
+            return None
+
+    def _last(self) -> Message:
+        lost = self._lost
+        if lost is None:
+            return Message(self._tally(), ended=True)
+        return Message(self._tally(), loss=Loss(reason=lost.reason, message=one_line(lost), slow=lost.slow))
+
+    def _tally(self) -> Tally:
+        """The counts, which begin anew where they are counts since the last message."""
+        bad = tuple(
+            Bad(reason=reason, times=min(times, 100_000), message=self._why_bad[reason])
+            for reason, times in self._bad.items()
+        )
+        tally = Tally(
+            grabbed=self._grabbed,
+            replaced=self._replaced,
+            cpu=self._cpu,
+            costs=tuple((stage, max(0.0, seconds)) for stage, seconds in self._costs),
+            bad=bad,
+        )
+        self._told = self._grabbed
+        self._costs.clear()
+        self._bad.clear()
+        return tally

@@ -1,0 +1,311 @@
+"""`coatstream bench cameras`: how many cameras fit on this machine, by size and rate, and what limits them.
+
+Measures what reading a picture costs (the package's own clips, made as a camera would send them) and how many frames a
+second the configured model does, each alone, and works out from both what `cameras.capacity` says fits. With cameras in
+the settings it also says whether those fit, and what each of them will get.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from importlib.resources import as_file, files
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+from pydantic import SecretStr
+from rich.console import Console
+from rich.table import Table
+
+from coatstream.cameras.active import demand
+from coatstream.cameras.capacity import (
+    KEY_INTERVAL,
+    LOAD,
+    Capacity,
+    DecodeCost,
+    Fit,
+    Sampling,
+    demand_of,
+    measure_rates,
+    served,
+)
+from coatstream.cameras.capture.vitals import measure
+from coatstream.cameras.fleet.tenure import Tenure
+from coatstream.cameras.process.forkserver import ForkServer
+from coatstream.cameras.process.source import CameraProcess
+from coatstream.commands.bench.report import machine, rounded
+from coatstream.engine.cores import single_threaded, usable_cores
+from coatstream.engine.loading import load_engine
+from coatstream.engine.protocol import Engine
+from coatstream.errors import EngineError
+from coatstream.frames.frame import InputSpec, Pixels
+from coatstream.frames.opencv import CAPTURE_OPTIONS, cv2
+from coatstream.frames.resizing import prepare
+from coatstream.settings.model import CameraSettings, SettingsTree
+from coatstream.telemetry import logs
+
+SIZES: Final = ("360p", "720p", "1080p")
+KINDS: Final = (
+    ("1 fps", Sampling(taken=1)),
+    ("5 fps", Sampling(taken=5)),
+    ("25 fps", Sampling(taken=25)),
+    ("key frames", Sampling(taken=1 / KEY_INTERVAL, keyframes_only=True)),
+)
+_KEYS_ONLY: Final = "avdiscard;nonkey"
+_TAKE_EVERY: Final = 5  # pictures of a clip
+_PICTURES: Final = 10  # after which a reader's memory has grown to its size
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What reading cameras of one size takes; `memory` in bytes, or None where the system does not tell."""
+
+    cost: DecodeCost
+    memory: int | None
+
+
+def run_bench_cameras(settings: SettingsTree, *, seconds: float, as_json: bool) -> int:
+    """Measure, and print a table, or one line of JSON. Raises EngineError."""
+    logs.configure(logs.quiet(settings.log))
+    described = machine()
+    engine = _engine(settings)
+    print(f"about {seconds * (len(SIZES) + 1):.0f} s of measuring {engine.info.name}", file=sys.stderr, flush=True)
+    engine.warm_up()
+    rates = measure_rates(engine, engine.prepared, seconds=seconds, most=max(3.0, 3 * seconds))
+    assignments = {size: _reading(size, engine.spec, seconds) for size in SIZES}
+    capacity = Capacity(max(rates.values()), usable_cores(), shares_cores=engine.info.device == "cpu")
+    document = {
+        "bench": "cameras",
+        **_engine_words(engine, rates),
+        "load": LOAD,
+        "decode": {size: _reading_words(reading) for size, reading in assignments.items()},
+        "fits": [_fit_words(size, name, fit) for size, name, fit in _fits(capacity, assignments)],
+        # A file that waits for the model asks for nothing.
+        "configured": configured([camera for camera in settings.cameras if demand(camera)], capacity.engine_rate),
+        "machine": described,
+    }
+    if as_json:
+        print(json.dumps(document), flush=True)
+    else:
+        _show(document)
+    return 0
+
+
+# ---- the model
+
+
+def _engine(settings: SettingsTree) -> Engine:
+    """The configured one, with random weights: speed does not depend on them."""
+    model = settings.model
+    if model.engine != "noop":
+        model = model.model_copy(update={"weights": "random", "labels": None})
+    return load_engine(model, settings.batch)
+
+
+def _engine_words(engine: Engine, rates: dict[int, float]) -> dict[str, Any]:
+    best = max(rates, key=rates.__getitem__)
+    return {
+        "model": engine.info.name,
+        "engine": engine.info.engine,
+        "device": engine.info.device,
+        "streams": engine.streams,
+        "engine_frames_per_s": rounded(rates[best]),
+        "batch": best,
+        "engine_frames_per_s_by_batch": {str(size): rounded(rate) for size, rate in rates.items()},
+    }
+
+
+# ---- reading
+
+
+def _reading(size: str, spec: InputSpec, seconds: float) -> Reading:
+    with as_file(files("coatstream") / "assets" / f"camera_{size}.mp4") as clip:
+        return Reading(decode_cost(clip, spec, seconds=seconds), _memory(clip, spec))
+
+
+def decode_cost(clip: Path, spec: InputSpec, *, seconds: float) -> DecodeCost:
+    """Medians over rounds, of CPU time: what others do on the machine hardly matters. Raises EngineError."""
+    # A camera prepares in BGR, and crop mode `border` pads with the mean.
+    spec = replace(spec, mean=(spec.mean[2], spec.mean[1], spec.mean[0]))
+    with ThreadPoolExecutor(1, "reading", initializer=single_threaded) as pool:
+        pool.submit(_play, clip, spec).result()  # loads what is loaded late
+        costs = pool.submit(_rounds, clip, spec, seconds).result()
+    return DecodeCost(*(median(part) for part in zip(*costs, strict=True)))
+
+
+def _rounds(clip: Path, spec: InputSpec, seconds: float) -> list[tuple[float, float, float]]:
+    costs: list[tuple[float, float, float]] = []
+    began = time.monotonic()
+    while len(costs) < 2 or time.monotonic() - began < seconds:
+        every, keys = _play(clip, spec), _play(clip, spec, only=_KEYS_ONLY)
+        costs.append((every.decoding / every.pictures, keys.decoding / every.pictures, every.taking / every.taken))
+    return costs
+
+
+@dataclass(slots=True)
+class _Played:
+    """One clip, from end to end. CPU seconds of this thread."""
+
+    pictures: int = 0
+    taken: int = 0
+    decoding: float = 0.0
+    taking: float = 0.0
+
+
+def _play(clip: Path, spec: InputSpec, *, only: str = "") -> _Played:
+    played = _Played()
+    with clip.open("rb") as file:
+        file_for_opencv: Any = file  # OpenCV's stub names an interface that nothing implements
+        with _decoding(only):
+            capture = cv2.VideoCapture(file_for_opencv, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+        try:
+            while _grab(capture, played):
+                if played.pictures % _TAKE_EVERY == 1:
+                    _take(capture, spec, played)
+        finally:
+            capture.release()
+    if not played.taken:
+        raise EngineError(f"OpenCV cannot decode {clip.name}, which came with the package")
+    return played
+
+
+@contextmanager
+def _decoding(only: str) -> Iterator[None]:
+    """OpenCV reads its options from the environment at each opening."""
+    before = os.environ.get(CAPTURE_OPTIONS, "")
+    os.environ[CAPTURE_OPTIONS] = "|".join(filter(None, (before, only)))
+    try:
+        yield
+    finally:
+        os.environ[CAPTURE_OPTIONS] = before
+
+
+def _grab(capture: cv2.VideoCapture, played: _Played) -> bool:
+    before = time.thread_time()
+    grabbed = capture.grab()
+    played.decoding += time.thread_time() - before
+    played.pictures += grabbed
+    return grabbed
+
+
+def _take(capture: cv2.VideoCapture, spec: InputSpec, played: _Played) -> None:
+    """What a camera's process does with a picture that is due."""
+    before = time.thread_time()
+    whole, picture = capture.retrieve()
+    if whole:
+        pixels: Pixels = picture  # type: ignore[assignment]  # asked for uint8
+        measure(pixels, damage=0)
+        prepare(pixels, spec)
+        played.taken += 1
+    played.taking += time.thread_time() - before
+
+
+def _memory(clip: Path, spec: InputSpec) -> int | None:
+    """Bytes that one more camera takes: what the process that reads it shares with no other."""
+    settings = CameraSettings(name="bench", url=SecretStr(str(clip)), fps=0, realtime=True, loop=True)
+    stop = threading.Event()
+    with ForkServer(spec) as fork_server:
+        camera = CameraProcess(settings, spec, fork_server=fork_server, tenure=Tenure.unshared())
+        with closing(camera.frames(stop)) as frames:
+            for _ in zip(range(_PICTURES), frames, strict=False):
+                pass
+            return private_bytes(camera.stats().pid)
+
+
+def private_bytes(pid: int | None) -> int | None:
+    """Memory of a process that is its own alone, as Linux counts it; None elsewhere."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return None
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+
+
+def _reading_words(reading: Reading) -> dict[str, float | None]:
+    return {
+        "picture_ms": rounded(1000 * reading.cost.picture),
+        "keys_only_ms": rounded(1000 * reading.cost.keys_only),
+        "sampled_ms": rounded(1000 * reading.cost.sampled),
+        "memory_mb": None if reading.memory is None else rounded(reading.memory / 1024**2),
+    }
+
+
+# ---- what fits
+
+
+def _fits(capacity: Capacity, assignments: Mapping[str, Reading]) -> Iterator[tuple[str, str, Fit]]:
+    for size, reading in assignments.items():
+        for name, sampling in KINDS:
+            yield size, name, capacity.fit(reading.cost, sampling)
+
+
+def _fit_words(size: str, sampled: str, fit: Fit) -> dict[str, str | int | float]:
+    return {
+        "size": size,
+        "sampled": sampled,
+        "cameras": fit.cameras,
+        "limit": fit.limit,
+        "cpu_percent_per_camera": rounded(100 * fit.cores),
+    }
+
+
+def configured(cameras: Sequence[CameraSettings], engine_rate: float) -> dict[str, Any] | None:
+    """Whether the model can do what these cameras ask for, and what each gets; None where there are none.
+
+    Their sizes are not known before they are read, so what decoding takes is not in it.
+    """
+    if not cameras:
+        return None
+    asked = sum(map(demand_of, cameras))
+    shares = served(cameras, LOAD * engine_rate)
+    return {
+        "cameras": len(cameras),
+        "asked_frames_per_s": rounded(asked),
+        "fit": asked <= LOAD * engine_rate,
+        "served_share": rounded(sum(demand_of(camera) * shares[camera.name] for camera in cameras) / asked),
+        "served_share_by_camera": {name: rounded(share) for name, share in shares.items()},
+    }
+
+
+# ---- for people
+
+
+def _show(document: dict[str, Any]) -> None:
+    console = Console()
+    table = Table(title=f"cameras that fit at {LOAD:.0%} load", title_justify="left", box=None, pad_edge=False)
+    for name in ("of 25 pictures/s", *SIZES):
+        table.add_column(name, justify="left" if name not in SIZES else "right")
+    for sampled, _ in KINDS:
+        rows = [row for row in document["fits"] if row["sampled"] == sampled]
+        table.add_row(sampled, *(f"{row['cameras']} ({row['limit']})" for row in rows))
+    table.add_row("CPU each, 5 fps", *(_cpu_at_5(document, size) for size in SIZES))
+    memory = [document["decode"][size]["memory_mb"] for size in SIZES]
+    table.add_row("memory each", *("" if value is None else f"{value:.0f} MB" for value in memory))
+    console.print(table)
+    for line in _notes(document):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _cpu_at_5(document: dict[str, Any], size: str) -> str:
+    row = next(row for row in document["fits"] if (row["size"], row["sampled"]) == (size, "5 fps"))
+    return f"{row['cpu_percent_per_camera']:.1f} % of a core"
+
+
+def _notes(document: dict[str, Any]) -> Iterator[str]:
+    words = document["machine"]
+    yield (
+        f"In brackets: what they would be too much for first. {document['model']} on {document['device']}: "
+        f"{document['engine_frames_per_s']:g} frames/s in batches of {document['batch']}, with nothing else to do."
+    )
+    yield f"{words['cpu']}, {words['cores']} usable cores, OpenCV {words['opencv']}, torch {words['torch']}"
+    if (own := document["configured"]) is not None:
+        yield (
+            f"The {own['cameras']} configured cameras ask for {own['asked_frames_per_s']:g} frames/s: "
+            + ("the model can do that." if own["fit"] else f"{own['served_share']:.0%} of that can be done.")
+        )

@@ -1,0 +1,164 @@
+"""`coatstream watch`: labels or events as they are published, one line each."""
+
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, Protocol, TypeVar
+
+from rich.console import Console
+from rich.text import Text
+
+from coatstream.broker.connection import Client, connect
+from coatstream.broker.fleet_keys import fleet_keys
+from coatstream.broker.keys import queues_of
+from coatstream.broker.preflight import check_server, check_types
+from coatstream.commands.terminal import shown, shown_json
+from coatstream.errors import Backoff, RedisUnavailable
+from coatstream.results.events.reader import EventReader, PublishedEvent
+from coatstream.results.labels import LabelReader, PublishedLabel
+from coatstream.settings.model import SettingsTree
+
+RETRY = Backoff(first=0.05, longest=2.0)
+LONGEST_BLOCK = 1.0  # seconds
+
+
+class _Published(Protocol):
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def document(self) -> str: ...
+
+
+_ItemT = TypeVar("_ItemT", bound=_Published)
+
+
+def run_watch(settings: SettingsTree, *, source: str | None, count: int, as_json: bool, events: bool = False) -> int:
+    """Follow the labels stream, or that of events, from now on, until `count` (0: for ever) were shown, Ctrl-C, or
+    nobody reads. 0.
+
+    Raises ConfigError, and RedisUnavailable where Redis cannot be reached at the start; later that is waited for.
+    """
+    block = min(LONGEST_BLOCK, settings.redis.socket_timeout / 5)
+    with connect(settings.redis) as client:
+        check_server(client, settings.redis)
+        show = _events(client, settings, block) if events else _labels(client, settings, block)
+        try:
+            show(source, count, as_json)
+        except KeyboardInterrupt:
+            pass
+        except BrokenPipeError:  # `coatstream watch | head`; typer would make it exit code 1
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+    return 0
+
+
+_Show = Callable[[str | None, int, bool], None]
+
+
+def _labels(client: Client, settings: SettingsTree, block: float) -> _Show:
+    streams = sorted({queue.labels for queue in queues_of(settings)})
+    check_types(client, dict.fromkeys(streams, "stream"))
+    reader = LabelReader(client, streams, after=None, block=block)
+    reader.start()
+    return lambda source, count, as_json: _show(reader.read, _line, source=source, count=count, as_json=as_json)
+
+
+def _events(client: Client, settings: SettingsTree, block: float) -> _Show:
+    stream = fleet_keys(settings).events
+    check_types(client, {stream: "stream"})
+    reader = EventReader(client, stream, block=block)
+    reader.start()
+    return lambda source, count, as_json: _show(reader.read, _event_line, source=source, count=count, as_json=as_json)
+
+
+def _show(
+    read: Callable[[], Sequence[_ItemT]],
+    line: Callable[[_ItemT], Text],
+    *,
+    source: str | None,
+    count: int,
+    as_json: bool,
+) -> None:
+    console = Console(highlight=False)
+    shown_so_far = 0
+    for item in _follow(read):
+        if source is not None and item.source != source:
+            continue
+        if as_json:
+            print(shown_json(item.document), flush=True)
+        elif console.is_terminal:
+            console.print(line(item), soft_wrap=True)
+        else:  # print, because rich ends a process with code 1 when its reader has gone
+            print(line(item).plain, flush=True)
+        shown_so_far += 1
+        if shown_so_far == count:
+            return
+
+
+def _follow(read: Callable[[], Sequence[_ItemT]]) -> Iterator[_ItemT]:
+    """Everything from now on. While Redis is away: one line, and further tries."""
+    rng, failures = random.Random(), 0
+    while True:
+        try:
+            items = read()
+        except RedisUnavailable as trouble:
+            if not failures:
+                print(f"coatstream: {shown(str(trouble))}; trying again until it is back", file=sys.stderr, flush=True)
+            time.sleep(RETRY.delay(failures, rng))
+            failures += 1
+        else:
+            failures = 0
+            yield from items
+
+
+def _line(label: PublishedLabel) -> Text:
+    """When it was published, source, label, score, and the frame's age at that time."""
+    return Text.assemble(
+        (_clock(label.published_at), "dim"),
+        "  ",
+        (f"{shown(label.source):<16}", "cyan"),
+        "  ",
+        (f"{shown(label.label):<32}", "bold"),
+        f"  {label.score:6.1%}",
+        (f"  {1000 * (label.published_at - label.captured_at):7.0f} ms", "dim"),
+    )
+
+
+def _event_line(event: PublishedEvent) -> Text:
+    """When it happened, source, what, and what is to say of it."""
+    what, more = _told(event.kind, event.detail)
+    return Text.assemble(
+        (_clock(event.at), "dim"),
+        "  ",
+        (f"{shown(event.source):<16}", "cyan"),
+        "  ",
+        f"{shown(event.kind):<14}",
+        "  ",
+        (f"{shown(what):<32}", "bold"),
+        (f"  {shown(more)}" if more else "", "dim"),
+    )
+
+
+def _told(kind: str, detail: Any) -> tuple[str, str]:
+    """The one word of an event, and what is behind it."""
+    match kind:
+        case "tag.started":
+            return str(detail.get("tag", "")), f"score {_number(detail.get('score')):.2f}"
+        case "tag.ended":
+            duration, peak = _number(detail.get("duration")), _number(detail.get("peak"))
+            return str(detail.get("tag", "")), f"after {duration:.1f} s, peak {peak:.2f}, {detail.get('why', '')}"
+        case "camera.state":
+            return str(detail.get("state", "")), str(detail.get("message") or detail.get("reason") or "")
+    return str(detail.get("fault") or ""), ""
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def _clock(moment: float) -> str:
+    """Local time of day, to the millisecond."""
+    return f"{datetime.fromtimestamp(moment, UTC).astimezone():%H:%M:%S.%f}"[:-3]

@@ -1,0 +1,1 @@
+"""The engine: a classifier behind one protocol, whichever library runs it."""

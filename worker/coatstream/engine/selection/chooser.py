@@ -1,0 +1,99 @@
+"""The chooser: a process that chooses an engine and leaves what it chose in the cache, for whoever asked.
+
+What all the candidates need is gone with it: memory that a worker would keep for as long as it runs. And where a
+candidate takes its process along, that is this one. It ends with whoever asked. Which engine it is to be is
+`selection`'s business.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from typing import Final, NoReturn
+
+from pydantic import BaseModel
+
+from coatstream.errors import EngineError
+from coatstream.settings.model import BatchSettings, ModelSettings
+
+_MAIN: Final = "import sys\nsys.path[:] = {path!r}\nfrom coatstream.engine.selection.chooser import main\nmain()\n"
+_PATIENCE: Final = 600.0  # seconds that choosing may take
+
+
+class ChooserDied(EngineError):
+    """The process that chooses did not live to say how it went: so might this one, if it tried the same."""
+
+
+class _Request(BaseModel):
+    """What it is told, a line on its stdin."""
+
+    model: ModelSettings
+    batch: BatchSettings
+
+
+def choose_elsewhere(model: ModelSettings, batch: BatchSettings, *, patience: float = _PATIENCE) -> bool:
+    """Whether a choice is in the cache now. Where not, the same fails here, and says why. Raises ChooserDied."""
+    try:
+        with _started() as process:
+            if process.stdin is not None:  # it is a pipe
+                with suppress(OSError):  # it may be gone already
+                    process.stdin.write(_Request(model=model, batch=batch).model_dump_json().encode() + b"\n")
+            code = _code(process, patience)
+    except OSError:  # no room for one more process
+        return False
+    if code < 0:
+        raise ChooserDied(f"the process that chooses an engine died of signal {-code}")
+    return code == 0
+
+
+def _started() -> "subprocess.Popen[bytes]":
+    # Neither the current folder, which may hold modules of our names, nor what the settings say in the environment
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COATSTREAM_")}
+    return subprocess.Popen(  # noqa: S603  (ourselves)
+        [sys.executable, "-c", _MAIN.format(path=sys.path)],
+        bufsize=0,
+        env=environment,
+        stdin=subprocess.PIPE,  # open for as long as we live
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def _code(process: "subprocess.Popen[bytes]", patience: float) -> int:
+    """Its exit code. Raises ChooserDied where it takes too long."""
+    try:
+        return process.wait(patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise ChooserDied(f"choosing an engine took more than {patience:g} s") from None
+
+
+# ---- in that process
+
+
+def main() -> NoReturn:
+    """Choose, and end at once, without the destructors of three libraries."""
+    code = 1
+    try:
+        asked = _Request.model_validate_json(sys.stdin.buffer.readline())
+        threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+        code = _chosen(asked)
+    finally:
+        os._exit(code)
+
+
+def _end_with_parent() -> None:
+    """Whoever asked may be killed while it waits; then its end of the pipe is closed."""
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)
+
+
+def _chosen(asked: _Request) -> int:
+    from coatstream.engine.selection.selection import choose
+
+    try:
+        choose(asked.model, asked.batch)
+    except EngineError:  # whoever asked tries it, too, and says so
+        return 1
+    return 0

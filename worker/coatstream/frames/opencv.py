@@ -1,0 +1,77 @@
+"""OpenCV with its options pinned: whoever needs cv2 imports it from here, since OpenCV reads them from the environment.
+
+An operator's own value of one of these variables is kept. Also the one place where FFmpeg's own words can be had.
+
+OpenCV reads the log level of FFmpeg at the first opening of a process, not when it is imported (5.0.0.93). So a parent
+may import this module and fork, as long as it has opened nothing: the child enters `overheard()` before its first
+opening. Entered later, it does no harm and hears nothing.
+"""
+
+import fcntl
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+# No `file`, `concat` or `subfile`: neither a playlist nor an odd URL reads a local file. Clips are therefore handed
+# over as Python file objects, which need no protocol. A camera does not send us to another host (max_redirects).
+NETWORK_OPTIONS = "max_redirects;0|protocol_whitelist;rtsp,rtp,udp,tcp,tls,http,https,crypto"
+CAPTURE_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"  # key;value|key;value, read at each opening
+
+_OPTIONS = {
+    # Without it one dead camera blocks every other open in the process (opencv#20114).
+    "OPENCV_FFMPEG_IS_THREAD_SAFE": "1",
+    # For every opening that sets none of its own: `coatstream.cameras.capture.stream` does, for each camera.
+    CAPTURE_OPTIONS: NETWORK_OPTIONS,
+    "OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT": "5",  # seconds until a silent USB camera counts as lost
+    # Silence: FFmpeg's lines go to stdout, where labels are printed, and some levels of both print whole URLs.
+    "OPENCV_FFMPEG_LOGLEVEL": "-8",
+    "OPENCV_LOG_LEVEL": "FATAL",
+}
+for _name, _value in _OPTIONS.items():
+    os.environ.setdefault(_name, _value)
+
+import cv2  # noqa: E402  (OpenCV reads some of these once, when it is imported)
+
+cv2.setNumThreads(1)  # one picture, one thread: sources are parallel already, and the cores belong to the model
+
+# FFmpeg's AV_LOG_VERBOSE: the first level that tells a new picture size. From 48 on it prints passwords: never.
+_TALKATIVE = {"OPENCV_FFMPEG_LOGLEVEL": "40", "OPENCV_FFMPEG_SKIP_LOG_CALLBACK": "1"}  # SKIP: stderr, not stdout
+_READ = 65_536  # bytes: all that a pipe holds
+_STDERR = 2
+
+
+@contextmanager
+def overheard() -> Iterator[Callable[[], bytes]]:
+    """File descriptor 2 as a pipe: FFmpeg's words since the last call, at most 64 KiB; what is more is dropped.
+
+    For a child process that reads one camera only: whatever C writes to stderr ends up here, credentials included.
+    Python's own sys.stderr keeps its way out. The pipe never blocks either side.
+    """
+    os.environ.update(_TALKATIVE)
+    sys.stderr.flush()
+    saved, python_stderr = os.dup(_STDERR), sys.stderr
+    source, sink = os.pipe()
+    try:
+        for end in (source, sink):
+            os.set_blocking(end, False)
+        with suppress(OSError):  # a smaller pipe will do
+            fcntl.fcntl(sink, fcntl.F_SETPIPE_SZ, _READ)
+        os.dup2(sink, _STDERR, inheritable=False)
+        sys.stderr = os.fdopen(saved, "w", buffering=1, errors="backslashreplace", closefd=False)
+        yield lambda: _all_of(source)
+    finally:
+        sys.stderr = python_stderr
+        os.dup2(saved, _STDERR)
+        for end in (saved, source, sink):
+            os.close(end)
+
+
+def _all_of(source: int) -> bytes:
+    try:
+        return os.read(source, _READ)
+    except BlockingIOError:
+        return b""
+
+
+__all__ = ["CAPTURE_OPTIONS", "NETWORK_OPTIONS", "cv2", "overheard"]

@@ -1,0 +1,178 @@
+"""What happens to a batch inside the engine's slot: drop what is too old, reuse labels where the camera's gate says so,
+classify the rest, name the outcomes.
+
+Knows the engine, but neither Redis nor sources. A picture that makes the model raise is found by halving its batch, so
+that it takes no innocent frame with it; and it is blamed only while the engine still classifies something else.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import structlog
+
+from coatstream.engine.protocol import Engine, prepared_size
+from coatstream.errors import DeadReason, EngineBroken, redact
+from coatstream.frames.frame import Frame, Prediction, ScoredLabel, Scores
+from coatstream.pipeline.batching import Batch
+from coatstream.pipeline.mailbox import QueuedFrame
+from coatstream.results.outcomes import Buried, Dropped, Outcome, Published
+from coatstream.telemetry.ledger import DropReason
+from coatstream.telemetry.metrics import Metrics
+from coatstream.telemetry.status import Status
+
+
+class Gate(Protocol):
+    """Whether a frame needs the model at all (`coatstream.pipeline.reuse.Gate`). Called from any engine thread."""
+
+    def consider(self, frame: Frame) -> Prediction | None:
+        """The labels of an earlier, like frame as this frame's own, or None: classify it."""
+
+    def classified(self, frame: Frame, prediction: Prediction) -> None:
+        """What the model said of a frame that was not let through."""
+
+
+@dataclass(frozen=True, slots=True)
+class FramePolicy:
+    """How one camera's frames are treated; a policy without any is treated like the queue.
+
+    max_age  seconds after which a frame is stale
+    """
+
+    max_age: float | None = None
+    gate: Gate | None = None
+
+
+_PLAIN = FramePolicy()
+
+
+class Inference:
+    """Batches to outcomes. `run` is called from at most `engine.streams` threads at a time.
+
+    `policies` is looked at for each frame, so cameras may come and go. Of the engine's labels the first `shown` are for
+    publishing (0 = all), the others for tags.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        policies: Mapping[str, FramePolicy],
+        shown: int = 0,
+        metrics: Metrics,
+        status: Status,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine = engine
+        self._policies = policies
+        self._shown = shown or None
+        self._metrics = metrics
+        self._status = status
+        self._clock = clock
+        self._monotonic = monotonic
+        self._log = structlog.get_logger("engine")
+
+    def run(self, batch: Batch) -> list[Outcome]:
+        """One outcome per frame, in their order. Raises EngineBroken."""
+        self._metrics.batches[batch.left_because].inc()
+        outcomes = [self._without_model(queued) for queued in batch.queued]
+        to_classify = [queued for queued, outcome in zip(batch.queued, outcomes, strict=True) if outcome is None]
+        classified = iter(self._classify([queued.frame for queued in to_classify]))
+        return [outcome or next(classified) for outcome in outcomes]
+
+    def _without_model(self, queued: QueuedFrame) -> Outcome | None:
+        """The outcome of a frame that needs no model, or None."""
+        self._metrics.observe("wait", max(0.0, self._monotonic() - queued.put_at))
+        policy = self._policies.get(queued.reader, _PLAIN)
+        reason = self._too_late(queued.frame, policy)
+        if reason is not None:
+            return Dropped(queued.frame.source, reason, queued.frame.receipt)
+        reused = policy.gate.consider(queued.frame) if policy.gate else None
+        return Published(reused) if reused else None
+
+    def _too_late(self, frame: Frame, policy: FramePolicy) -> DropReason | None:
+        now = self._clock()
+        if frame.expires_at is not None and frame.expires_at < now:
+            return DropReason.EXPIRED
+        if policy.max_age is not None and now - frame.captured_at > policy.max_age:
+            return DropReason.STALE
+        return None
+
+    def _classify(self, frames: Sequence[Frame]) -> list[Outcome]:
+        if not frames:
+            return []
+        try:
+            scores = self._timed(frames)
+        except Exception as error:  # whatever the model raises
+            self._metrics.model_errors.inc()
+            self._check_engine(error)
+            if len(frames) > 1:
+                half = len(frames) // 2
+                return self._classify(frames[:half]) + self._classify(frames[half:])
+            return [self._buried(frames[0], error)]
+        return [self._published(frame, scores, row) for row, frame in enumerate(frames)]
+
+    def _published(self, frame: Frame, scores: Scores, row: int) -> Outcome:
+        prediction = prediction_of(frame, scores, row, self._engine, shown=self._shown)
+        policy = self._policies.get(frame.source) if frame.receipt is None else None  # a camera's policy has its name
+        if policy is not None and policy.gate is not None:
+            policy.gate.classified(frame, prediction)
+        return Published(prediction)
+
+    def _check_engine(self, error: Exception) -> None:
+        """After an error: does the engine still classify a black picture? If not, the frames are not to blame."""
+        black = np.zeros((1, self._engine.spec.height, self._engine.spec.width, 3), np.uint8)
+        try:
+            with self._status.at_work("a batch"):  # a device that fails may hang next
+                self._engine.classify(black)
+        except Exception:
+            raise EngineBroken(f"the model fails on every picture: {_one_line(error)}") from error
+
+    def _timed(self, frames: Sequence[Frame]) -> Scores:
+        pixels = np.stack([frame.pixels for frame in frames])
+        self._metrics.batch_size.observe(len(frames))
+        self._metrics.fill_ratio.observe(len(frames) / prepared_size(len(frames), self._engine.prepared))
+        started = self._monotonic()
+        try:
+            with self._status.at_work("a batch"):
+                return self._engine.classify(pixels)
+        finally:
+            self._metrics.observe("infer", self._monotonic() - started)
+
+    def _buried(self, frame: Frame, error: Exception) -> Outcome:
+        message = _one_line(error)
+        self._log.error("the model raised on a frame", source=frame.source, frame_id=frame.frame_id, error=message)
+        return Buried(frame.source, DeadReason.MODEL_ERROR, message, frame.receipt)
+
+
+def _one_line(error: Exception) -> str:
+    return redact(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
+
+
+def prediction_of(frame: Frame, scores: Scores, row: int, engine: Engine, *, shown: int | None = None) -> Prediction:
+    """What row `row` of an engine's scores says of `frame`; the labels behind the first `shown` are `further`.
+
+    A queue's frame has none of these: nobody asks, and 50 labels take 10 times as long as 5.
+    """
+    most = shown if frame.receipt is not None else None
+    labels = tuple(
+        ScoredLabel(engine.labels[index], value)
+        for index, value in zip(scores.indices[row, :most].tolist(), scores.values[row, :most].tolist(), strict=True)
+    )
+    return Prediction(
+        source=frame.source,
+        frame_id=frame.frame_id,
+        captured_at=frame.captured_at,
+        labels=labels[:shown],
+        further=labels[shown:] if shown else (),
+        width=frame.width,
+        height=frame.height,
+        receipt=frame.receipt,
+        embedding=None if scores.embeddings is None else scores.embeddings[row].astype(np.float16),
+        meta=frame.meta,
+        faults=frame.faults,
+        fence=frame.fence,
+    )

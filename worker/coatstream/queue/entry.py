@@ -1,0 +1,144 @@
+"""What a producer wrote into one entry of the frames stream, checked. Never touches the network, decodes no picture."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal, cast
+
+from pydantic_core import from_json
+
+from coatstream.errors import BadFrame, DeadReason
+
+DEFAULT_SOURCE: Final = "queue"
+MAX_SOURCE, MAX_FRAME_ID = 128, 256  # characters
+MAX_META = 4096  # bytes
+LATEST_MOMENT: Final = 10_000_000_000.0  # Unix seconds: the year 2286; what is beyond it is milliseconds
+
+PixelFormat = Literal["bgr24", "rgb24", "gray8"]
+_DECIMAL = re.compile(rb"\d{1,12}(\.\d{0,20})?")
+_COUNT = re.compile(rb"\d{1,6}")
+_BYTES = re.compile(rb"\d{1,12}")
+
+
+@dataclass(frozen=True, slots=True)
+class RawPixels:
+    """Unencoded pixels, row-major, no padding."""
+
+    data: bytes = field(repr=False)
+    width: int
+    height: int
+    format: PixelFormat
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One frame as its producer describes it. `picture` is encoded or raw pixels, `meta` the text of a JSON object."""
+
+    entry_id: str
+    source: str
+    frame_id: str
+    captured_at: float
+    expires_at: float | None
+    meta: str | None
+    picture: bytes | RawPixels = field(repr=False)
+
+
+def parse(entry_id: str, fields: Mapping[bytes, bytes]) -> Entry:
+    """The entry's fields by the contract; unknown ones are ignored. Raises BadFrame (invalid)."""
+    captured_at = _moment(fields, b"captured_at")
+    return Entry(
+        entry_id=entry_id,
+        source=source_of(fields),
+        frame_id=_text(fields, b"frame_id", MAX_FRAME_ID) or entry_id,
+        captured_at=milliseconds_of(entry_id) / 1000 if captured_at is None else captured_at,
+        expires_at=_moment(fields, b"expires_at"),
+        meta=_meta(fields.get(b"meta")),
+        picture=_picture(fields),
+    )
+
+
+def source_of(fields: Mapping[bytes, bytes]) -> str:
+    """Who saw the frame. Raises BadFrame where that is no text or too long."""
+    return _text(fields, b"source", MAX_SOURCE) or DEFAULT_SOURCE
+
+
+def source_or_default(fields: Mapping[bytes, bytes]) -> str:
+    """The account that a bad entry is booked on: its own name if that much can be read."""
+    try:
+        return source_of(fields)
+    except BadFrame:
+        return DEFAULT_SOURCE
+
+
+def admitted_of(fields: Mapping[bytes, bytes]) -> int:
+    """The entry's bytes as admission counted them; 0 where no producer of ours admitted it."""
+    text = fields.get(b"admitted", b"")
+    return int(text) if _BYTES.fullmatch(text) else 0
+
+
+def milliseconds_of(entry_id: str) -> int:
+    """Unix milliseconds in the id that the server gave an entry."""
+    return int(entry_id.partition("-")[0])
+
+
+def _text(fields: Mapping[bytes, bytes], name: bytes, longest: int) -> str:
+    try:
+        text = fields.get(name, b"").decode()
+    except UnicodeDecodeError:
+        raise _invalid(f"{name.decode()} is not UTF-8") from None
+    if len(text) > longest:
+        raise _invalid(f"{name.decode()} has {len(text)} characters, at most {longest} are allowed")
+    return text
+
+
+def _moment(fields: Mapping[bytes, bytes], name: bytes) -> float | None:
+    text = fields.get(name, b"").strip()
+    if not text:
+        return None
+    moment = float(text) if _DECIMAL.fullmatch(text) else math.nan
+    if not moment < LATEST_MOMENT:
+        raise _invalid(f"{name.decode()} is {_shown(text)}, not Unix seconds as a decimal number")
+    return moment
+
+
+def _meta(text: bytes | None) -> str | None:
+    if not text:
+        return None
+    if len(text) > MAX_META:
+        raise _invalid(f"meta has {len(text)} bytes, at most {MAX_META} are allowed")
+    try:
+        meta = from_json(text, allow_inf_nan=False)
+    except ValueError as error:
+        raise _invalid(f"meta is not JSON: {str(error)[:80]}") from None
+    if not isinstance(meta, dict):
+        raise _invalid("meta is JSON, but not an object")
+    return text.decode()
+
+
+def _picture(fields: Mapping[bytes, bytes]) -> bytes | RawPixels:
+    if b"image" in fields:
+        return fields[b"image"]
+    if b"pixels" not in fields:
+        raise _invalid("neither the field image nor the field pixels is there")
+    pixel_format = fields.get(b"format", b"bgr24").decode("ascii", "replace")
+    if pixel_format not in ("bgr24", "rgb24", "gray8"):
+        raise _invalid(f"format is {_shown(pixel_format.encode())}, not bgr24, rgb24 or gray8")
+    return RawPixels(
+        fields[b"pixels"], _count(fields, b"width"), _count(fields, b"height"), cast("PixelFormat", pixel_format)
+    )
+
+
+def _count(fields: Mapping[bytes, bytes], name: bytes) -> int:
+    text = fields.get(name, b"")
+    if not _COUNT.fullmatch(text) or int(text) == 0:
+        raise _invalid(f"{name.decode()} is {_shown(text)}, not a number of pixels (pixels need width and height)")
+    return int(text)
+
+
+def _shown(text: bytes) -> str:
+    return repr(text[:40].decode("utf-8", "replace"))
+
+
+def _invalid(message: str) -> BadFrame:
+    return BadFrame(DeadReason.INVALID, message)

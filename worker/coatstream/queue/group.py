@@ -1,0 +1,150 @@
+"""One worker's place in the consumer group of one queue: join, take over, renew, hand back, tidy up.
+
+Every call is one script, so that whatever happens between two workers happens on the server, in one order. Knows
+nothing of threads or retries. Every method raises RedisUnavailable.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from coatstream.broker.connection import Client
+from coatstream.broker.failures import calls
+from coatstream.broker.keys import Queue
+from coatstream.broker.script import Script, unix_seconds
+from coatstream.settings.model import QueueSettings
+
+Fields = dict[bytes, bytes]
+RawEntry = tuple[str, Fields]
+Kind = Literal["new", "begun", "none"]
+
+AT_ONCE: Final = 256  # ids of one call: some microseconds each, during which the server serves nobody else
+SWEEP_LIMIT: Final = 1000  # entries looked at in one search for orphans
+GATE: Final = 0.2  # seconds that "nothing is idle" holds for all workers
+
+_ACCOUNTS = ("broker/keys", "broker/accounts")
+_BEAT, _JOIN, _REAP, _RELEASE = (
+    Script("queue/beat"),
+    Script("queue/join"),
+    Script("queue/reap"),
+    Script("queue/release"),
+)
+_RECLAIM = Script("queue/reclaim", after=_ACCOUNTS)
+
+
+@dataclass(frozen=True, slots=True)
+class Reclaimed:
+    """What a look at other workers' idle entries brought.
+
+    entries          now mine
+    buried           the source of each entry that had been delivered too often
+    trimmed          entries that were deleted while somebody had them
+    suspects         True: there are entries that must travel alone
+    letters_dropped  dead letters that had to go for newer ones
+    """
+
+    entries: list[RawEntry]
+    buried: list[bytes]
+    trimmed: int
+    suspects: bool
+    letters_dropped: int
+
+
+class ConsumerGroup:
+    """`consumer` is this worker's name in the group."""
+
+    def __init__(
+        self,
+        client: Client,
+        queue: Queue,
+        settings: QueueSettings,
+        *,
+        consumer: str,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.queue = queue
+        self._client = client
+        self._settings = settings
+        self._consumer = consumer
+        self._clock = clock
+
+    def join(self) -> bool:
+        """Make the group where it is missing. True if it was."""
+        queue = self.queue
+        with calls("the consumer group cannot be joined", self._client):
+            return bool(_JOIN(self._client, keys=[queue.stream, queue.books], args=[queue.group]))
+
+    def reclaim(self, want: int, *, alone: bool) -> Reclaimed:
+        """Take over entries that have been idle for `min_idle`: up to `want` fresh ones, or else (`alone`) one suspect.
+
+        Only who has nothing else in hand may ask for a suspect.
+        """
+        queue, limits = self.queue, self._settings
+        arguments: list[str | int] = [
+            *(queue.group, self._consumer, int(limits.min_idle * 1000), want, int(alone), limits.max_deliveries),
+            *(limits.dead_max_length, limits.dead_max_bytes, self._gate_ms(), unix_seconds(self._clock())),
+        ]
+        keys = [queue.stream, queue.dead, queue.gate, queue.books, queue.sources]
+        with calls("entries of other workers cannot be looked at", self._client):
+            found, buried, trimmed, suspects, letters = _RECLAIM(self._client, keys=keys, args=arguments)
+        entries = [(entry_id.decode(), _fields(flat)) for entry_id, _deliveries, flat in found]
+        return Reclaimed(entries, buried, trimmed, bool(suspects), letters)
+
+    def beat(self, entries: Iterable[str]) -> list[str]:
+        """Renew the leases on these. Returns those that are ours no longer."""
+        lost: list[str] = []
+        for some in pieces(entries):
+            with calls("leases cannot be renewed", self._client):
+                reply = _BEAT(self._client, keys=[self.queue.stream], args=[self.queue.group, self._consumer, *some])
+            lost += [entry_id.decode() for entry_id in reply]
+        return lost
+
+    def release(self, entries: Iterable[str], *, begun: bool) -> int:
+        """Hand these back, so that others take them at once. `begun`: a worker has begun to work on them."""
+        kind: Kind = "begun" if begun else "new"
+        return sum(self._release(self._consumer, kind, some) for some in pieces(entries))
+
+    def inherit(self, consumer: str) -> int:
+        """Hand back everything of a consumer that is dead for certain. Others need not wait for `min_idle` then."""
+        return self._release(consumer, "begun", leave=True)
+
+    def leave(self) -> None:
+        """Leave the group, unless something of ours is still pending in it."""
+        self._release(self._consumer, "none", leave=True)
+
+    def orphans(self) -> list[str]:
+        """The oldest entries that the server counts as ours; who asks knows which of them are in hand."""
+        queue = self.queue
+        with calls("the entries of this consumer cannot be listed", self._client):
+            pending = self._client.xpending_range(
+                queue.stream, queue.group, "-", "+", SWEEP_LIMIT, consumername=self._consumer
+            )
+        return [item["message_id"].decode() for item in pending]
+
+    def reap(self, silent: float) -> int:
+        """Remove consumers that have nothing and were silent for so many seconds."""
+        queue = self.queue
+        with calls("silent consumers cannot be removed", self._client):
+            arguments: list[str | int] = [queue.group, self._consumer, int(silent * 1000)]
+            return int(_REAP(self._client, keys=[queue.stream], args=arguments))
+
+    def _release(self, consumer: str, kind: Kind, entries: Sequence[str] = (), *, leave: bool = False) -> int:
+        queue = self.queue
+        arguments: list[str | int] = [queue.group, consumer, kind, int(leave), *entries]
+        with calls("entries cannot be handed back", self._client):
+            return int(_RELEASE(self._client, keys=[queue.stream, queue.gate], args=arguments))
+
+    def _gate_ms(self) -> int:
+        """No longer than a quarter of `min_idle`, so that a short one stays short."""
+        return max(1, int(min(GATE, self._settings.min_idle / 4) * 1000))
+
+
+def pieces(entries: Iterable[str]) -> Iterable[Sequence[str]]:
+    """In pieces that one call can take."""
+    ids = list(entries)
+    return (ids[first : first + AT_ONCE] for first in range(0, len(ids), AT_ONCE))
+
+
+def _fields(flat: list[bytes]) -> Fields:
+    return dict(zip(flat[::2], flat[1::2], strict=True))

@@ -1,0 +1,171 @@
+"""The JSON documents of events, and of what late comers read: present tags and states. Their schema is in docs/."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
+from pydantic_core import from_json, to_json
+
+from coatstream.results.events.event import Event, EventKind
+from coatstream.results.events.tags import PresentTag, Why
+
+LARGEST_FLAT: Final = 1024  # characters of one value that the stream's entry shows beside the document
+
+
+class _Document(BaseModel):
+    """What every event says. Further fields may come with later versions."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    version: Literal[1] = Field(1, alias="schema")
+    source: str = Field(description="the camera")
+    at: float = Field(description="Unix seconds")
+    worker: str
+    fence: int | None = Field(description="number of the lease under which a shared camera was read, else null")
+
+
+class TagStarted(_Document):
+    """A tag has held for `tags.min_duration`."""
+
+    event: Literal["tag.started"]
+    tag: str
+    score: float = Field(description="smoothed, when it was said", ge=0, le=1)
+    started_at: float = Field(description="Unix seconds, of its first frame")
+    frame_id: str | None = Field(description="its first frame's")
+
+
+class TagEnded(_Document):
+    """A tag has been gone for `tags.min_gap`, or nobody watches any more."""
+
+    event: Literal["tag.ended"]
+    tag: str
+    started_at: float = Field(description="as tag.started said it")
+    ended_at: float = Field(description="Unix seconds, of its last frame")
+    duration: float = Field(description="seconds", ge=0)
+    peak: float = Field(description="highest smoothed score", ge=0, le=1)
+    first_frame_id: str | None
+    last_frame_id: str | None = Field(description="null where the worker that saw it is gone")
+    why: Why
+
+
+class CameraState(_Document):
+    """A camera's state changed."""
+
+    event: Literal["camera.state"]
+    state: str
+    reason: str | None = Field(None, description="why it is down")
+    message: str = Field("", description="the same as one line for a person")
+
+
+class PictureSick(_Document):
+    """Something is wrong with a camera's picture."""
+
+    event: Literal["picture.sick"]
+
+
+class PictureWell(_Document):
+    """Nothing is wrong with it any more."""
+
+    event: Literal["picture.well"]
+
+
+class EventDocument(
+    RootModel[Annotated[TagStarted | TagEnded | CameraState | PictureSick | PictureWell, Field(discriminator="event")]]
+):
+    """What coatstream says of one thing that happened to one camera."""
+
+
+def encode(event: Event, *, worker: str) -> bytes:
+    """The document of one event as JSON."""
+    head = {"schema": 1, "event": event.kind, "source": event.camera, "at": event.at, "worker": worker}
+    return to_json(head | {"fence": event.fence or None} | dict(event.detail), inf_nan_mode="null", fallback=str)
+
+
+def flat(event: Event) -> list[str]:
+    """What the stream's entry shows beside the document, field after value: all that is one short value."""
+    fields = {"event": str(event.kind), "source": event.camera, "at": f"{event.at:.6f}"}
+    for name, value in event.detail.items():
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        if isinstance(value, str | int | float) and name not in (*fields, "json") and len(text) <= LARGEST_FLAT:
+            fields[name] = text
+    return [text for pair in fields.items() for text in pair]
+
+
+def state_of(event: Event, *, worker: str) -> bytes:
+    """What late comers read of a camera's state: nothing of one that was removed."""
+    detail = event.detail
+    if detail.get("state") == "removed":
+        return b""
+    return to_json(
+        {
+            "state": detail.get("state"),
+            "reason": detail.get("reason"),
+            "message": detail.get("message", ""),
+            "since": detail.get("since", event.at),
+            "worker": worker,
+        },
+        fallback=str,
+    )
+
+
+def started_event(camera: str, tag: str, present: PresentTag, *, fence: int) -> Event:
+    """The event that once said so."""
+    detail = {
+        "tag": tag,
+        "score": present.score,
+        "started_at": present.started_at,
+        "frame_id": present.first_frame_id,
+    }
+    return Event(EventKind.TAG_STARTED, camera, present.started_at, detail, fence)
+
+
+def ended_event(camera: str, tag: str, present: PresentTag, *, at: float, fence: int, why: Why = "gone") -> Event:
+    """The end of a tag whose last frame nobody knows."""
+    detail = {
+        "tag": tag,
+        "started_at": present.started_at,
+        "ended_at": max(at, present.started_at),
+        "duration": round(max(0.0, at - present.started_at), 6),
+        "peak": present.score,
+        "first_frame_id": present.first_frame_id,
+        "last_frame_id": None,
+        "why": why,
+    }
+    return Event(EventKind.TAG_ENDED, camera, at, detail, fence)
+
+
+def present_of(started: Mapping[str, Any]) -> bytes:
+    """What late comers read of a present tag, from the detail of its `tag.started`."""
+    names = {"score": "score", "started_at": "started_at", "first_frame_id": "frame_id"}
+    return to_json({name: started.get(of) for name, of in names.items()})
+
+
+class _Present(BaseModel):
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    score: Annotated[float, Field(ge=0, le=1)] = 0.0
+    started_at: Annotated[float, Field(ge=0, lt=10_000_000_000)] = 0.0
+    first_frame_id: str | None = None
+
+
+def parse_present(text: bytes) -> PresentTag:
+    """The other way round. What a stranger wrote is a tag that nobody knows anything of."""
+    try:
+        found = _Present.model_validate_json(text)
+    except ValidationError:
+        found = _Present()
+    return PresentTag(found.score, found.started_at, found.first_frame_id)
+
+
+def worker_of(state: bytes) -> str:
+    """Whose word a camera's state is; empty where nobody can tell."""
+    try:
+        found = from_json(state)
+    except ValueError:
+        return ""
+    return str(found.get("worker", "")) if isinstance(found, dict) else ""
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of an event document, as published in docs/event.schema.json."""
+    return EventDocument.model_json_schema(by_alias=True, mode="serialization")

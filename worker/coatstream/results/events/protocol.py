@@ -1,0 +1,157 @@
+"""Says events on the server, and reads what late comers read: each in one call. Knows nothing of threads or retries.
+
+A call that failed may be made again as it is: each event is said once (announce.lua tells why).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from coatstream.broker.connection import Client
+from coatstream.broker.failures import calls
+from coatstream.broker.fleet_keys import FleetKeys
+from coatstream.broker.script import Script
+from coatstream.results.events.documents import encode, flat, parse_present, present_of, state_of
+from coatstream.results.events.event import Event, EventKind
+from coatstream.results.events.tags import PresentTag
+from coatstream.settings.model import EventsSettings
+
+MOST_EVENTS: Final = 128  # of one call; some 100 kB
+MOST_SURVEYED: Final = 256  # cameras of one call
+
+_ANNOUNCE = Script("results/events/announce", after=("broker/keys", "broker/accounts"))
+_SURVEY = Script("results/events/survey")
+
+_LETTERS: Final = {EventKind.TAG_STARTED: "s", EventKind.TAG_ENDED: "e", EventKind.CAMERA_STATE: "t"}
+
+_Arguments = list[str | bytes | int | float]
+
+
+class ForgottenError(Exception):
+    """The server has forgotten what it said before: it was killed, or another took over. Nothing was done."""
+
+
+@dataclass(frozen=True, slots=True)
+class PendingEvent:
+    """An event on its way.
+
+    fence     under which it is said now: that of the event, or a newer one of the same worker
+    entry     its entry in the stream, where that is known: then it is said again only if the stream has forgotten it
+    restores  whether late comers shall read it again in any case
+    insists   its tag was not there to end, although its start was confirmed: once is enough
+    """
+
+    event: Event
+    fence: int
+    entry: str = ""
+    restores: bool = False
+    insists: bool = False
+
+
+class Verdict(StrEnum):
+    """What came of it."""
+
+    SAID = "said"  # now, or by an earlier try
+    SAME = "same"  # the tag was there already: nothing was said
+    ABSENT = "absent"  # no such tag was there to end: nothing was said
+    FENCED = "fenced"  # another worker speaks for the camera: nothing was said
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the server says to one event.
+
+    entry    of an event that was said
+    present  the tag that was there already
+    """
+
+    word: Verdict
+    entry: str = ""
+    present: PresentTag | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What late comers read of one camera now."""
+
+    state: bytes | None = field(repr=False)
+    tags: dict[str, PresentTag]
+
+
+class EventStore:
+    """One worker's way to say events; used from one thread."""
+
+    def __init__(self, client: Client, keys: FleetKeys, settings: EventsSettings, *, worker: str) -> None:
+        self._client = client
+        self._keys = keys
+        self._settings = settings
+        self._worker = worker
+        self._floor = ""  # the entry after which those of a call that failed would lie
+
+    def say(self, pendings: Sequence[PendingEvent], *, newest: str) -> list[Answer]:
+        """All of them, atomically, in order. `newest`: the last entry that an answer named, or empty.
+
+        Raises ForgottenError, RedisUnavailable (then nobody knows, and a repetition has its effect once), RedisRefuses.
+        """
+        if not self._floor:
+            self._call((), newest)
+        return self._call(pendings, newest)
+
+    def _call(self, pendings: Sequence[PendingEvent], newest: str) -> list[Answer]:
+        keys = self._keys
+        tags = list(dict.fromkeys(keys.tags(one.event.camera) for one in pendings if "tag" in one.event.detail))
+        arguments: _Arguments = [self._settings.max_length, keys.channel(""), newest, self._floor]
+        for one in pendings:
+            arguments += self._block(one, tags)
+        with calls("events could not be published", self._client):
+            reply = _ANNOUNCE(self._client, keys=[keys.events, keys.fences, keys.states, *tags], args=arguments)
+        if reply == [b"lost"]:
+            self._floor = ""
+            raise ForgottenError
+        self._floor = reply[0].decode()
+        return [_answer(text) for text in reply[1:]]
+
+    def _block(self, pending: PendingEvent, tags: Sequence[str]) -> _Arguments:
+        event, detail = pending.event, pending.event.detail
+        letter, values = _LETTERS.get(event.kind, "o"), flat(event)
+        own: _Arguments = []
+        if letter in "se":
+            key = 4 + tags.index(self._keys.tags(event.camera))
+            own = [key, detail["tag"], present_of(detail) if letter == "s" else repr(float(detail["started_at"]))]
+        elif letter == "t":
+            own = [state_of(event, worker=self._worker)]
+        return [
+            letter.upper() if pending.restores else letter,
+            event.camera,
+            pending.fence,
+            pending.entry,
+            encode(event, worker=self._worker),
+            len(values),
+            *values,
+            *own,
+        ]
+
+    def survey(self, cameras: Sequence[str]) -> dict[str, Found]:
+        """What late comers read of these cameras. Raises RedisUnavailable, RedisRefuses."""
+        found: dict[str, Found] = {}
+        for first in range(0, len(cameras), MOST_SURVEYED):
+            some = cameras[first : first + MOST_SURVEYED]
+            with calls("present tags cannot be read", self._client):
+                reply = _SURVEY(self._client, keys=[self._keys.states, *map(self._keys.tags, some)], args=some)
+            for camera, state, tags in zip(some, reply[: len(some)], reply[len(some) :], strict=True):
+                found[camera] = Found(state or None, _tags(tags))
+        return found
+
+
+def _answer(text: bytes) -> Answer:
+    if text.startswith(b"same"):
+        return Answer(Verdict.SAME, present=parse_present(text[4:]))
+    if text in (b"absent", b"fenced"):
+        return Answer(Verdict(text.decode()))
+    return Answer(Verdict.SAID, entry=text.decode())
+
+
+def _tags(pairs: Sequence[bytes]) -> dict[str, PresentTag]:
+    names = (name.decode(errors="replace") for name in pairs[::2])
+    return {name: parse_present(value) for name, value in zip(names, pairs[1::2], strict=True)}

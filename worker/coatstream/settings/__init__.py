@@ -1,0 +1,1 @@
+"""Every option of coatstream, and how it is read."""

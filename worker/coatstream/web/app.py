@@ -1,0 +1,49 @@
+"""The ASGI app: metrics, probes, and what is known of the cameras."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from coatstream.telemetry.status import Status
+
+Cameras = Callable[[], Sequence[Mapping[str, Any]]]
+
+
+def make_app(registry: CollectorRegistry, status: Status, *, cameras: Cameras = lambda: ()) -> Starlette:
+    """`/metrics` as Prometheus or OpenMetrics, as asked; `/healthz` and `/readyz` answer 200, or 503 and why;
+    `/api/cameras` is a JSON list of the cameras that this worker reads.
+    """
+
+    async def metrics(request: Request) -> Response:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        text = await asyncio.to_thread(encode, registry)  # 85 ms with 200 cameras: batches must not wait for it
+        return Response(text, headers={"content-type": content_type})
+
+    async def healthz(_request: Request) -> Response:
+        return _verdict("healthy", status.unhealthy_because())
+
+    async def readyz(_request: Request) -> Response:
+        return _verdict("ready", status.unready_because())
+
+    async def api_cameras(_request: Request) -> Response:
+        return JSONResponse(list(cameras()))
+
+    return Starlette(
+        routes=[
+            Route("/metrics", metrics),
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/api/cameras", api_cameras),
+        ],
+    )
+
+
+def _verdict(word: str, against: list[str]) -> Response:
+    return JSONResponse({word: not against, "because": against}, status_code=503 if against else 200)

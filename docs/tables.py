@@ -1,6 +1,5 @@
 """Writes the tables of settings and metrics in this folder from the code: python docs/tables.py"""
 
-import re
 from pathlib import Path
 
 from coatstream.cameras.fleet.metrics import FleetCollector
@@ -40,11 +39,9 @@ def every_metric() -> CollectorRegistry:
 def main() -> None:
     for name, table in (("settings", settings_table()), ("metrics", metrics_table(every_metric()))):
         page = HERE / f"{name}.md"
-        block = f"<!-- {name} -->\n{table.strip()}\n<!-- /{name} -->"
-        text = page.read_text("utf-8")
-        page.write_text(
-            re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, new=block: str(new), text, flags=re.S), "utf-8"
-        )
+        head, _, rest = page.read_text("utf-8").partition(f"<!-- {name} -->")
+        _, _, tail = rest.partition(f"<!-- /{name} -->")
+        page.write_text(f"{head}<!-- {name} -->\n{table.strip()}\n<!-- /{name} -->{tail}", "utf-8")
 
 
 if __name__ == "__main__":

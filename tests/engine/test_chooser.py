@@ -14,7 +14,7 @@ from tests.support.workers import eventually
 FOR_EVER = """
 import os, sys, time
 sys.path[:] = {path!r}
-from coatstream.engine.protocol import chooser
+from coatstream.engine.selection import chooser_main as chooser
 def chosen(asked):
     open(asked.model.weights, "w").write(str(os.getpid()))
     time.sleep(600)
@@ -24,7 +24,7 @@ chooser.main()
 ASK = """
 import sys
 from coatstream.settings.model import BatchSettings, ModelSettings
-from coatstream.engine.protocol import chooser
+from coatstream.engine.selection import chooser
 chooser._MAIN = sys.argv[2]
 chooser.choose_elsewhere(ModelSettings(weights=sys.argv[1]), BatchSettings())
 """
@@ -40,8 +40,8 @@ def settings(cache: Path, **more: str) -> ModelSettings:
 def test_a_choice_lies_in_the_cache_whatever_modules_the_current_folder_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "worker").mkdir()
-    (tmp_path / "worker" / "__init__.py").write_text("raise SystemExit('not this one')")
+    (tmp_path / "coatstream").mkdir()
+    (tmp_path / "coatstream" / "__init__.py").write_text("raise SystemExit('not this one')")
     monkeypatch.chdir(tmp_path)
 
     assert choose_elsewhere(settings(tmp_path / "cache", precision="bf16"), BatchSettings())

@@ -21,6 +21,7 @@ from redis.exceptions import (
     ReadOnlyError,
     RedisClusterException,
     RedisError,
+    ResponseError,
     TryAgainError,
 )
 from redis.sentinel import MasterNotFoundError
@@ -29,6 +30,9 @@ from coatstream.broker.cluster import Cluster
 from coatstream.errors import RedisRefuses, RedisUnavailable, redact
 
 LONGEST_LINE: Final = 500
+
+RefusedCall = ResponseError  # the server's own answer: no
+REDIRECTIONS: Final = (AskError, TryAgainError)  # what a cluster answers for a key that is elsewhere; MOVED is an ASK
 
 # redis-py takes these codes off the text. The order matters: some are kinds of others.
 _CODES: Final[tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...]] = (

@@ -11,7 +11,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from coatstream.frames.model import ModelInfo
-from coatstream.pipeline.policy import LeftBecause
 from coatstream.telemetry.ledger import Ledger
 from coatstream.telemetry.status import Status
 
@@ -66,8 +65,7 @@ class Metrics:
             buckets=_RATIO_BUCKETS,
             registry=registry,
         )
-        batches = Counter("coatstream_batches_total", "Batches by why they left.", ["reason"], registry=registry)
-        self.batches = {reason: batches.labels(reason.value) for reason in LeftBecause}
+        self.batches = Counter("coatstream_batches_total", "Batches by why they left.", ["reason"], registry=registry)
         self.model_errors = Counter(
             "coatstream_model_errors_total", "Calls of the model that raised.", registry=registry
         )

@@ -8,16 +8,15 @@ candidate takes its process along, that is this one. It ends with whoever asked.
 import os
 import subprocess
 import sys
-import threading
 from contextlib import suppress
-from typing import Final, NoReturn
+from typing import Final
 
 from pydantic import BaseModel
 
 from coatstream.errors import EngineError
 from coatstream.settings.model import BatchSettings, ModelSettings
 
-_MAIN: Final = "import sys\nsys.path[:] = {path!r}\nfrom coatstream.engine.selection.chooser import main\nmain()\n"
+_MAIN: Final = "import sys\nsys.path[:] = {path!r}\nfrom coatstream.engine.selection.chooser_main import main\nmain()\n"
 _PATIENCE: Final = 600.0  # seconds that choosing may take
 
 
@@ -25,7 +24,7 @@ class ChooserDied(EngineError):
     """The process that chooses did not live to say how it went: so might this one, if it tried the same."""
 
 
-class _Request(BaseModel):
+class Request(BaseModel):
     """What it is told, a line on its stdin."""
 
     model: ModelSettings
@@ -38,7 +37,7 @@ def choose_elsewhere(model: ModelSettings, batch: BatchSettings, *, patience: fl
         with _started() as process:
             if process.stdin is not None:  # it is a pipe
                 with suppress(OSError):  # it may be gone already
-                    process.stdin.write(_Request(model=model, batch=batch).model_dump_json().encode() + b"\n")
+                    process.stdin.write(Request(model=model, batch=batch).model_dump_json().encode() + b"\n")
             code = _code(process, patience)
     except OSError:  # no room for one more process
         return False
@@ -67,33 +66,3 @@ def _code(process: "subprocess.Popen[bytes]", patience: float) -> int:
     except subprocess.TimeoutExpired:
         process.kill()
         raise ChooserDied(f"choosing an engine took more than {patience:g} s") from None
-
-
-# ---- in that process
-
-
-def main() -> NoReturn:
-    """Choose, and end at once, without the destructors of three libraries."""
-    code = 1
-    try:
-        asked = _Request.model_validate_json(sys.stdin.buffer.readline())
-        threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
-        code = _chosen(asked)
-    finally:
-        os._exit(code)
-
-
-def _end_with_parent() -> None:
-    """Whoever asked may be killed while it waits; then its end of the pipe is closed."""
-    os.read(sys.stdin.fileno(), 1)
-    os._exit(1)
-
-
-def _chosen(asked: _Request) -> int:
-    from coatstream.engine.selection.selection import choose
-
-    try:
-        choose(asked.model, asked.batch)
-    except EngineError:  # whoever asked tries it, too, and says so
-        return 1
-    return 0

@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Literal
 
-from redis.exceptions import AskError, ResponseError, TryAgainError
-
 from coatstream.broker.cluster import Cluster
 from coatstream.broker.connection import Client
-from coatstream.broker.failures import calls
+from coatstream.broker.failures import REDIRECTIONS, RefusedCall, calls
 from coatstream.broker.keys import Queue
 from coatstream.broker.script import Script
 from coatstream.errors import ConfigError, RedisUnavailable
@@ -155,13 +153,13 @@ class _Confirming:
         return client.node_of(client.slot_of([self._stream])) if isinstance(client, Cluster) else client
 
     def _meaning(self, error: Exception) -> Exception:
-        if isinstance(self._client, Cluster) and isinstance(error, AskError | TryAgainError):  # MOVED is an ASK
+        if isinstance(self._client, Cluster) and isinstance(error, REDIRECTIONS):  # MOVED is an ASK
             self._client.look_around()
             return RedisUnavailable(f"the cluster has moved {self._stream} to another node")
         text = str(error)
-        if isinstance(error, ResponseError) and "unknown command" in text and "WAITAOF" in text:
+        if isinstance(error, RefusedCall) and "unknown command" in text and "WAITAOF" in text:
             return ConfigError("confirmation by the disk needs WAITAOF, which this server lacks: Redis 7.2 or Valkey")
-        if isinstance(error, ResponseError) and "appendonly is disabled" in text:
+        if isinstance(error, RefusedCall) and "appendonly is disabled" in text:
             return ConfigError(
                 "confirmation by the disk needs the append-only file, which is off on this server: "
                 "CONFIG SET appendonly yes"

@@ -1,9 +1,9 @@
 """Writes docs/performance.md and its plots from the benchmarks' JSON lines, and from nothing else.
 
-    python bench/report.py [--lines build/bench.jsonl] [--docs docs]
+    python bench/report.py [--lines docs/performance.jsonl] [--docs docs]
 
-`bench/collect.py` keeps the lines: of each run those of its last time, so that a page can be written after any of them.
-What was not run is said to be not measured.
+`bench/collect.py` keeps the lines: of each run those of its last time, so the page can be written after any of them.
+A figure that was not measured has no sentence, and its bar reads "not measured".
 """
 
 import argparse
@@ -14,23 +14,27 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from bars import Line, Results, bars_table, number, spread, table
+from gains import gains
 
 ROOT = Path(__file__).parents[1]
 MODELS = ("engine", "engine-lite0")  # runs, as the Makefile names them
 KEYS_OF_ALL = {"run", "command", "date", "bench", "machine"}
 VERSIONS = ("coatstream", "python", "torch", "timm", "openvino", "opencv", "numpy", "redis_py")
 
-HEAD = """# How fast, measured
+HEAD = """# How fast
 
-Written by `python bench/report.py` from the lines that `make bench` keeps in `build/bench.jsonl`; not edited by hand.
-What each figure means, and where it ends, is in [bench/README.md](../bench/README.md).
+Written by `python bench/report.py` from [performance.jsonl](performance.jsonl), where `make bench` keeps its lines; not
+edited by hand. [bench/README.md](../bench/README.md) explains each benchmark, its columns and its limits."""
 
-A figure is the median of at least five interleaved rounds, in brackets the least and the most of them. What is compared
-was measured in turns in one run, and a ratio is taken round by round: on a shared machine ratios hold better than
-figures."""
+READING = """## How to read the tables
 
-LATENCY = """Frames leave on an even schedule, whatever the worker does. A frame's time runs from when it was due to
-when its label has arrived, and `p99` is over the frames of all rounds.
+A figure is the median of at least five rounds, with the lowest and the highest of them in brackets. Two things that are
+compared were measured in turns in one run, and a ratio is taken round by round: on a shared machine ratios hold better
+than figures. Weights are random where a table says so: speed does not depend on them, but a difference of probabilities
+does, so read those only for real weights."""
+
+LATENCY = """Below, frames arrive on an even schedule, whatever the worker does. A frame's time runs from the moment
+when it was due until its label has arrived at the reader; `p99` is over the frames of all rounds.
 
 ![Labelled frames a second, and p50 and p99, against offered load](performance-load.svg)
 
@@ -39,9 +43,41 @@ when its label has arrived, and `p99` is over the frames of all rounds.
 ![A frame's mean time by stage, at each load](performance-stages.svg)"""
 
 
+PEERS = """The same pictures with the same weights through other servers, each at the best settings found, eager fp32 as
+their users run it; `naive_b1` is a loop of OpenCV and timm. All gave the same five labels. `{command}`"""
+
+TRIED = "Settings that were tried for them, in a short run each:"
+
+BARS = """## Bars
+
+What we set ourselves, and whether it is held on this machine. A bar that is missed stays here until it is held.
+
+{}"""
+
+# Run -> its title and what the table shows.
+TITLES = {
+    "host": (
+        "The pipeline without a model",
+        "The worker with an engine that does nothing (`noop`), beside two bare programs: a loop that only decodes and "
+        "prepares the same pictures (`share`), and a consumer that reads, decodes, acknowledges and writes a label "
+        "without any promise (`consumer share`). The smaller the picture, the less there is to decode, and the more of "
+        "the time is the pipeline's own: for raw frames of the model's own size it is half. With a model it is a small "
+        "part: it takes some 0.3 to 0.6 ms of processor time a frame, and the model some 25 ms.",
+    ),
+    "preparation": ("From bytes to pixels", ""),
+    "queue": (
+        "Settling, and an idle queue",
+        "`settle_32`: settling 32 frames in one call of the script, beside a plain pipeline of XACK, XDEL and XADD; "
+        "`_protocol`: the same with the documents built before. `latency_...`: one frame through an idle queue with "
+        "the engine `noop`, beside a bare XADD and XREAD of the same entries.",
+    ),
+    "footprint": ("Start and memory", ""),
+}
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--lines", type=Path, default=ROOT / "build" / "bench.jsonl")
+    options.add_argument("--lines", type=Path, default=ROOT / "docs" / "performance.jsonl")
     options.add_argument("--docs", type=Path, default=ROOT / "docs")
     chosen = options.parse_args()
     if not chosen.lines.exists():
@@ -54,9 +90,14 @@ def main() -> None:
 
 def page(results: Results) -> str:
     """The whole of docs/performance.md."""
-    parts = [HEAD, f"## Bars\n\n{bars_table(results)}"]
-    parts += [text for section in SECTIONS if (text := section(results))]
-    return "\n\n".join(parts) + "\n"
+    parts = [
+        HEAD,
+        gains(results),
+        READING,
+        *(section(results) for section in SECTIONS),
+        BARS.format(bars_table(results)),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 # ---- the model alone
@@ -194,12 +235,32 @@ def _loads(results: Results) -> list[Line]:
     return sorted(results.of("pipeline", "load_*"), key=lambda line: line["load"])
 
 
+# ---- other servers
+
+
+def _peers(results: Results) -> str:
+    """Each at its best settings first, then the settings that were tried."""
+    shown = [line for line in results.of("peers") if "cpu_ms_per_frame" in line]
+    if not shown:
+        return ""
+    heads = ("", "settings", "frames/s", "CPU ms a frame", "p50 at half load, ms", "p99, ms", "memory, MB", "start, s")
+    names = ("frames_per_s", "cpu_ms_per_frame", "half_load_p50_ms", "half_load_p99_ms", "memory_mb", "start_s")
+    rows = [(line["case"], line["setting"], *(spread(line, name) for name in names)) for line in shown]
+    tried = [line for line in results.of("peers", "tried_*") if "frames_per_s" in line]
+    settings = [(line["case"].removeprefix("tried_"), line["setting"], spread(line, "frames_per_s")) for line in tried]
+    words = PEERS.format(command=shown[0]["command"])
+    return "\n\n".join(
+        ["## Other servers", words, table(heads, rows), TRIED, table(("", "settings", "frames/s"), settings)]
+    )
+
+
 # ---- other runs, as they are
 
 
 def _others(results: Results) -> str:
-    others = [run for run in results.runs() if run not in (*MODELS, "pipeline", "cameras")]
-    return "\n\n".join(f"## {run.capitalize()}\n\n{_plain(results.of(run))}" for run in others)
+    others = [run for run in results.runs() if run not in (*MODELS, "pipeline", "peers", "cameras")]
+    parts = [(TITLES.get(run, (run.capitalize(), "")), _plain(results.of(run))) for run in others]
+    return "\n\n".join("\n\n".join(filter(None, (f"## {title}", words, rows))) for (title, words), rows in parts)
 
 
 def _plain(lines: list[Line]) -> str:
@@ -248,7 +309,7 @@ def _condition(line: Line) -> tuple[str, ...]:
     return line["run"], f"`{line['command']}`", line["date"], ", ".join([*cores, *place]), versions, load
 
 
-SECTIONS: tuple[Callable[[Results], str], ...] = (_engines, _path, _others, _conditions)
+SECTIONS: tuple[Callable[[Results], str], ...] = (_path, _engines, _peers, _others, _conditions)
 
 
 # ---- plots
@@ -259,9 +320,11 @@ def plots(results: Results) -> dict[str, str]:
     import performance_plots as drawing
 
     drawn = {}
-    if loads := _loads(results):
+    loads = _loads(results)
+    if loads:
         drawn["performance-load.svg"] = drawing.load(loads, results.best("pipeline", "full_jpeg_1080p"))
-        drawn["performance-stages.svg"] = drawing.stages(loads)
+    if staged := [line for line in loads if "mean_ms" in line]:
+        drawn["performance-stages.svg"] = drawing.stages(staged)
     if best := [line for line in results.of(MODELS[0], "best_*") if "ratio" in line]:
         drawn["performance-limit.svg"] = drawing.limit(best)
     return drawn

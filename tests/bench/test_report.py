@@ -18,10 +18,10 @@ RECORDED = Path(__file__).with_name("bench_lines.jsonl")
 
 @pytest.fixture(scope="module")
 def scripts() -> dict[str, ModuleType]:
-    """bench/bars.py, collect.py and report.py, which are scripts and in no package."""
+    """bench/bars.py and its neighbours, which are scripts and in no package."""
     sys.path.insert(0, str(ROOT / "bench"))
     try:
-        return {name: importlib.import_module(name) for name in ("bars", "collect", "report")}
+        return {name: importlib.import_module(name) for name in ("bars", "collect", "gains", "report")}
     finally:
         sys.path.remove(str(ROOT / "bench"))
 
@@ -90,6 +90,23 @@ def test_a_run_that_nobody_knows_is_a_table_of_its_own(scripts: dict[str, Module
     assert "| ms: b | 1,234 |" in page
     assert "| size | 2 x 3 |" in page
     assert "| novel | `novel --now` | today |" in page
+
+
+def test_the_page_opens_with_what_a_user_gains_and_ends_with_the_bars(scripts: dict[str, ModuleType]) -> None:
+    page = scripts["report"].page(scripts["bars"].Results(changed("load_50", p50_ms=12.5)))
+
+    titles = [line for line in page.splitlines() if line.startswith("## ")]
+    assert titles[0] == "## What you gain"
+    assert titles[-1] == "## Bars"
+    assert "**A label 12.5 ms after its frame was due**" in page
+
+
+def test_the_page_in_docs_is_made_of_the_lines_beside_it(scripts: dict[str, ModuleType]) -> None:
+    docs = ROOT / "docs"
+
+    page = scripts["report"].page(scripts["bars"].Results.read(docs / "performance.jsonl"))
+
+    assert (docs / "performance.md").read_text("utf-8") == page, "run: python bench/report.py"
 
 
 # ---- the plots

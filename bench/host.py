@@ -27,6 +27,7 @@ import numpy as np
 from coatstream.broker.connection import Client, connect
 from coatstream.broker.embedded import embedded_server
 from coatstream.broker.failures import calls
+from coatstream.broker.keys import queues_of
 from coatstream.broker.preflight import check_server
 from coatstream.cameras.capture.camera import Camera
 from coatstream.commands.bench.report import Report, figure, for_bench, interleave, machine, ratio
@@ -269,7 +270,7 @@ class Pipeline:
         return self._rate
 
     def _settle(self, frames: int) -> float:
-        kind, stream = self._kind, self.settings.queue.stream
+        kind, stream = self._kind, queues_of(self.settings)[0].stream
         with calls("the benchmark's queue cannot be used"):
             before, _ = self._published()
             self._fill(keys=[stream], args=[frames, kind.key, kind.width, kind.height, *kind.pictures])
@@ -299,7 +300,7 @@ class Pipeline:
 
     def _published(self) -> tuple[int, float]:
         """Labels published so far, and when the newest was: Unix seconds, to a millisecond, of the server's clock."""
-        labels = self.settings.results.stream
+        labels = queues_of(self.settings)[0].labels
         if not self._client.exists(labels):
             return 0, 0.0
         told: Any = self._client.xinfo_stream(labels)

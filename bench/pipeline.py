@@ -24,6 +24,7 @@ from typing import Any, Final
 from coatstream.broker.connection import Client, connect
 from coatstream.broker.embedded import embedded_server
 from coatstream.broker.failures import calls
+from coatstream.broker.keys import queues_of
 from coatstream.broker.preflight import check_server
 from coatstream.commands.bench.report import ROUNDS, Report, Value, figure, for_bench, interleave, machine, ratio
 from coatstream.commands.run import work
@@ -162,9 +163,11 @@ class _Bench:
 
     def latency(self, kind: Kind, reached: Reached, loads: Sequence[float], seconds: float) -> None:
         """A line per load."""
-        queue, labels = self.settings.queue.stream, self.settings.results.stream
+        queue = queues_of(self.settings)[0]
         with connect(self.settings.redis) as ear:
-            trips = [OpenLoop(self.client, ear, queue, labels, kind, load * reached.rate) for load in loads]
+            trips = [
+                OpenLoop(self.client, ear, queue.stream, queue.labels, kind, load * reached.rate) for load in loads
+            ]
             runs = {str(number): partial(self._block, trip) for number, trip in enumerate(trips)}
             samples = interleave(runs, seconds, track=partial(self.report.track, "offered load"))
         for load, trip, p50 in zip(loads, trips, samples.values(), strict=True):

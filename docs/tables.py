@@ -1,6 +1,12 @@
-"""Writes the tables of settings and metrics in this folder from the code: python docs/tables.py"""
+"""Writes what documents and editors know of the settings and metrics: `python docs/tables.py`.
 
+From the code and the comments of config/coatstream.yaml it makes the tables of docs/settings.md and docs/metrics.md,
+and config/coatstream.schema.json, with which editors complete and check a settings file.
+"""
+
+import json
 from pathlib import Path
+from typing import Any
 
 from coatstream.cameras.fleet.metrics import FleetCollector
 from coatstream.cameras.fleet.stats import FleetStats
@@ -12,13 +18,127 @@ from coatstream.pipeline.metrics import BatchCollector, EngineCollector
 from coatstream.pipeline.policy import BatchPolicy
 from coatstream.results.events.metrics import EventCollector
 from coatstream.results.events.publisher import EventStats
-from coatstream.settings.reference import settings_table
+from coatstream.settings import keys
+from coatstream.settings.model import CameraSettings, QueueEntry, Section, SettingsTree
 from coatstream.telemetry.ledger import Ledger
 from coatstream.telemetry.metrics import Metrics, metrics_table
 from coatstream.telemetry.status import Status
 from prometheus_client import CollectorRegistry
 
 HERE = Path(__file__).parent
+CONFIG = HERE.parent / "config"
+MANUAL = CONFIG / "coatstream.yaml"
+SCHEMA = CONFIG / "coatstream.schema.json"
+LISTS: dict[str, type[Section]] = {"queues": QueueEntry, "cameras": CameraSettings}  # setting -> what an item of it is
+
+
+# ---- settings
+
+
+def comments() -> dict[str, str]:
+    """The comment above each key of the manual: of sections, of settings, and of the keys of listed samples.
+
+    A line that starts with `#` and two spaces belongs to a sample item of a list and is read as if it were no comment.
+    """
+    found, section, note = {}, "", []
+    for line in MANUAL.read_text("utf-8").splitlines():
+        code = line.removeprefix("#") if line.startswith("#  ") else line
+        text = code.strip()
+        if text.startswith("#"):
+            note.append(text.lstrip("# "))
+            continue
+        if text:
+            name = text.removeprefix("- ").partition(":")[0]
+            section = section if code.startswith(" ") else name
+            found[_key(section, name)] = " ".join(note)
+        note = []
+    return found
+
+
+def _key(section: str, name: str) -> str:
+    if name == section:
+        return name
+    return f"{section}[].{name}" if section in LISTS else f"{section}.{name}"
+
+
+def settings_table() -> str:
+    """A Markdown table of every setting: key, default, meaning."""
+    meanings = comments()
+    rows = [(f"`{key}`", default, meanings[key].replace("|", "\\|")) for key, default in _defaults()]
+    lines = [f"| {' | '.join(row)} |" for row in [("key", "default", "meaning"), ("---", "---", "---"), *rows]]
+    return "\n".join([*lines, ""])
+
+
+def _defaults() -> list[tuple[str, str]]:
+    tree = SettingsTree().model_dump(mode="json")
+    found = []
+    for path in keys.settings():
+        value: Any = tree
+        for step in path:
+            value = value[step]
+        found.append((keys.dotted(path), _default(value)))
+    return found + [
+        (f"{section}[].{name}", "required" if field.is_required() else _default(field.get_default()))
+        for section, item in LISTS.items()
+        for name, field in item.model_fields.items()
+    ]
+
+
+def _default(value: object) -> str:
+    return f"`{value if value and isinstance(value, str) else json.dumps(value)}`"
+
+
+# ---- the JSON Schema for editors
+
+
+def settings_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 7, which every editor knows) of a settings file, described in the manual's words.
+
+    Nothing refers to anything: many editors show no description beside a reference.
+    """
+    tree = SettingsTree.model_json_schema()
+    meanings = comments()
+    sections = {name: _plain(inner, tree["$defs"]) for name, inner in tree["properties"].items()}
+    for name, section in sections.items():
+        _describe(section["items"] if name in LISTS else section, name, meanings)
+        section["type"] = [section["type"], "null"]  # `batch:` with nothing below it sets nothing
+    sections["cameras"]["items"]["properties"]["url"]["type"] = ["string", "integer"]  # a local device's number
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "coatstream",
+        "description": "The settings of coatstream. All are optional; times are seconds, sizes bytes.",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {name: {"description": meanings[name]} | section for name, section in sections.items()},
+    }
+
+
+def _describe(schema: dict[str, Any], name: str, meanings: dict[str, str]) -> None:
+    """Put the manual's words to each key of a section, and of the sections that a camera may have of its own."""
+    for key, inner in schema["properties"].items():
+        schema["properties"][key] = {"description": meanings[_key(name, key)]} | inner
+        if "properties" in inner:
+            _describe(inner, key, meanings)
+
+
+def _plain(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """A schema as a settings file has it: written out, without the titles, which only repeat the keys."""
+    default = {} if isinstance(schema.get("default"), dict) else {k: schema[k] for k in ("default",) if k in schema}
+    if "$ref" in schema:
+        return _plain(definitions[schema["$ref"].rpartition("/")[2]], definitions) | default
+    if "anyOf" in schema:
+        [value] = [_plain(option, definitions) for option in schema["anyOf"] if option.get("type") != "null"]
+        return value | {"type": [value["type"], "null"]} | default
+    found = {key: value for key, value in schema.items() if key not in ("title", "writeOnly", "format", "description")}
+    for key in ("items", "additionalProperties"):
+        if isinstance(found.get(key), dict):
+            found[key] = _plain(found[key], definitions)
+    if "properties" in found:
+        found["properties"] = {name: _plain(inner, definitions) for name, inner in found["properties"].items()}
+    return found
+
+
+# ---- metrics
 
 
 def every_metric() -> CollectorRegistry:
@@ -42,6 +162,7 @@ def main() -> None:
         head, _, rest = page.read_text("utf-8").partition(f"<!-- {name} -->")
         _, _, tail = rest.partition(f"<!-- /{name} -->")
         page.write_text(f"{head}<!-- {name} -->\n{table.strip()}\n<!-- /{name} -->{tail}", "utf-8")
+    SCHEMA.write_text(json.dumps(settings_schema(), indent=2) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,10 @@ import typer
 from coatstream.cli import app
 from coatstream.errors import DeadReason, DownReason
 from coatstream.frames.frame import PictureFault
-from coatstream.settings.reference import settings_table
 from coatstream.telemetry.ledger import DropReason
 from coatstream.telemetry.metrics import metrics_table
 
-from docs.tables import every_metric
+from docs.tables import every_metric, settings_table
 from tests.support.paths import ROOT
 
 README = (ROOT / "README.md").read_text("utf-8")

@@ -8,20 +8,21 @@ import yaml
 from coatstream.settings import keys
 from coatstream.settings.loading import load
 from coatstream.settings.model import BatchSettings, CameraSettings, ModelSettings, QueueEntry, SettingsTree
-from coatstream.settings.reference import LISTS, comments, sample, settings_table
 from pydantic import ValidationError
 
-import config
-
-SAMPLE = Path(str(config.__file__)).with_name("coatstream.yaml")
-
+from docs.tables import LISTS, MANUAL, comments, settings_table
 
 LISTED = {f"{section}[].{name}" for section, item in LISTS.items() for name in item.model_fields}
 
 
 def sample_with_its_items() -> str:
     """The sample file after doing what its comments above `queues` and `cameras` say."""
-    return sample().replace("cameras: []", "cameras:").replace("queues: []", "queues:").replace("\n#  ", "\n  ")
+    return (
+        MANUAL.read_text("utf-8")
+        .replace("cameras: []", "cameras:")
+        .replace("queues: []", "queues:")
+        .replace("\n#  ", "\n  ")
+    )
 
 
 def keys_of(values: dict[str, object], prefix: str = "") -> set[str]:
@@ -84,11 +85,11 @@ def test_credentials_do_not_show_when_settings_are_printed() -> None:
 
 
 def test_the_sample_file_holds_exactly_the_defaults() -> None:
-    assert load(config=SAMPLE, environ={}, secrets_dir=None) == SettingsTree()
+    assert load(config=MANUAL, environ={}, secrets_dir=None) == SettingsTree()
 
 
 def test_the_sample_file_holds_every_key_of_the_tree_and_no_other() -> None:
-    assert keys_of(yaml.safe_load(sample())) == keys_of(SettingsTree().model_dump())
+    assert keys_of(yaml.safe_load(MANUAL.read_text("utf-8"))) == keys_of(SettingsTree().model_dump())
 
 
 def test_the_sample_camera_can_be_uncommented_and_holds_every_key_with_its_default(tmp_path: Path) -> None:

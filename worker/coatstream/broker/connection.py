@@ -18,9 +18,9 @@ from coatstream.broker.credentials import credentials
 from coatstream.broker.failures import calls
 from coatstream.broker.location import Location, address, location
 from coatstream.errors import ConfigError
-from coatstream.settings.model import RedisSettings, ResultsSettings
+from coatstream.settings.model import RedisSettings
 
-__all__ = ["Client", "address", "channel", "connect", "latest_key"]
+__all__ = ["Client", "address", "connect"]
 
 # A redis.Redis or a Cluster. Their type hints give each reply as whatever any client might get (bytes, str, None,
 # awaitables); ours get bytes, and a cast at every call would say less than this line.
@@ -134,13 +134,3 @@ def _load(settings: RedisSettings) -> None:
                 f"redis.tls_cert: {settings.tls_cert} and redis.tls_key are no certificate with its own key, "
                 "both in PEM form and not encrypted"
             ) from None
-
-
-def latest_key(results: ResultsSettings) -> str:
-    """The hash of each source's newest label."""
-    return f"{results.stream}:latest"
-
-
-def channel(results: ResultsSettings, source: str) -> str:
-    """The Pub/Sub channel of one source's labels."""
-    return f"{results.stream}:{source}"

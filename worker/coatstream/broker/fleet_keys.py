@@ -97,9 +97,14 @@ class FleetKeys:
 
 def fleet_keys(settings: SettingsTree) -> FleetKeys:
     """The keys beside the labels of the first queue, where those of cameras go. Raises ConfigError."""
-    tag = _TAG.search(queues_of(settings)[0].labels)
+    prefix, tag = settings.redis.prefix, _TAG.search(queues_of(settings)[0].labels)
 
     def beside(name: str) -> str:
-        return name if tag is None or _TAG.search(name) else f"{tag[0]}{name}"
+        whole = prefix + name
+        if tag is None:
+            return whole
+        if _TAG.search(prefix):
+            return _TAG.sub(lambda _: tag[0], whole, count=1)  # the number of the first partition
+        return whole if _TAG.search(name) else f"{prefix}{tag[0]}{name}"
 
     return FleetKeys(beside(settings.fleet.key), beside(settings.events.stream), beside(settings.events.tags))

@@ -6,13 +6,13 @@ one slot, which a hash tag in the names brings about: `{door}frames`, `{door}fra
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from redis.crc import key_slot  # of the client library: CRC16 mod 16384
 
 from coatstream.errors import ConfigError
-from coatstream.settings.model import SettingsTree
+from coatstream.settings.model import QueueEntry, SettingsTree
 
 _TAG: Final = re.compile(r"\{([^{}]+)\}")
 
@@ -31,10 +31,13 @@ _ON_MARKS: Final = ("GET", "SET", "EXISTS", "DEL", "PEXPIRE", "TYPE")
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """One frames stream and the keys beside it.
+    """One frames stream and the keys beside it. All names are as Redis sees them, `redis.prefix` included.
 
     priority  lower ones are read first, strictly; within one priority by `weight`
     labels    the stream that its labels go to; its `latest` is the hash of each source's newest label
+    prefix    `redis.prefix`
+    name      `queue.stream`, or the name in `queues`: without the prefix and the number of the partition
+    channels  the beginning of the Pub/Sub channels' names, the same for all partitions; empty: `<labels>:`
     """
 
     stream: str
@@ -43,6 +46,21 @@ class Queue:
     labels: str
     priority: int = 0
     weight: int = 1
+    prefix: str = field(default="", compare=False)
+    name: str = field(default="", compare=False)
+    channels: str = field(default="", compare=False)
+
+    def is_called(self, name: str) -> bool:
+        """Whether `name` is its frames stream or its dead letters, with or without the prefix."""
+        return name in (self.stream, self.dead, self.name) or self.prefix + name in (self.stream, self.dead)
+
+    def channel(self, source: str) -> str:
+        """The Pub/Sub channel of one source's labels."""
+        return f"{self.channels or f'{self.labels}:'}{source}"
+
+    def failure_channel(self, source: str) -> str:
+        """The Pub/Sub channel that tells which frames of one source got no label, and why."""
+        return f"{self.prefix}failures:{source}"
 
     @property
     def latest(self) -> str:
@@ -114,16 +132,25 @@ def queues_of(settings: SettingsTree) -> tuple[Queue, ...]:
     Without `queues` there is one, from `queue.stream` and `queue.dead_stream`.
     """
     section = settings.queue
-    if settings.queues:
-        found = [
-            Queue(q.stream, section.group, q.dead_stream or f"{q.stream}:dead", _labels(settings), q.priority, q.weight)
-            for q in settings.queues
-        ]
-    else:
-        found = [Queue(section.stream, section.group, section.dead_stream, _labels(settings))]
-    parts = [part for queue in found for part in partitions(queue, section.partitions)]
-    _check_names(parts)
-    return tuple(sorted(parts, key=lambda queue: queue.priority))
+    entries = settings.queues or (QueueEntry(stream=section.stream, dead_stream=section.dead_stream),)
+    found = [part for entry in entries for part in partitions(_queue(settings, entry), section.partitions)]
+    _check_names(found)
+    return tuple(sorted(found, key=lambda queue: queue.priority))
+
+
+def _queue(settings: SettingsTree, entry: QueueEntry) -> Queue:
+    prefix, labels = settings.redis.prefix, settings.redis.prefix + settings.results.stream
+    return Queue(
+        prefix + entry.stream,
+        settings.queue.group,
+        prefix + (entry.dead_stream or f"{entry.stream}:dead"),
+        labels,
+        entry.priority,
+        entry.weight,
+        prefix,
+        entry.stream,
+        f"{labels}:",
+    )
 
 
 def partitions(queue: Queue, count: int) -> list[Queue]:
@@ -141,13 +168,11 @@ def partitions(queue: Queue, count: int) -> list[Queue]:
         return _TAG.sub(lambda tag: f"{{{tag[1]}:{number}}}", name, count=1)
 
     return [
-        Queue(
-            numbered(queue.stream, number),
-            queue.group,
-            numbered(queue.dead, number),
-            numbered(queue.labels, number),
-            queue.priority,
-            queue.weight,
+        replace(
+            queue,
+            stream=numbered(queue.stream, number),
+            dead=numbered(queue.dead, number),
+            labels=numbered(queue.labels, number),
         )
         for number in range(count)
     ]
@@ -159,10 +184,6 @@ def by_slot(queues: Sequence[Queue]) -> list[tuple[Queue, ...]]:
     for queue in queues:
         slots.setdefault(key_slot(queue.stream.encode()), []).append(queue)
     return [tuple(together) for together in slots.values()]
-
-
-def _labels(settings: SettingsTree) -> str:
-    return settings.results.stream
 
 
 def _check_names(queues: Sequence[Queue]) -> None:

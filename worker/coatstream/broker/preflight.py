@@ -9,7 +9,7 @@ from typing import Any, Final
 from redis.exceptions import NoPermissionError, ResponseError
 
 from coatstream.broker.cluster import Cluster
-from coatstream.broker.connection import Client, address, channel
+from coatstream.broker.connection import Client, address
 from coatstream.broker.failures import calls
 from coatstream.broker.fleet_keys import FleetKeys, fleet_keys
 from coatstream.broker.keys import Queue, queues_of
@@ -124,7 +124,8 @@ def check_usage(client: Client, settings: SettingsTree) -> tuple[str, ...]:
 
     Returns what `check_rights` does. Raises ConfigError.
     """
-    queues, channels = queues_of(settings), (channel(settings.results, "source"),)
+    queues = queues_of(settings)
+    channels = (queues[0].channel("source"),)
     if settings.queue.enabled:
         silent = check_queues(client, queues, channels=channels)
     else:  # all labels of cameras go where those of the first queue do

@@ -110,7 +110,7 @@ def _opened(settings: SettingsTree, stream: str | None) -> Iterator[tuple[Client
 def _chosen(queues: Sequence[Queue], stream: str | None) -> Sequence[Queue]:
     if stream is None:
         return queues
-    chosen = [queue for queue in queues if stream in (queue.stream, queue.dead)]
+    chosen = [queue for queue in queues if queue.is_called(stream)]
     if not chosen:
         known = ", ".join(queue.stream for queue in queues[:8]) + (", ..." if len(queues) > 8 else "")
         raise ConfigError(f"no queue has the stream {shown(stream)}: --stream takes one of {known}")

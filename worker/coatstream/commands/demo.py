@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from coatstream.broker.connection import Client, connect
 from coatstream.broker.embedded import embedded_server
 from coatstream.broker.failures import calls
+from coatstream.broker.keys import queues_of
 from coatstream.commands.demo_view import DemoView, make_screen, summary
 from coatstream.commands.run import work
 from coatstream.engine.loading import load_engine
@@ -44,7 +45,7 @@ def run_demo(settings: SettingsTree, *, seconds: float) -> int:
         logs.configure(settings.log)
         client = stack.enter_context(connect(settings.redis))
         with make_screen() as screen:
-            reader = LabelReader(client, (settings.results.stream,), after=None, block=0.2)
+            reader = LabelReader(client, (queues_of(settings)[0].labels,), after=None, block=0.2)
             reader.start()
             view = DemoView(reader, screen)
             show = _Show(settings, client, view, seconds)
@@ -93,7 +94,7 @@ class _Show:
     """What happens while the worker is up: photos come in, and the time runs. Lives on the worker's loop."""
 
     def __init__(self, settings: SettingsTree, client: Client, view: DemoView, seconds: float) -> None:
-        self._stream = settings.queue.stream
+        self._stream = queues_of(settings)[0].stream
         self._client = client
         self._view = view
         self._seconds = seconds

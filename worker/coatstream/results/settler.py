@@ -97,7 +97,7 @@ class QueueSettler:
             self._results.latest_max_sources,
             self._limits.dead_max_length,
             self._limits.dead_max_bytes,
-            f"{self._results.stream}:",
+            self._queue.channel(""),
             self._number,
             int(MEMO_LIFE * 1000),
             unix_seconds(now),

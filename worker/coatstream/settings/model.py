@@ -12,6 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, fi
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Name = Annotated[str, Field(min_length=1, max_length=128)]
 Key = Annotated[str, Field(min_length=1, max_length=256)]
+Prefix = Annotated[
+    str,
+    Field(
+        max_length=64,
+        pattern=r"^[A-Za-z0-9_.:/-]*(\{[A-Za-z0-9_.:/-]+\}[A-Za-z0-9_.:/-]*)?$",
+        description="up to 64 letters, digits or any of _ . : / -, such as site1: (and at most one {hash tag})",
+    ),
+]
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Patience = Annotated[float, Field(ge=0, le=86_400)]
 Probability = Annotated[float, Field(gt=0, le=1)]
@@ -40,6 +48,7 @@ class RedisSettings(Section):
     """Where labels go, and where queue frames come from."""
 
     url: SecretStr | None = None  # redis://, rediss://, unix://, ...+sentinel:// or ...+cluster://; may hold a password
+    prefix: Prefix = ""  # what all keys and channels of this installation begin with
     username: str | None = None
     password: SecretStr | None = None
     password_file: Path | None = (

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, Self
 
 from coatstream.broker.connection import Client, connect
-from coatstream.broker.keys import Queue, partitions, queues_of
+from coatstream.broker.keys import Queue, queues_of
 from coatstream.broker.preflight import check_rights, check_server, check_slots, check_types
 from coatstream.errors import SLOW_RETRY, Backoff, BadFrame, CoatstreamError, ConfigError, DeadReason, RedisUnavailable
 from coatstream.queue.producing.admission import (
@@ -314,12 +314,11 @@ def queues_to_fill(client: Client, settings: SettingsTree, stream: str | None = 
 
     Raises ConfigError (there is none, its keys hold something else, lie in several slots) and RedisUnavailable.
     """
-    every = {queue.stream: queue for queue in queues_of(settings)}
     name = name_of_queue(settings, stream)
-    named = partitions(Queue(name, settings.queue.group, name, name), settings.queue.partitions)  # for their streams
+    parts = [queue for queue in queues_of(settings) if queue.name == name]
     check_server(client, settings.redis)
-    for part in named:
+    for part in parts:
         check_rights(client, admission_rights(part), keyless=("EVAL", "EVALSHA"))
         check_types(client, admission_types(part))
         check_slots(client, [*admission_keys(part), part.sequence("source")])
-    return [every[part.stream] for part in named]
+    return parts

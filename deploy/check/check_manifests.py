@@ -31,7 +31,7 @@ LABEL_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 UNITS = {None: 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 UNITS |= {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
-PROBES = {"startupProbe": "/readyz", "readinessProbe": "/readyz", "livenessProbe": "/healthz"}
+PROBES = {"startupProbe": "/startedz", "readinessProbe": "/readyz", "livenessProbe": "/healthz"}
 # Fields of KEDA's ScaledObject and of its redis-streams trigger (documentation of KEDA 2.17). The API server prunes an
 # unknown field, and KEDA ignores an unknown trigger key, so that a misspelt one is silently a default.
 SCALED_OBJECT_FIELDS = frozenset(
@@ -431,8 +431,9 @@ def check_trigger_against_worker(manifest: Manifest, manifests: list[Manifest]) 
         return
     for trigger in manifest["spec"]["triggers"]:
         metadata = trigger["metadata"]
-        if metadata.get("stream") != tree.queue.stream:
-            yield f"watches the stream {metadata.get('stream')}, and the worker reads {tree.queue.stream}"
+        stream = tree.redis.prefix + tree.queue.stream
+        if metadata.get("stream") != stream:
+            yield f"watches the stream {metadata.get('stream')}, and the worker reads {stream}"
         yield from wrong_address(metadata, tree, str(manifest["metadata"].get("namespace", "")))
         held = frames_held(tree)
         if str(metadata.get("streamLength")).isdigit() and int(metadata["streamLength"]) <= held:

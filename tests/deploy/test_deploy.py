@@ -205,6 +205,7 @@ FAULTS: list[tuple[tuple[str | int, ...], object, str]] = [
     ((*TRIGGER, "streamLength"), 100, "must be a quoted string"),
     ((*TRIGGER, "streamLength"), "48", "exceed the 48 frames"),
     ((*TRIGGER, "stream"), "frame", "watches the stream frame"),
+    ((*SETTINGS, "COATSTREAM_REDIS__PREFIX"), "site1:", "and the worker reads site1:frames"),
     ((*TRIGGER, "address"), "coatstream-redis:6379", "lacks its namespace"),
     ((*TRIGGER, "address"), "coatstream-redis.coatstream.svc:6379", "is not the worker's Redis"),
 ]
@@ -365,6 +366,7 @@ def test_the_settings_that_the_image_sets_exist() -> None:
 
     assert named == [
         ("COATSTREAM_MODEL__CACHE", "/tmp/cache/coatstream"),
+        ("COATSTREAM_HTTP__PORT", "8080"),
         ("COATSTREAM_MODEL__WEIGHTS", "/opt/models/model.safetensors"),
     ]
     assert list(checker.wrong_settings(dict(named))) == []

@@ -4,11 +4,14 @@ import asyncio
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 import httpx
 import pytest
 from coatstream.errors import ConfigError, DeadReason
 from coatstream.frames.model import ModelInfo
+from coatstream.settings.loading import load
 from coatstream.settings.model import HttpSettings
 from coatstream.telemetry.ledger import DropReason, Ledger
 from coatstream.telemetry.metrics import Metrics
@@ -20,6 +23,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
+from structlog.testing import capture_logs
 
 
 class Fixture:
@@ -46,6 +50,18 @@ async def test_readyz_says_503_and_why_until_the_worker_is_ready() -> None:
     assert (before.status_code, before.json()["ready"]) == (503, False)
     assert "the model is not warm yet" in before.json()["because"]
     assert (after.status_code, after.json()) == (200, {"ready": True, "because": []})
+
+
+async def test_startedz_is_503_until_the_model_is_warm_whatever_redis_does() -> None:
+    fixture = Fixture()
+
+    before = await fixture.get("/startedz")
+    fixture.status.warm()
+    after = await fixture.get("/startedz")
+
+    assert (before.status_code, before.json()) == (503, {"started": False, "because": ["the model is not warm yet"]})
+    assert (after.status_code, after.json()) == (200, {"started": True, "because": []})
+    assert (await fixture.get("/readyz")).status_code == 503
 
 
 async def test_healthz_does_not_ask_for_redis() -> None:
@@ -116,13 +132,64 @@ async def test_every_metric_has_our_prefix_and_a_help_text() -> None:
         assert family.documentation.endswith(".")
 
 
-async def test_a_port_that_is_taken_is_one_clear_line() -> None:
+async def test_a_port_that_the_user_chose_and_that_is_taken_is_one_clear_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 
         with pytest.raises(ConfigError, match=f"http.port {port} cannot be listened on"):
-            async with asyncio.timeout(5), serve(Fixture().app, HttpSettings(port=port)):
+            async with serve(Fixture().app, HttpSettings(port=port)):
                 pass
+
+
+@pytest.mark.parametrize("origin", ["environment", "command line", "file"])
+async def test_the_default_port_is_chosen_too_where_somebody_wrote_it_down(origin: str, tmp_path: Path) -> None:
+    port = HttpSettings().port
+    (tmp_path / "settings.yaml").write_text(f"http: {{port: {port}}}" if origin == "file" else "")
+
+    http = load(
+        config=tmp_path / "settings.yaml",
+        environ={"COATSTREAM_HTTP__PORT": str(port)} if origin == "environment" else {},
+        overrides={"http.port": port} if origin == "command line" else {},
+        secrets_dir=None,
+    ).http
+
+    with taken_from(port), pytest.raises(ConfigError, match=f"http.port {port} cannot be listened on"):
+        async with serve(Fixture().app, http):
+            pass
+
+
+async def test_where_the_user_chose_no_port_the_next_free_one_is_used_and_logged() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, capture_logs() as log:
+        wanted = taken.getsockname()[1]
+        settings = HttpSettings.model_construct(_fields_set=set(), port=wanted)  # as if it were the default
+
+        async with serve(Fixture().app, settings) as port:
+            pass
+
+    assert wanted < port < wanted + 100
+    assert [(line["wanted"], line["used"]) for line in log if "http.port is taken" in line["event"]] == [(wanted, port)]
+
+
+@pytest.mark.parametrize("settings", [HttpSettings(), HttpSettings(port=0)])
+async def test_a_worker_that_replaces_another_listens_where_that_one_did(settings: HttpSettings) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        before = other.getsockname()[1]
+
+        async with serve(Fixture().app, settings, port_before=before) as elsewhere:
+            pass
+    async with serve(Fixture().app, settings, port_before=before) as port:
+        pass
+
+    assert (port, elsewhere == before) == (before, False)
+
+
+@contextmanager
+def taken_from(port: int) -> Iterator[None]:
+    """The port is taken, by this test or by another program of this machine."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        yield
 
 
 def _samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:

@@ -38,7 +38,7 @@ from coatstream.pipeline.pump import Pipeline
 from coatstream.queue.consumer import QueueConsumer
 from coatstream.results.publisher import RETRY, Publisher
 from coatstream.results.settler import Settler
-from coatstream.settings.model import BatchSettings, HttpSettings, ModelSettings, SettingsTree
+from coatstream.settings.model import BatchSettings, ModelSettings, SettingsTree
 from coatstream.telemetry.identity import FIRST, Lineage, worker_name
 from coatstream.telemetry.ledger import DropReason, Ledger
 from coatstream.telemetry.metrics import Metrics
@@ -103,7 +103,7 @@ class Service:
         self._expose()
         async with AsyncExitStack() as stack:
             app = make_app(self.metrics.registry, self.status, cameras=self.cameras.documents)
-            port = await stack.enter_async_context(serve(app, self._place()))
+            port = await stack.enter_async_context(serve(app, settings.http, port_before=self._lineage.port))
             self._log.info("listening", http=f"http://{settings.http.host}:{port}", worker=self.worker)
             await self._reach_redis()
             engine = await asyncio.to_thread(self._load, self.cameras.model(), settings.batch)
@@ -139,11 +139,6 @@ class Service:
                 for name in queues:  # cameras go on until others have them
                     intake.remove(name)
         self._log.info("stopped", drained=self.drained, in_flight=self.ledger.total().in_flight)
-
-    def _place(self) -> HttpSettings:
-        """Any free port means: the one that the worker before this one had, if there was one."""
-        http = self._settings.http
-        return http if http.port else http.model_copy(update={"port": self._lineage.port})
 
     def _expose(self) -> None:
         for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):

@@ -14,6 +14,7 @@ from coatstream.errors import DownReason
 
 State = Literal["connecting", "live", "stalled", "down", "paused", "ended"]
 STATES: tuple[State, ...] = get_args(State)
+_COLD = "the model is not warm yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +119,15 @@ class Status:
         with self._lock:
             return not self._redis_trouble
 
+    def unstarted_because(self) -> list[str]:
+        """Why the worker cannot classify yet; empty = the model is loaded and warm, and stays so."""
+        with self._lock:
+            return [] if self._warm else [_COLD]
+
     def unready_because(self) -> list[str]:
         """Why no work should be expected of this worker now; empty = ready."""
         with self._lock:
-            reasons = [] if self._warm else ["the model is not warm yet"]
+            reasons = [] if self._warm else [_COLD]
             reasons += [f"Redis: {reason}" for reason in sorted(set(self._redis_trouble.values()))]
             if self._draining:
                 reasons.append("draining")

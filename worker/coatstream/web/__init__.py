@@ -1,1 +1,1 @@
-"""HTTP: /metrics, /healthz and /readyz. Reads state, decides nothing."""
+"""HTTP: /metrics and the probes. Reads state, decides nothing."""

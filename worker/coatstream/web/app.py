@@ -1,4 +1,4 @@
-"""The ASGI app: metrics, probes, and what is known of the cameras."""
+"""The ASGI app: metrics, probes, and the states of the cameras."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +17,21 @@ Cameras = Callable[[], Sequence[Mapping[str, Any]]]
 
 
 def make_app(registry: CollectorRegistry, status: Status, *, cameras: Cameras = lambda: ()) -> Starlette:
-    """`/metrics` as Prometheus or OpenMetrics, as asked; `/healthz` and `/readyz` answer 200, or 503 and why;
-    `/api/cameras` is a JSON list of the cameras that this worker reads.
+    """The routes over one worker's metrics and status.
+
+    /metrics                        Prometheus or OpenMetrics, by the Accept header
+    /startedz, /healthz, /readyz    200, or 503 with the reasons: is the model loaded, does the process make progress,
+                                    should work be sent here
+    /api/cameras                    a JSON list of the cameras that this worker reads
     """
 
     async def metrics(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        text = await asyncio.to_thread(encode, registry)  # 85 ms with 200 cameras: batches must not wait for it
+        text = await asyncio.to_thread(encode, registry)  # 85 ms with 200 cameras; batches are made on the loop
         return Response(text, headers={"content-type": content_type})
+
+    async def startedz(_request: Request) -> Response:
+        return _verdict("started", status.unstarted_because())
 
     async def healthz(_request: Request) -> Response:
         return _verdict("healthy", status.unhealthy_because())
@@ -38,6 +45,7 @@ def make_app(registry: CollectorRegistry, status: Status, *, cameras: Cameras = 
     return Starlette(
         routes=[
             Route("/metrics", metrics),
+            Route("/startedz", startedz),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/api/cameras", api_cameras),

@@ -1,28 +1,39 @@
-"""Serves the app on the worker's own event loop. Signals stay with the worker."""
+"""Serves the app on the worker's own event loop. The service handles signals; the server does not."""
 
 import asyncio
 import contextlib
+import errno
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from typing import Final
 
+import structlog
 import uvicorn
 from starlette.applications import Starlette
 
 from coatstream.errors import ConfigError
 from coatstream.settings.model import HttpSettings
 
+MOST_TRIED: Final = 100  # ports, where the user chose none
+
+_log = structlog.get_logger("http")
+
 
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        yield  # one owner of signals: the service
+        yield
 
 
 @asynccontextmanager
-async def serve(app: Starlette, settings: HttpSettings) -> AsyncIterator[int]:
-    """Serve while entered; yields the port. Raises ConfigError if the address cannot be used."""
-    listener = _listen(settings)
+async def serve(app: Starlette, settings: HttpSettings, *, port_before: int = 0) -> AsyncIterator[int]:
+    """Serve while entered; yields the port. Raises ConfigError if the address cannot be used.
+
+    Where the user chose no port and `http.port` is taken, the next free one is used and logged. `port_before` is the
+    port of the worker that this one replaces (0: none); it is tried first where the user chose none, or chose 0.
+    """
+    listener = _listen(settings, port_before)
     server = _Server(
         uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2)
     )
@@ -35,12 +46,31 @@ async def serve(app: Starlette, settings: HttpSettings) -> AsyncIterator[int]:
         listener.close()
 
 
-def _listen(settings: HttpSettings) -> socket.socket:
-    try:
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        return socket.create_server((settings.host, settings.port), family=family, backlog=128)
-    except (OSError, OverflowError) as error:
-        raise ConfigError(
-            f"http.host {settings.host} with http.port {settings.port} cannot be listened on: {error.args[-1]}; "
-            "set COATSTREAM_HTTP__PORT to another port (0 = any free one)"
-        ) from None
+def _listen(settings: HttpSettings, port_before: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    ports = _candidates(settings, port_before)
+    for port in ports:
+        try:
+            listener = socket.create_server((settings.host, port), family=family, backlog=128)
+        except (OSError, OverflowError) as error:
+            if port != ports[-1] and isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+                continue
+            tried = f"{ports[0]} to {port}" if len(ports) > 1 else str(port)
+            raise ConfigError(
+                f"http.host {settings.host} with http.port {tried} cannot be listened on: {error.args[-1]}; "
+                "set COATSTREAM_HTTP__PORT to another port (0 = any free one)"
+            ) from None
+        if settings.port and port not in (settings.port, port_before):
+            _log.warning("http.port is taken, so the next free port is used", wanted=settings.port, used=port)
+        return listener
+    raise AssertionError(ports)  # there is always one, and the last one returns or raises
+
+
+def _candidates(settings: HttpSettings, port_before: int) -> list[int]:
+    """The ports to try, in order."""
+    before = [port_before] if port_before else []
+    if settings.port == 0:
+        return [*before, 0]
+    if "port" in settings.model_fields_set:
+        return [settings.port]
+    return [*before, *range(settings.port, min(settings.port + MOST_TRIED, 65_536))]

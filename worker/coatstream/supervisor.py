@@ -9,7 +9,6 @@ started. So at the fork the parent has no threads, no model and no CUDA; it neve
 Linux only: elsewhere a fork without exec is not safe, and a child would outlive a killed parent.
 """
 
-import ctypes
 import os
 import signal
 import sys
@@ -24,6 +23,7 @@ from typing import NoReturn
 import structlog
 
 from coatstream.errors import CoatstreamError
+from coatstream.settings.process import end_with_parent
 from coatstream.telemetry.identity import Lineage, draw_suffix, worker_name
 
 STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
@@ -31,7 +31,6 @@ EARLY_CRASHES = 3  # in a row, before the child was ready: no frame is to blame,
 WINDOW = 60.0  # seconds
 LOADING_ENDS_WITHIN = 2.0  # seconds after SIGTERM: a library that is being loaded may let no signal through for longer
 _AWAITED = STOP_SIGNALS | {signal.SIGCHLD}
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _log = structlog.get_logger("supervisor")
 
 
@@ -176,8 +175,7 @@ def _live(parent: int, lifeline: Lifeline, run: Callable[[], int]) -> NoReturn:
     """The child's whole life: it must never return into the parent's stack."""
     code = 1
     try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no worker without a parent
-        if os.getppid() == parent:  # else it had died before that line
+        if end_with_parent(parent):  # no worker without a parent
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
             code = run()
     finally:

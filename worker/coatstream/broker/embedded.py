@@ -1,6 +1,5 @@
 """A real Valkey server of our own, for the demo and the tests: private, in a temporary folder, gone afterwards."""
 
-import ctypes
 import shutil
 import signal
 import subprocess
@@ -16,9 +15,9 @@ import redis
 from redis.exceptions import RedisError
 
 from coatstream.errors import ConfigError, RedisUnavailable
+from coatstream.settings.process import end_with_parent
 
 START_TIMEOUT = 10.0
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,7 @@ def valkey_binary() -> str:
 
 def _end_with_parent() -> None:
     """Runs in the child before it becomes the server: SIGTERM when our process is gone, however that ended."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent(by=signal.SIGTERM)
 
 
 def _wait_until_ready(server: EmbeddedServer, log: Path) -> None:

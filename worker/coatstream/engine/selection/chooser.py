@@ -5,9 +5,7 @@ candidate takes its process along, that is this one. It ends with whoever asked.
 `selection`'s business.
 """
 
-import os
 import subprocess
-import sys
 from contextlib import suppress
 from typing import Final
 
@@ -15,8 +13,9 @@ from pydantic import BaseModel
 
 from coatstream.errors import EngineError
 from coatstream.settings.model import BatchSettings, ModelSettings
+from coatstream.settings.process import start_python
 
-_MAIN: Final = "import sys\nsys.path[:] = {path!r}\nfrom coatstream.engine.selection.chooser_main import main\nmain()\n"
+_MAIN: Final = "from coatstream.engine.selection.chooser_main import main\nmain()"
 _PATIENCE: Final = 600.0  # seconds that choosing may take
 
 
@@ -34,7 +33,8 @@ class Request(BaseModel):
 def choose_elsewhere(model: ModelSettings, batch: BatchSettings, *, patience: float = _PATIENCE) -> bool:
     """Whether a choice is in the cache now. Where not, the same fails here, and says why. Raises ChooserDied."""
     try:
-        with _started() as process:
+        # Its stdin stays open for as long as this process lives: that is how it knows.
+        with start_python(_MAIN, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
             if process.stdin is not None:  # it is a pipe
                 with suppress(OSError):  # it may be gone already
                     process.stdin.write(Request(model=model, batch=batch).model_dump_json().encode() + b"\n")
@@ -44,19 +44,6 @@ def choose_elsewhere(model: ModelSettings, batch: BatchSettings, *, patience: fl
     if code < 0:
         raise ChooserDied(f"the process that chooses an engine died of signal {-code}")
     return code == 0
-
-
-def _started() -> "subprocess.Popen[bytes]":
-    # Neither the current folder, which may hold modules of our names, nor what the settings say in the environment
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("COATSTREAM_")}
-    return subprocess.Popen(  # noqa: S603  (ourselves)
-        [sys.executable, "-c", _MAIN.format(path=sys.path)],
-        bufsize=0,
-        env=environment,
-        stdin=subprocess.PIPE,  # open for as long as we live
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
 
 
 def _code(process: "subprocess.Popen[bytes]", patience: float) -> int:

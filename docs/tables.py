@@ -1,7 +1,8 @@
 """Writes what documents and editors know of the settings and metrics: `python docs/tables.py`.
 
 From the code and the comments of config/coatstream.yaml it makes the tables of docs/settings.md and docs/metrics.md,
-and config/coatstream.schema.json, with which editors complete and check a settings file.
+and config/coatstream.schema.json, with which editors complete and check a settings file; and the JSON Schemas of all
+documents that consumers read.
 """
 
 import json
@@ -16,6 +17,8 @@ from coatstream.frames.model import ModelInfo
 from coatstream.pipeline.cost import BatchCost
 from coatstream.pipeline.metrics import BatchCollector, EngineCollector
 from coatstream.pipeline.policy import BatchPolicy
+from coatstream.results import documents
+from coatstream.results.events import documents as events
 from coatstream.results.events.metrics import EventCollector
 from coatstream.results.events.publisher import EventStats
 from coatstream.settings import keys
@@ -138,6 +141,18 @@ def _plain(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any
     return found
 
 
+# ---- the documents of results
+
+
+def result_schemas() -> dict[str, dict[str, Any]]:
+    """File name in docs/ -> the JSON Schema of what consumers read."""
+    return {
+        "label.schema.json": documents.schema(),
+        "failure.schema.json": documents.schema(documents.FailureDocument),
+        "event.schema.json": events.schema(),
+    }
+
+
 # ---- metrics
 
 
@@ -163,6 +178,8 @@ def main() -> None:
         _, _, tail = rest.partition(f"<!-- /{name} -->")
         page.write_text(f"{head}<!-- {name} -->\n{table.strip()}\n<!-- /{name} -->{tail}", "utf-8")
     SCHEMA.write_text(json.dumps(settings_schema(), indent=2) + "\n", "utf-8")
+    for name, schema in result_schemas().items():
+        (HERE / name).write_text(json.dumps(schema, indent=2) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

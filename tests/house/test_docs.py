@@ -1,5 +1,6 @@
 """The documents say what the code does."""
 
+import json
 import re
 
 import pytest
@@ -10,8 +11,8 @@ from coatstream.frames.frame import PictureFault
 from coatstream.telemetry.ledger import DropReason
 from coatstream.telemetry.metrics import metrics_table
 
-from docs.tables import every_metric, settings_table
-from tests.support.paths import ROOT
+from docs.tables import every_metric, result_schemas, settings_table
+from tests.support.paths import DOCS, ROOT
 
 README = (ROOT / "README.md").read_text("utf-8")
 CAMERAS = (ROOT / "docs" / "cameras.md").read_text("utf-8")
@@ -26,6 +27,11 @@ def block(name: str) -> str:
 
 def test_the_settings_in_the_documents_are_those_of_the_code() -> None:
     assert block("settings") == settings_table().strip(), "run: python docs/tables.py"
+
+
+@pytest.mark.parametrize("name", result_schemas())
+def test_the_schemas_of_documents_are_those_of_the_code(name: str) -> None:
+    assert json.loads((DOCS / name).read_text("utf-8")) == result_schemas()[name], "run: python docs/tables.py"
 
 
 def test_the_metrics_in_the_documents_are_those_of_the_code() -> None:

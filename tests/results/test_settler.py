@@ -21,7 +21,6 @@ from coatstream.telemetry.ledger import DropReason
 from redis.exceptions import ResponseError
 
 from tests.support import settled
-from tests.support.paths import DOCS
 from tests.support.settled import (
     NOW,
     QUEUE,
@@ -188,12 +187,6 @@ def test_a_camera_whose_fence_the_server_has_forgotten_may_speak(client: Client)
     assert settler(client).settle(
         [Published(replace(label_with_everything(None).prediction, fence=7))], now=1.0
     ).done == (True,)
-
-
-def test_the_schema_in_docs_is_the_schema_of_the_code() -> None:
-    written = json.loads((DOCS / "label.schema.json").read_text())
-
-    assert written == schema()
 
 
 def test_the_hash_keeps_the_newest_label_of_a_source_whatever_the_order_of_publishing(client: Client) -> None:

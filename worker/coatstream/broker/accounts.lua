@@ -45,6 +45,17 @@ local function unadmit(sources, source, admitted)
   if raise(sources, source, -1) == 0 then redis.pcall('HDEL', sources, source) end
 end
 
+-- Tells those who listen that an entry ended without a label, as docs/failure.schema.json has it.
+-- pcall: a user without the right to the channel still settles the frame.
+local function tell_failure(channels, now, failure)
+  local text = cjson.encode
+  local frame_id = failure.frame_id ~= '' and failure.frame_id or failure.entry_id
+  redis.pcall('PUBLISH', channels .. failure.source,
+    '{"schema":1,"frame_id":' .. text(frame_id) .. ',"entry_id":' .. text(failure.entry_id) ..
+    ',"source":' .. text(failure.source) .. ',"status":' .. text(failure.status) ..
+    ',"reason":' .. text(failure.reason) .. ',"error":' .. text(failure.error or cjson.null) .. ',"at":' .. now .. '}')
+end
+
 local function size_of(values)
   local bytes = 0
   for _, value in ipairs(values) do bytes = bytes + #tostring(value) end

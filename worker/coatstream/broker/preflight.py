@@ -125,7 +125,7 @@ def check_usage(client: Client, settings: SettingsTree) -> tuple[str, ...]:
     Returns what `check_rights` does. Raises ConfigError.
     """
     queues = queues_of(settings)
-    channels = (queues[0].channel("source"),)
+    channels = (queues[0].channel("source"), queues[0].failure_channel("source"))
     if settings.queue.enabled:
         silent = check_queues(client, queues, channels=channels)
     else:  # all labels of cameras go where those of the first queue do

@@ -101,7 +101,9 @@ def _redis(settings: SettingsTree) -> Iterator[Finding]:
     yield Finding("redis", "ok", f"{server} at {address(settings.redis)}")
     if silent:
         yield Finding(
-            "redis", "warning", "the Redis user may not publish to the channels of labels: only the streams are written"
+            "redis",
+            "warning",
+            "the Redis user may not publish to the channels of labels and failures: only the streams are written",
         )
     policies = {info.get("maxmemory_policy", "noeviction") for info in infos} - {"noeviction"}
     if policies:

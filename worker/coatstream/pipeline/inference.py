@@ -91,7 +91,7 @@ class Inference:
         policy = self._policies.get(queued.reader, _PLAIN)
         reason = self._too_late(queued.frame, policy)
         if reason is not None:
-            return Dropped(queued.frame.source, reason, queued.frame.receipt)
+            return Dropped(queued.frame.source, reason, queued.frame.receipt, queued.frame.frame_id)
         reused = policy.gate.consider(queued.frame) if policy.gate else None
         return Published(reused) if reused else None
 
@@ -147,7 +147,7 @@ class Inference:
     def _buried(self, frame: Frame, error: Exception) -> Outcome:
         message = _one_line(error)
         self._log.error("the model raised on a frame", source=frame.source, frame_id=frame.frame_id, error=message)
-        return Buried(frame.source, DeadReason.MODEL_ERROR, message, frame.receipt)
+        return Buried(frame.source, DeadReason.MODEL_ERROR, message, frame.receipt, frame.frame_id)
 
 
 def _one_line(error: Exception) -> str:

@@ -71,6 +71,14 @@ def source_or_default(fields: Mapping[bytes, bytes]) -> str:
         return DEFAULT_SOURCE
 
 
+def frame_id_or_default(fields: Mapping[bytes, bytes]) -> str:
+    """The producer's own name for a bad frame; empty where it gave none that can be read."""
+    try:
+        return _text(fields, b"frame_id", MAX_FRAME_ID)
+    except BadFrame:
+        return ""
+
+
 def admitted_of(fields: Mapping[bytes, bytes]) -> int:
     """The entry's bytes as admission counted them; 0 where no producer of ours admitted it."""
     text = fields.get(b"admitted", b"")

@@ -84,6 +84,7 @@ class ConsumerGroup:
         arguments: list[str | int] = [
             *(queue.group, self._consumer, int(limits.min_idle * 1000), want, int(alone), limits.max_deliveries),
             *(limits.dead_max_length, limits.dead_max_bytes, self._gate_ms(), unix_seconds(self._clock())),
+            queue.failure_channel(""),
         ]
         keys = [queue.stream, queue.dead, queue.gate, queue.books, queue.sources]
         with calls("entries of other workers cannot be looked at", self._client):

@@ -3,6 +3,7 @@
 -- KEYS  1 frames in  2 dead letters  3 gate  4 books  5 admitted entries per source
 -- ARGV  1 consumer group  2 me  3 idle for so many ms  4 entries wanted  5 '1' = one suspect, alone  6 deliveries at most
 --       7 dead letters kept  8 their bytes at most  9 the gate's life in ms  10 now, Unix seconds
+--       11 prefix of the channels that tell what got no label
 -- Reply { { { id, deliveries before this one, fields }, ... }, { source of each buried entry, ... }, entries that were
 --         trimmed while somebody had them, 1 = suspects are waiting, dead letters that had to go }
 --
@@ -16,8 +17,9 @@
 local frames, dead, gate, books, sources = unpack(KEYS)
 local group, me, idle, want, solo = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5] == '1'
 local max_deliveries, dead_kept, dead_bytes = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local gate_ms, now = ARGV[9], ARGV[10]
+local gate_ms, now, failures = ARGV[9], ARGV[10], ARGV[11]
 local PAGE, PAGES, MAX_BURIED = 64, 64, 16 -- of one call: it holds up the server while it runs
+local MAX_SOURCE, MAX_FRAME_ID, DEFAULT_SOURCE = 128, 256, 'queue' -- as coatstream.queue.entry has them
 
 local wrong = misfit({[frames] = 'stream', [dead] = 'stream', [books] = 'hash', [sources] = 'hash', [gate] = 'string'})
 if wrong then return wrong end
@@ -39,10 +41,29 @@ local function admitted_of(values)
   return bytes and bytes > 0 and bytes or nil
 end
 
+-- Well-formed UTF-8 beyond ASCII (RFC 3629), by lead byte: overlong forms and surrogates are none.
+local MULTIBYTE = {
+  '[\194-\223][\128-\191]', '\224[\160-\191][\128-\191]', '[\225-\236\238\239][\128-\191][\128-\191]',
+  '\237[\128-\159][\128-\191]', '\240[\144-\191][\128-\191][\128-\191]',
+  '[\241-\243][\128-\191][\128-\191][\128-\191]', '\244[\128-\143][\128-\191][\128-\191]',
+}
+
+-- A field as the worker would read it; '' where it is no text, or longer than this many characters.
+local function text_of(values, name, longest)
+  local text = field_of(values, name)
+  if #text > 4 * longest then return '' end
+  local characters = text
+  for _, pattern in ipairs(MULTIBYTE) do characters = string.gsub(characters, pattern, 'x') end
+  return #characters <= longest and not string.find(characters, '[\128-\255]') and text or ''
+end
+
+-- An entry that was deleted has left nothing but its id: not even its source is known.
 local function count_trimmed(id)
   redis.call('XACK', frames, group, id)
   note('trimmed', 1)
   trimmed = trimmed + 1
+  tell_failure(failures, now, {entry_id = id, source = DEFAULT_SOURCE, frame_id = '', status = 'dropped', reason = 'trimmed',
+                               error = 'the entry was deleted from the stream before it had a label'})
 end
 
 local barred = nil -- why no letter can be written; then nothing is buried, and the call fails
@@ -55,11 +76,14 @@ local function give_up(id, owner, deliveries)
   redis.call('XACK', frames, group, id)
   redis.pcall('XDEL', frames, id) -- pcall: a user without that right must not lose the letter
   local source, admitted = field_of(entry[2], 'source'), admitted_of(entry[2])
-  if source == '' then source = 'queue' end
+  if source == '' then source = DEFAULT_SOURCE end
   if admitted then unadmit(sources, source, admitted) end
   local why = {reason = 'delivery_limit', deliveries = deliveries, entry_id = id, died_at = now, worker = owner,
                error = 'given to workers ' .. deliveries .. ' times, and none settled it'}
   bury(dead, books, entry[2], why, dead_kept, dead_bytes)
+  local named = text_of(entry[2], 'source', MAX_SOURCE)
+  tell_failure(failures, now, {entry_id = id, source = named == '' and DEFAULT_SOURCE or named, status = 'dead',
+                               frame_id = text_of(entry[2], 'frame_id', MAX_FRAME_ID), reason = why.reason, error = why.error})
   buried[#buried + 1] = source
 end
 

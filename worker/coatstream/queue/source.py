@@ -28,7 +28,7 @@ from coatstream.errors import (
 from coatstream.frames.decoding import Picture, decode_for, raw
 from coatstream.frames.frame import Frame, InputSpec, Pixels, Receipt
 from coatstream.pipeline.holdings import Holdings
-from coatstream.queue.entry import Entry, RawPixels, admitted_of, parse, source_or_default
+from coatstream.queue.entry import Entry, RawPixels, admitted_of, frame_id_or_default, parse, source_or_default
 from coatstream.queue.reader import TICK, EntryReader, Taken
 from coatstream.results.outcomes import Buried, Dropped, book
 from coatstream.results.publisher import Publisher
@@ -194,20 +194,20 @@ class QueueSource:
         return deque(map(self._prepare, takewhile(lambda _: not stop.is_set(), entries)))
 
     def _prepare(self, taken: Taken) -> Prepared:
-        receipt = Receipt(taken.stream, taken.entry_id, admitted_of(taken.fields))
+        receipt = _receipt(taken)
         self._decoding.add((taken.stream, taken.entry_id))
         try:
             entry = parse(taken.entry_id, taken.fields)
             if entry.expires_at is not None and entry.expires_at < self._clock():
-                return Dropped(entry.source, DropReason.EXPIRED, receipt)
+                return Dropped(entry.source, DropReason.EXPIRED, receipt, entry.frame_id)
             with self._at_work():
                 return self._frame(entry, receipt)
         except BadFrame as bad:
-            return Buried(source_or_default(taken.fields), bad.reason, str(bad), receipt)
+            return _buried(taken, bad.reason, str(bad))
         except Exception as error:  # a decoder at work on a stranger's bytes: no picture may end the worker
             self._log.error("an entry could not be prepared", entry_id=taken.entry_id, error=repr(error)[:200])
             problem = f"{type(error).__name__} while preparing"
-            return Buried(source_or_default(taken.fields), DeadReason.UNDECODABLE, problem, receipt)
+            return _buried(taken, DeadReason.UNDECODABLE, problem)
         finally:
             self._decoding.discard((taken.stream, taken.entry_id))
 
@@ -242,6 +242,16 @@ class QueueSource:
             )
         pixels = raw(picture.data, width=picture.width, height=picture.height, pixel_format=picture.format)
         return Picture(pixels, picture.width, picture.height)
+
+
+def _receipt(taken: Taken) -> Receipt:
+    return Receipt(taken.stream, taken.entry_id, admitted_of(taken.fields))
+
+
+def _buried(taken: Taken, reason: DeadReason, error: str) -> Buried:
+    """Under the frame's own names, as far as they can be read."""
+    source, frame_id = source_or_default(taken.fields), frame_id_or_default(taken.fields)
+    return Buried(source, reason, error, _receipt(taken), frame_id)
 
 
 def _done(future: Future[deque[Prepared]], stop: threading.Event) -> bool:

@@ -1,4 +1,4 @@
-"""The JSON document of one label: what consumers read. Its JSON Schema is written into docs/."""
+"""The JSON documents of a frame's end, a label or a failure: what consumers read. Their JSON Schemas are in docs/."""
 
 import base64
 from typing import Any, Literal, Protocol
@@ -13,7 +13,9 @@ from coatstream.frames.model import ModelInfo
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    """Further fields may come with later versions; a reader of today passes them over."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class LabelScore(_Part):
@@ -26,7 +28,7 @@ class LabelScore(_Part):
 
 
 class LabelDocument(_Part):
-    """What coatstream says of one frame."""
+    """The label of one frame."""
 
     version: Literal[1] = Field(1, alias="schema")
     frame_id: str
@@ -45,6 +47,23 @@ class LabelDocument(_Part):
     picture: tuple[PictureFault, ...] = Field((), description="what was wrong with the camera's picture; [] = nothing")
     fence: int | None = Field(None, description="number of the lease under which a shared camera was read, else null")
     meta: dict[str, Any] | None = Field(description="the producer's own object, untouched")
+
+    def vector(self) -> NDArray[np.float32] | None:
+        """The pooled embedding, float32 [num_features], to the precision of float16; None without model.embeddings."""
+        return None if self.embedding is None else decode_embedding(self.embedding).astype(np.float32)
+
+
+class FailureDocument(_Part):
+    """Why a frame of a queue ended without a label."""
+
+    version: Literal[1] = Field(1, alias="schema")
+    frame_id: str = Field(description="the producer's own id; where it gave none, the entry's")
+    entry_id: str = Field(description="id in the frames stream")
+    source: str = Field(description="`queue` where the entry named none, or is no longer there to ask")
+    status: Literal["dead", "dropped"] = Field(description="dead: the frame is kept as a dead letter")
+    reason: str = Field(description="as in the fields `reason` of dead letters and of the metric of dropped frames")
+    error: str | None = Field(description="one line for a person")
+    at: float = Field(description="Unix seconds")
 
 
 class Encode(Protocol):
@@ -139,6 +158,6 @@ def decode_embedding(text: str) -> NDArray[np.float16]:
     return np.frombuffer(base64.b64decode(text), dtype="<f2").astype(np.float16)
 
 
-def schema() -> dict[str, Any]:
-    """The JSON Schema of a label document, as published in docs/label.schema.json."""
-    return LabelDocument.model_json_schema(by_alias=True, mode="serialization")
+def schema(of: type[BaseModel] = LabelDocument) -> dict[str, Any]:
+    """The JSON Schema of a document, as published in docs/label.schema.json and docs/failure.schema.json."""
+    return of.model_json_schema(by_alias=True, mode="serialization")

@@ -24,21 +24,26 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """The frame is settled without a label. A frame without a receipt needs no settling, only counting."""
+    """The frame is settled without a label. A frame without a receipt needs no settling, only counting.
+
+    frame_id  for those who wait for the frame's label; empty: the entry's id
+    """
 
     source: str
     reason: DropReason
     receipt: Receipt | None
+    frame_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Buried:
-    """The frame becomes a dead letter; one without a receipt is only counted."""
+    """The frame becomes a dead letter; one without a receipt is only counted. `frame_id` as above."""
 
     source: str
     reason: DeadReason
     error: str
     receipt: Receipt | None
+    frame_id: str = ""
 
 
 Outcome = Published | Dropped | Buried

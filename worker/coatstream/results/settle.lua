@@ -5,12 +5,12 @@
 -- ARGV  1 consumer group  2 labels kept  3 sources in the hash of newest  4 dead letters kept  5 their bytes at most
 --       6 channel prefix  7 number of this call (rises by 1)  8 the memo's life in ms  9 now, Unix seconds  10 worker
 --       11 a letter per frame: p, c, d or b  12 per frame the entry's bytes as admission counted them, with spaces between;
---       0 for a plain XADD, and '' where all are 0
+--       0 for a plain XADD, and '' where all are 0  13 prefix of the channels that tell what got no label
 --       then one block per frame (each argument costs; a batch has hundreds):
 --         p  publish  entry_id source frame_id captured_at label score json
 --         c  a camera's  fence source frame_id captured_at label score json status
---         d  drop     entry_id source
---         b  bury     entry_id source reason error
+--         d  drop     entry_id source reason frame_id
+--         b  bury     entry_id source reason error frame_id
 -- Reply { one digit per frame: 1 = done now, 0 = somebody else had settled that entry; labels left out of the hash;
 --         dead letters that had to go }
 --
@@ -28,8 +28,8 @@
 local frames, labels, latest, dead, memo, books, sources, fences = unpack(KEYS)
 local group, labels_kept, sources_kept, dead_kept, dead_bytes = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local prefix, number, memo_ms, now, worker = ARGV[6], tonumber(ARGV[7]), ARGV[8], ARGV[9], ARGV[10]
-local kinds, sizes = ARGV[11], string.gmatch(ARGV[12], '%d+')
-local FIRST_BLOCK = 13
+local kinds, sizes, failures = ARGV[11], string.gmatch(ARGV[12], '%d+'), ARGV[13]
+local FIRST_BLOCK = 14
 local MAX_IDS = 1000 -- of one XDEL: Lua can pass some 8,000
 
 local wrong = misfit({[frames] = 'stream', [labels] = 'stream', [dead] = 'stream', [latest] = 'hash', [memo] = 'string',
@@ -127,19 +127,22 @@ local function publish_camera(fence, source, frame_id, captured_at, label, score
   return tell(source, captured_at, json)
 end
 
-local function drop(admitted, entry_id, source)
+local function drop(admitted, entry_id, source, reason, frame_id)
   if not take(entry_id, admitted, source) then return '0' end
   note('dropped', 1)
+  tell_failure(failures, now, {entry_id = entry_id, source = source, frame_id = frame_id, status = 'dropped', reason = reason})
   return '1'
 end
 
-local function burial(admitted, entry_id, source, reason, problem)
+local function burial(admitted, entry_id, source, reason, problem, frame_id)
   local pending = redis.pcall('XPENDING', frames, group, entry_id, entry_id, 1) -- pcall: the group may have vanished
   local entry = redis.call('XRANGE', frames, entry_id, entry_id)[1]
   if not take(entry_id, admitted, source) then return '0' end
   local why = {reason = reason, error = problem, deliveries = pending[1] and pending[1][4] or 0, entry_id = entry_id,
                died_at = now, worker = worker}
   bury(dead, books, entry and entry[2] or {}, why, dead_kept, dead_bytes)
+  tell_failure(failures, now, {entry_id = entry_id, source = source, frame_id = frame_id, status = 'dead', reason = reason,
+                               error = problem})
   return '1'
 end
 
@@ -156,11 +159,11 @@ local function settle()
       done[n] = publish_camera(unpack(ARGV, at, at + 7))
       at = at + 8
     elseif kind == 'd' then
-      done[n] = drop(admitted, unpack(ARGV, at, at + 1))
-      at = at + 2
-    else
-      done[n] = burial(admitted, unpack(ARGV, at, at + 3))
+      done[n] = drop(admitted, unpack(ARGV, at, at + 3))
       at = at + 4
+    else
+      done[n] = burial(admitted, unpack(ARGV, at, at + 4))
+      at = at + 5
     end
   end
 end

@@ -104,6 +104,7 @@ class QueueSettler:
             self._worker,
             "".join([_kind(outcome) for outcome in outcomes]),
             _sizes(outcomes),
+            self._queue.failure_channel(""),
         ]
 
     def _block(self, outcome: Outcome, now: float) -> _Arguments:
@@ -111,9 +112,9 @@ class QueueSettler:
             case Published():
                 return self._label(outcome.prediction, now)
             case Dropped(source=source, receipt=Receipt(entry_id=entry_id)):
-                return [entry_id, source]
+                return [entry_id, source, outcome.reason, outcome.frame_id]
             case Buried(source=source, receipt=Receipt(entry_id=entry_id)):
-                return [entry_id, source, outcome.reason, outcome.error]
+                return [entry_id, source, outcome.reason, outcome.error, outcome.frame_id]
         raise AssertionError(outcome)  # a receipt was asked for before
 
     def _label(self, prediction: Prediction, now: float) -> _Arguments:

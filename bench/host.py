@@ -370,7 +370,7 @@ def make_kinds(spec: InputSpec) -> tuple[Kind, ...]:
 def _photos() -> Iterator[Pixels]:
     """uint8 [height, width, 3] RGB: three photos, and a frame of the clip every two seconds."""
     limits = QueueSettings()
-    with as_file(files("worker") / "assets") as assets:
+    with as_file(files("coatstream") / "assets") as assets:
         for photo in sorted(assets.glob("*.png")):
             yield decode(photo.read_bytes(), max_bytes=limits.max_bytes, max_pixels=limits.max_pixels)
         clip = CameraSettings(

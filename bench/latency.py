@@ -79,7 +79,7 @@ def percentile(samples: list[float], percent: int) -> float:
 
 def pictures() -> dict[str, Entry]:
     """Fields of a frame by the case's name: small raw pixels, and a JPEG as a camera at 360p has it."""
-    with as_file(files("worker") / "assets" / "coffee.png") as path:
+    with as_file(files("coatstream") / "assets" / "coffee.png") as path:
         limits = QueueSettings()
         photo = decode(path.read_bytes(), max_bytes=limits.max_bytes, max_pixels=limits.max_pixels)[:, :, ::-1]
     small, large = (cv2.resize(photo, size, interpolation=cv2.INTER_AREA) for size in ((64, 64), (640, 360)))

@@ -11,7 +11,7 @@ from typing import Final, NoReturn
 
 from coatstream.errors import ConfigError
 
-SCRIPTS: Final = Path(__file__).parents[2] / "bench" / "peers"
+SCRIPTS: Final = Path(__file__).parent / "peers"
 
 
 def run_bench_peers(arguments: Sequence[str], *, scripts: Path = SCRIPTS) -> NoReturn:

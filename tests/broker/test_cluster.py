@@ -46,7 +46,7 @@ def home(servers: ClusterServers, key: str) -> TcpServer:
 def test_our_scripts_run_on_keys_with_one_tag(client: Client, servers: ClusterServers) -> None:
     client.xadd(QUEUE.stream, {"image": "x"})
     client.xgroup_create(QUEUE.stream, QUEUE.group, id="0")
-    measure = Script("measure")
+    measure = Script("queue/measure")
 
     first = measure(client, keys=[QUEUE.stream, QUEUE.dead], args=[QUEUE.group])
     again = measure(client, keys=[QUEUE.stream, QUEUE.dead], args=[QUEUE.group])

@@ -17,7 +17,7 @@ def calls(client: Client) -> dict[str, int]:
 
 
 def test_a_script_that_the_server_does_not_know_is_sent_in_full_and_then_only_named(client: Client) -> None:
-    script = Script("beat")
+    script = Script("queue/beat")
     member(client).join()
     client.config_resetstat()
 
@@ -45,7 +45,7 @@ def test_scripts_that_are_flushed_again_and_again_lose_and_double_nothing(client
 
 
 def test_a_script_is_known_by_the_hash_of_its_whole_text(client: Client) -> None:
-    script = Script("reclaim", after=("keys", "accounts"))
+    script = Script("queue/reclaim", after=("broker/keys", "broker/accounts"))
 
     loaded = client.script_load(script.source)
 
@@ -59,7 +59,7 @@ def test_a_script_is_known_by_the_hash_of_its_whole_text(client: Client) -> None
 
 def test_an_error_in_a_script_is_no_reason_to_run_it_again(client: Client) -> None:
     client.set("frames", "no stream")
-    script = Script("beat")
+    script = Script("queue/beat")
     client.script_load(script.source)
     client.config_resetstat()
 
@@ -69,6 +69,8 @@ def test_an_error_in_a_script_is_no_reason_to_run_it_again(client: Client) -> No
     assert "eval" not in calls(client)
 
 
-@pytest.mark.parametrize("name", ["settle", "reclaim", "beat", "release", "reap", "join", "measure"])
+@pytest.mark.parametrize(
+    "name", ["results/settle", *(f"queue/{word}" for word in ("reclaim", "beat", "release", "reap", "join", "measure"))]
+)
 def test_no_script_has_a_header_that_would_stop_it_on_a_full_server(name: str) -> None:
     assert not Script(name).source.startswith("#!")

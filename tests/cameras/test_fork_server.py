@@ -218,10 +218,10 @@ def test_the_environment_of_its_processes_holds_no_settings(monkeypatch: pytest.
 _WORKER = """
 import sys, threading, time
 from tests.cameras.test_fork_server import SPEC
-from coatstream.cameras.process.forkserver import Nursery
-with Nursery(SPEC) as nursery:
-    children = [nursery.bear(threading.Event()) for _ in range(3)]
-    print(nursery.pid, *(child.pid for child in children), flush=True)
+from coatstream.cameras.process.forkserver import ForkServer
+with ForkServer(SPEC) as fork_server:
+    children = [fork_server.bear(threading.Event()) for _ in range(3)]
+    print(fork_server.pid, *(child.pid for child in children), flush=True)
     sys.stdin.read()
 """
 

@@ -57,7 +57,7 @@ def camera(
     fork_server: ForkServer, url: str | Path, *, callbacks: dict[str, Any] | None = None, **given: Any
 ) -> CameraProcess:
     settings = {"name": "door", "url": str(url), "fps": 0, "open_timeout": 5.0, "read_timeout": 2.0} | given
-    arguments: dict[str, Any] = {"nursery": fork_server, "tenure": Tenure.unshared()} | (callbacks or {})
+    arguments: dict[str, Any] = {"fork_server": fork_server, "tenure": Tenure.unshared()} | (callbacks or {})
     return CameraProcess(CameraSettings.model_validate(settings), SPEC, **arguments)
 
 
@@ -480,7 +480,7 @@ def test_files_and_threads_end_where_they_began(fork_server: ForkServer, jpeg: b
             first_of(source)
 
         assert _threads() == threads
-        eventually(lambda: _open_files_of(fork_server) <= theirs, "the nursery has let go")
+        eventually(lambda: _open_files_of(fork_server) <= theirs, "the fork server has closed them")
     # The server's own connections come and go in the same process.
     eventually(lambda: len(descriptors()) <= open_files, "no file is left open")
     assert source.stats().started == 21
@@ -514,12 +514,12 @@ def test_a_password_is_in_no_command_line_and_no_environment(
 _WORKER = """
 import sys, threading
 from tests.cameras.test_process import SPEC, camera, pid_of
-from coatstream.cameras.process.forkserver import Nursery
-with Nursery(SPEC) as nursery:
-    source = camera(nursery, sys.argv[1], read_timeout=1)
+from coatstream.cameras.process.forkserver import ForkServer
+with ForkServer(SPEC) as fork_server:
+    source = camera(fork_server, sys.argv[1], read_timeout=1)
     for number, frame in enumerate(source.frames(threading.Event())):
         if number == 3:
-            print(nursery.pid, pid_of(source), flush=True)
+            print(fork_server.pid, pid_of(source), flush=True)
 """
 
 

@@ -60,7 +60,7 @@ def test_for_people_there_is_a_table(capsys: pytest.CaptureFixture[str]) -> None
 
 @pytest.mark.parametrize("size", ["360p", "720p", "1080p"])
 def test_the_clips_are_two_seconds_of_a_camera_with_one_key_frame(size: str) -> None:
-    with as_file(files("worker") / "assets" / f"camera_{size}.mp4") as clip:
+    with as_file(files("coatstream") / "assets" / f"camera_{size}.mp4") as clip:
         every = bench_cameras._play(clip, SPEC)
         keys = bench_cameras._play(clip, SPEC, only=bench_cameras._KEYS_ONLY)
         with clip.open("rb") as file:

@@ -12,6 +12,7 @@ from coatstream.settings.model import ModelSettings
 from huggingface_hub import constants
 
 from tests.support.absence import missing
+from tests.support.paths import PACKAGE
 
 NAME = "coat_lite_mini.in1k"
 
@@ -99,13 +100,12 @@ def test_what_a_classifier_is_made_of_are_its_weights_and_labels(tmp_path: Path)
 
 
 def test_our_own_code_is_part_of_what_an_engine_is_made_by() -> None:
-    package = Path(module.__file__).parents[1]
-    found = {pattern: list(package.glob(pattern)) for pattern in module._CODE}
+    found = {pattern: list(PACKAGE.glob(pattern)) for pattern in module._CODE}
 
     assert len(code_digest()) == 64
     assert all(found.values()), "what was moved must not leave the key"
-    assert package / "engine" / "openvino.py" in found["engine/**/*.py"]
-    assert package / "engine" / "coat" / "network.py" in found["engine/**/*.py"]
+    assert PACKAGE / "engine" / "backends" / "openvino.py" in found["engine/**/*.py"]
+    assert PACKAGE / "engine" / "model" / "coat" / "network.py" in found["engine/**/*.py"]
 
 
 def test_none_of_it_imports_torch_or_timm() -> None:

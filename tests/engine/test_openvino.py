@@ -407,7 +407,7 @@ CUT_OFF = """
 import resource, sys
 from pathlib import Path
 from coatstream.settings.model import BatchSettings, ModelSettings
-from coatstream.engine.protocol import self_check
+from coatstream.engine import self_check
 from coatstream.engine.cache import Cache
 from coatstream.engine.model.classifier import load_classifier
 from coatstream.engine.model.network import EagerNetwork

@@ -86,7 +86,7 @@ def supervised(body: str, *, restarts_per_minute: int = 60) -> Iterator[subproce
     script = (
         "import os, signal, sys\n"
         "from coatstream.settings.model import LogSettings\n"
-        "from worker import logs\n"
+        "from coatstream.telemetry import logs\n"
         "from coatstream.errors import CoatstreamError\n"
         "from coatstream.supervisor import supervise\n"
         "def say(*words): print(*words, flush=True)\n"
@@ -231,7 +231,9 @@ def test_a_child_that_hears_no_signal_while_it_loads_is_ended_with_0() -> None:
 
 def test_a_child_that_works_has_all_the_time_it_needs_to_drain() -> None:
     drain = "signal.sigwait({signal.SIGTERM}); time.sleep(1.5 * supervisor.LOADING_ENDS_WITHIN); return 5"
-    with supervised(f"import time; from worker import supervisor; lifeline.ready(); say('there'); {drain}") as process:
+    with supervised(
+        f"import time; from coatstream import supervisor; lifeline.ready(); say('there'); {drain}"
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "there\n"
         process.send_signal(signal.SIGTERM)
@@ -417,16 +419,8 @@ def test_what_is_wrong_at_the_start_of_the_child_is_no_crash(redis_url: str) -> 
         port = taken.getsockname()[1]
         done = subprocess.run(
             [
-                sys.executable,
-                "-m",
-                "worker",
-                "run",
-                "--redis",
-                redis_url,
-                "--engine",
-                "noop",
-                "--set",
-                f"http.port={port}",
+                *(sys.executable, "-m", "coatstream", "run", "--redis", redis_url, "--engine", "noop"),
+                *("--set", f"http.port={port}"),
             ],
             env=environment,
             capture_output=True,

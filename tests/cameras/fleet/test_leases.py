@@ -692,7 +692,7 @@ def test_who_reads_what_can_be_asked_and_the_dead_read_nothing(client: Client) -
 
 @pytest.mark.parametrize("name", ["lease", "leased", "registry", "register"])
 def test_no_script_has_a_header_that_would_stop_it_on_a_full_server(name: str) -> None:
-    assert not Script(name, after=("keys", "fleet")).source.startswith("#!")
+    assert not Script(f"cameras/fleet/{name}", after=("broker/keys", "cameras/fleet/fleet")).source.startswith("#!")
 
 
 def test_on_a_cluster_all_keys_lie_in_one_slot() -> None:

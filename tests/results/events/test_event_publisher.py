@@ -520,18 +520,16 @@ CHILD = """
 import sys, threading
 from coatstream.settings.model import EventsSettings, RedisSettings
 from tests.results.events.test_event_publisher import scripted
-from coatstream.results.events.protocol import Announcements, Answer, Found, Saying, Word
-from coatstream.results.events.publisher import Announcer
+from coatstream.results.events.publisher import EventPublisher
 from coatstream.broker.connection import connect
 from coatstream.broker.fleet_keys import FleetKeys
-from coatstream.results.events.confirmed import Standing
 
 with connect(RedisSettings.model_validate({"url": sys.argv[1]})) as client:
-    announcer = Announcer(client, FleetKeys(), EventsSettings(), worker=sys.argv[2])
-    threading.Thread(target=announcer.run, args=(threading.Event(),), daemon=True).start()
+    event_publisher = EventPublisher(client, FleetKeys(), EventsSettings(), worker=sys.argv[2])
+    threading.Thread(target=event_publisher.run, args=(threading.Event(),), daemon=True).start()
     print("ready", flush=True)
     sys.stdin.readline()
-    scripted(announcer, int(sys.argv[2]), 60)
+    scripted(event_publisher, int(sys.argv[2]), 60)
 """
 CAMERAS = 6
 LIVES = 6

@@ -49,7 +49,7 @@ class Finding:
     what: str
     verdict: Verdict
     detail: str
-    stats: Mapping[str, int | str | None] | None = None
+    figures: Mapping[str, int | str | None] | None = None
 
 
 def run_check(load: Callable[[], SettingsTree], *, as_json: bool) -> int:
@@ -131,10 +131,10 @@ def _books(settings: SettingsTree) -> Iterator[Finding]:
 
 
 def _account(books: Audit, limits: QueueSettings) -> Iterator[Finding]:
-    stats = {**asdict(books), "added": books.added, "unaccounted": books.unaccounted, "gone": books.gone}
+    figures = {**asdict(books), "added": books.added, "unaccounted": books.unaccounted, "gone": books.gone}
     verdict: Verdict = "ok" if books.balanced and not books.gone else "warning"
     refused = f"; {books.refused:,} frames refused for want of room" if books.refused else ""
-    yield Finding(f"queue {books.stream}", verdict, f"{sum_of(books)}{refused}", stats)
+    yield Finding(f"queue {books.stream}", verdict, f"{sum_of(books)}{refused}", figures)
     what, room = f"dead letters of {books.stream}", room_of(books, limits)
     if books.dead_dropped:
         yield Finding(what, "warning", f"{room}; {losses_of(books)}")

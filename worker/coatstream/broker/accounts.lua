@@ -125,3 +125,11 @@ local function bury(dead, books, values, why, most, most_bytes)
   add_letter(dead, books, letter, most, most_bytes)
   note('dead', 1)
 end
+
+-- What is settled and stays must not look stranded to strand.lua: that would give it a second label.
+local function note_undeleted(frames, books)
+  local info = redis.pcall('XINFO', 'STREAM', frames)
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then redis.pcall('HSET', books, 'undeleted', info[i + 1]) end
+  end
+end

@@ -74,7 +74,8 @@ local function give_up(id, owner, deliveries)
   local entry = redis.call('XRANGE', frames, id, id)[1]
   if not entry then return count_trimmed(id) end
   redis.call('XACK', frames, group, id)
-  redis.pcall('XDEL', frames, id) -- pcall: a user without that right must not lose the letter
+  local gone = redis.pcall('XDEL', frames, id) -- pcall: a user without that right must not lose the letter
+  if type(gone) == 'table' then note_undeleted(frames, books) end
   local source, admitted = field_of(entry[2], 'source'), admitted_of(entry[2])
   if source == '' then source = DEFAULT_SOURCE end
   if admitted then unadmit(sources, source, admitted) end

@@ -61,7 +61,8 @@ end
 
 local function delete_taken()
   for first = 1, #taken, MAX_IDS do
-    redis.pcall('XDEL', frames, unpack(taken, first, math.min(first + MAX_IDS - 1, #taken)))
+    local gone = redis.pcall('XDEL', frames, unpack(taken, first, math.min(first + MAX_IDS - 1, #taken)))
+    if type(gone) == 'table' then note_undeleted(frames, books) end
   end
 end
 

@@ -46,7 +46,7 @@ from coatstream.telemetry.outages import Outages
 from coatstream.telemetry.status import Status
 from coatstream.telemetry.telemetry import Telemetry
 from coatstream.web.app import make_app
-from coatstream.web.server import serve
+from coatstream.web.server import link, serve
 
 HALT_SHARE = 0.5  # of the drain's time for sources to stop; the pump publishes meanwhile and has the rest
 
@@ -104,7 +104,7 @@ class Service:
         async with AsyncExitStack() as stack:
             app = make_app(self.metrics.registry, self.status, cameras=self.cameras.documents)
             port = await stack.enter_async_context(serve(app, settings.http, port_before=self._lineage.port))
-            self._log.info("listening", http=f"http://{settings.http.host}:{port}", worker=self.worker)
+            self._log.info("listening", http=link(settings.http.host, port), worker=self.worker)
             await self._reach_redis()
             engine = await asyncio.to_thread(self._load, self.cameras.model(), settings.batch)
             fork_server = stack.enter_context(ForkServer(engine.spec))

@@ -14,8 +14,11 @@ from starlette.applications import Starlette
 
 from coatstream.errors import ConfigError
 from coatstream.settings.model import HttpSettings
+from coatstream.web.connections import BoundedProtocol
 
 MOST_TRIED: Final = 100  # ports, where the user chose none
+ANY_IPV6: Final = "::"  # means all addresses of both families
+BACKLOG: Final = 32  # asyncio tries so many accepts in a row, and logs each that finds no descriptor (cpython#151615)
 
 _log = structlog.get_logger("http")
 
@@ -35,7 +38,15 @@ async def serve(app: Starlette, settings: HttpSettings, *, port_before: int = 0)
     """
     listener = _listen(settings, port_before)
     server = _Server(
-        uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2)
+        uvicorn.Config(
+            app,
+            http=BoundedProtocol,
+            backlog=BACKLOG,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=2,
+        )
     )
     task = asyncio.create_task(server.serve(sockets=[listener]), name="http")
     try:
@@ -51,7 +62,9 @@ def _listen(settings: HttpSettings, port_before: int) -> socket.socket:
     ports = _candidates(settings, port_before)
     for port in ports:
         try:
-            listener = socket.create_server((settings.host, port), family=family, backlog=128)
+            listener = socket.create_server(
+                (settings.host, port), family=family, backlog=128, dualstack_ipv6=settings.host == ANY_IPV6
+            )
         except (OSError, OverflowError) as error:
             if port != ports[-1] and isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
                 continue
@@ -64,6 +77,12 @@ def _listen(settings: HttpSettings, port_before: int) -> socket.socket:
             _log.warning("http.port is taken, so the next free port is used", wanted=settings.port, used=port)
         return listener
     raise AssertionError(ports)  # there is always one, and the last one returns or raises
+
+
+def link(host: str, port: int) -> str:
+    """A URL that a person can open on this machine, also where the server listens on all addresses."""
+    host = {ANY_IPV6: "localhost", "0.0.0.0": "localhost", "": "localhost"}.get(host, host)  # noqa: S104  (looked up)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _candidates(settings: HttpSettings, port_before: int) -> list[int]:

@@ -8,7 +8,7 @@ import asyncio
 import sys
 from typing import Final, cast
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 MOST: Final = 64  # connections at once; a scrape and three probes need four
 SHARE: Final = 8  # at most this part of the process's descriptors: Redis and cameras need the others
@@ -73,7 +73,8 @@ class BoundedProtocol(H11Protocol):
         oldest.transport.abort()
 
     def _is_busy(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request
+        return cycle is not None and not cycle.response_complete
 
     @staticmethod
     def _cancel(timer: asyncio.TimerHandle | None) -> None:

@@ -130,10 +130,12 @@ def test_the_table_has_one_row_of_three_cells_for_every_setting() -> None:
 def test_a_row_of_the_table_tells_the_default_of_the_tree_and_the_comment_of_the_sample_file() -> None:
     rows = settings_table().splitlines()
 
-    assert "| `log.level` | `info` | debug, info, warning or error. |" in rows
-    meaning = "Frames sampled a second, fractions allowed (0.2: one in five seconds). 0: every one."
+    assert "| `log.format` | `auto` | console, json, or auto (console on a terminal, else JSON). |" in rows
+    meaning = "Frames taken per second; fractions are allowed (0.2: one frame in five seconds). 0: every frame."
     assert f"| `cameras[].fps` | `5.0` | {meaning} |" in rows
-    assert "| `cameras[].name` | required | The source's name in labels and metrics. |" in rows
+    assert (
+        "| `cameras[].name` | required | The source's name in labels and metrics. Each camera needs its own. |" in rows
+    )
 
 
 @pytest.mark.parametrize("name", ["queue", "queue/1", "other"])

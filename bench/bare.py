@@ -1,4 +1,4 @@
-"""What `coatstream bench pipeline` compares with: the same decoding and the same engine, and nothing else.
+"""What `python -m bench pipeline` compares with: the same decoding and the same engine, and nothing else.
 
 As many decoding threads and engine streams as the worker has, in batches of the same size; frames go from one to the
 other through one bounded queue in memory. No Redis, no loop, no ledger, no labels.
@@ -22,7 +22,7 @@ from coatstream.frames.model import ModelInfo
 from coatstream.frames.resizing import prepare
 from coatstream.settings.model import BatchSettings, ModelSettings, QueueSettings
 
-from bench.host import Kind
+from bench.pictures import PictureKind
 
 STUCK_AFTER: Final = 60.0  # seconds without a decoded frame
 
@@ -50,7 +50,7 @@ class Bare:
         self._engine.warm_up()
         return self._engine.info
 
-    def drain(self, kind: Kind, frames: int, batch: int) -> Drained:
+    def drain(self, kind: PictureKind, frames: int, batch: int) -> Drained:
         """From nothing decoded to everything classified. Raises EngineError."""
         ready: Queue[Pixels] = Queue(2 * batch * self._engine.streams)
         shares = _Shares(frames, batch)
@@ -64,7 +64,7 @@ class Bare:
             part.result()
         return Drained(frames / (time.perf_counter() - began), time.process_time() - spent)
 
-    def _decode(self, kind: Kind, numbers: range, ready: "Queue[Pixels]") -> None:
+    def _decode(self, kind: PictureKind, numbers: range, ready: "Queue[Pixels]") -> None:
         for number in numbers:
             picture = kind.pictures[number % len(kind.pictures)]
             spec = self._engine.spec

@@ -1,16 +1,14 @@
 """What it costs that every camera is read in a process of its own: memory, time to start, time per frame.
 
-    python bench/camera_process.py [--cameras 8] [--frames 2000]
+    python -m bench camera-process [--cameras 8] [--frames 2000]
 
 Prints one JSON line for each kind of preparation: `area` needs no torch (engine noop), `bicubic` does. The cameras are
 small (320 x 240 at 25 pictures/s), so that the memory is the process's and hardly the decoder's.
 """
 
-import argparse
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -18,9 +16,6 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from coatstream.cameras.fleet.tenure import Tenure
 from coatstream.cameras.process.forkserver import ForkServer
 from coatstream.cameras.process.source import CameraProcess
@@ -106,14 +101,10 @@ def per_frame(spec: InputSpec, count: int) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cameras", type=int, default=8)
-    parser.add_argument("--frames", type=int, default=2000)
-    arguments = parser.parse_args()
+def main(cameras: int = 8, frames: int = 2000) -> None:
     for interpolation in ("area", "bicubic"):
         spec = InputSpec(224, 224, 0.9, "center", interpolation, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-        frame_ms = per_frame(spec, arguments.frames)
+        frame_ms = per_frame(spec, frames)
         before = time.perf_counter()
         with ForkServer(spec) as fork_server:
             child = fork_server.bear(threading.Event())
@@ -125,12 +116,8 @@ def main() -> None:
                 "preparation": interpolation,
                 "nursery_ready_s": round(ready, 2),
                 "birth_ms": births(fork_server),
-                **running(fork_server, spec, arguments.cameras),
+                **running(fork_server, spec, cameras),
                 "nursery_mb": median_of([memory_of(fork_server.pid)]),
                 "frame_ms": frame_ms,
             }
         print(json.dumps(stats))
-
-
-if __name__ == "__main__":
-    main()

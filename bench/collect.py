@@ -1,6 +1,6 @@
 """Runs a benchmark and keeps its JSON lines, in place of those of its last run: what `make bench` calls.
 
-    python bench/collect.py FILE NAME -- COMMAND ...
+    python -m bench.collect FILE NAME -- COMMAND ...
 
 Everything goes on to the terminal as the command says it. Each line that is a JSON object is kept with the name of the
 run, the command and the time of its start. A command that fails leaves the lines of its last run.

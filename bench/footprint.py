@@ -1,6 +1,6 @@
 """How long a worker takes to be ready, and how much memory it holds under full load, and for how long.
 
-    python bench/footprint.py [--minutes 10] [--starts 5] [--batch 32] [--engine auto] [--weights random] [--set ...]
+    python -m bench footprint [--minutes 10] [--starts 5] [--batch 32] [--engine auto] [--weights random] [--set ...]
 
 A real `coatstream run` on an embedded server. Starts: from the process's start to its word that it is ready; one start
 before them fills the caches. Memory: a queue that never runs empty of 1080p JPEGs, in batches of up to 32; the
@@ -8,7 +8,6 @@ proportional set size (each shared page counted once) of all the worker's proces
 line each, as `coatstream bench` prints them.
 """
 
-import argparse
 import json
 import os
 import signal
@@ -21,16 +20,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import linear_regression, median
+from typing import Annotated
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
+import typer
 from coatstream.broker.connection import Client, connect
 from coatstream.broker.embedded import embedded_server
 from coatstream.commands.bench.report import Report, figure, machine
 from coatstream.frames.frame import InputSpec
 from coatstream.settings.model import RedisSettings
 
-from bench.host import FILL, Kind, make_kinds
+from bench.pictures import FILL, PictureKind, make_kinds
 
 LEAST, MOST = 200, 400  # frames in the queue
 EVERY = 1.0  # seconds between two looks
@@ -39,25 +38,23 @@ PATIENCE = 600.0  # seconds until ready
 SPEC = InputSpec(224, 224, 0.9, "center", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # of pictures that are sent raw
 
 
-def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--minutes", type=float, default=10.0)
-    options.add_argument("--starts", type=int, default=5)
-    options.add_argument("--batch", type=int, default=32)
-    options.add_argument("--model", default=None, help="model.name")
-    options.add_argument("--engine", default="auto")
-    options.add_argument("--weights", default="random")
-    options.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting; repeatable")
-    chosen = options.parse_args()
-    model = [f"model.engine={chosen.engine}", f"model.weights={chosen.weights}"]
-    model += [f"model.name={chosen.model}"] if chosen.model else []
+def main(
+    minutes: float = 10.0,
+    starts: int = 5,
+    batch: int = 32,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="model.name")] = None,
+    engine: str = "auto",
+    weights: str = "random",
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting. Repeatable.")] = None,
+) -> None:
+    settings = [f"model.engine={engine}", f"model.weights={weights}", *([f"model.name={model}"] if model else [])]
     report = Report("footprint", machine())
     with embedded_server() as server, connect(RedisSettings.model_validate({"url": server.url})) as client:
-        if chosen.starts:
-            measure_starts(report, server.url, [*model, *chosen.set], chosen.starts)
-        if chosen.minutes:
-            batch = [f"batch.max_size={chosen.batch}"]
-            measure_memory(report, server.url, client, [*model, *batch, *chosen.set], chosen.minutes)
+        if starts:
+            measure_starts(report, server.url, [*settings, *(set_ or [])], starts)
+        if minutes:
+            settings += [f"batch.max_size={batch}"]
+            measure_memory(report, server.url, client, [*settings, *(set_ or [])], minutes)
     report.show()
 
 
@@ -146,7 +143,7 @@ def measure_memory(report: Report, url: str, client: Client, settings: list[str]
     )
 
 
-def refill(client: Client, kind: Kind) -> None:
+def refill(client: Client, kind: PictureKind) -> None:
     waiting = client.xlen("frames")
     if waiting < LEAST:
         fill = client.register_script(FILL)
@@ -180,7 +177,3 @@ def _pss(pid: int) -> int:
     except OSError:
         return 0
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """The sentences that docs/performance.md opens with: what a user gains, each with its figure and its command."""
 
-from bars import Results, number
+from bench.bars import Results, number
 
 OPENING = """## What you gain
 

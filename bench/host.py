@@ -1,95 +1,50 @@
-"""`coatstream bench host`: frames a second of everything but the model, and how much of a bare loop that is.
+"""`python -m bench host`: frames a second of everything but the model, and how much of a bare loop that is.
 
 A worker with the noop engine, in a process of its own, takes pictures from a queue on an embedded server and publishes
 their labels. The bare loop decodes and prepares the same pictures on as many threads and does nothing else: what no
-pipeline around the same image code can beat. The bare consumer (bench_consumer) reads them from a queue and commits
+pipeline around the same image code can beat. The bare consumer (`bench.consumer`) reads them from a queue and commits
 them as a straightforward program would, without promises.
 """
 
 import asyncio
 import multiprocessing
-import os
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from importlib.resources import as_file, files
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
-from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from coatstream.broker.connection import Client, connect
 from coatstream.broker.embedded import embedded_server
 from coatstream.broker.failures import calls
 from coatstream.broker.keys import queues_of
 from coatstream.broker.preflight import check_server
-from coatstream.cameras.capture.camera import Camera
 from coatstream.commands.bench.report import Report, figure, for_bench, interleave, machine, ratio
 from coatstream.commands.run import work
 from coatstream.engine.cores import single_threaded, usable_cores
 from coatstream.engine.memory import tune_allocator
-from coatstream.errors import CoatstreamError, EngineError
-from coatstream.frames.decoding import decode, decode_for, raw
-from coatstream.frames.frame import InputSpec, Pixels
-from coatstream.frames.opencv import cv2
+from coatstream.errors import EngineError
+from coatstream.frames.frame import InputSpec
 from coatstream.frames.resizing import prepare
 from coatstream.queue.entry import milliseconds_of
 from coatstream.service import Service
-from coatstream.settings.model import CameraSettings, QueueSettings, SettingsTree
+from coatstream.settings.model import QueueSettings, SettingsTree
 from coatstream.telemetry import logs
-from pydantic import SecretStr
 
+from bench.beside import as_worker, beside, cpu_seconds, leave_of
 from bench.consumer import STREAM, Consumer
+from bench.pictures import FILL, PictureKind, make_kinds
 from bench.profile import Profile, Threads, answer
 
-QUALITY: Final = 85  # of the JPEGs
-CLIP_FPS: Final = 0.5  # frames taken from a second of the clip: seven
 MOST_BYTES: Final = 256 * 1024**2  # of pictures in the queue at once: the server holds them in memory
 FEWEST_FRAMES: Final = 32  # a slice; fewer would measure how a worker starts and ends
 START_TIMEOUT: Final = 60.0  # seconds until the worker is ready
 LOOK_EVERY: Final = 0.05  # seconds; when the last label came the server says, so this costs time and no accuracy
 STUCK_AFTER: Final = 60.0  # seconds without a settled frame
-
-# Puts pictures into the stream in one step, over and over the same few: no producer shares the cores with the worker.
-FILL: Final = """
-local pictures = #ARGV - 4
-for i = 0, tonumber(ARGV[1]) - 1 do
-  redis.call('XADD', KEYS[1], '*', ARGV[2], ARGV[5 + i % pictures], 'width', ARGV[3], 'height', ARGV[4],
-    'source', 'door-' .. i % 8)
-end
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """Pictures as a producer would send them: all of one size and encoding.
-
-    name    of the case: `raw_224x224`, `jpeg_720p` ...
-    key     of the stream's entries: `image` (encoded) or `pixels` (raw bgr24)
-    """
-
-    name: str
-    key: str
-    width: int
-    height: int
-    pictures: tuple[bytes, ...] = field(repr=False)
-
-    @property
-    def mean_bytes(self) -> int:
-        return sum(map(len, self.pictures)) // len(self.pictures)
-
-    def open(self, picture: bytes, limits: QueueSettings, spec: InputSpec | None = None) -> Pixels:
-        """uint8 [height, width, 3] RGB, by the same calls as the queue source makes."""
-        if self.key == "pixels":
-            return raw(picture, width=self.width, height=self.height, pixel_format="bgr24")
-        wanted = spec if limits.decoding == "auto" else None
-        return decode_for(wanted, picture, max_bytes=limits.max_bytes, max_pixels=limits.max_pixels).pixels
 
 
 def run_bench_host(settings: SettingsTree, *, seconds: float) -> int:
@@ -109,7 +64,7 @@ def run_bench_host(settings: SettingsTree, *, seconds: float) -> int:
             server_process = client.info("server").get("process_id")
             for kind in kinds:
                 profile = Profile(process.pid, server_process, threads)
-                pipeline = Pipeline(client, process, settings, kind, profile)
+                pipeline = WorkerSide(client, process, settings, kind, profile)
                 _measure(kind, spec, pipeline, BareConsumer(client, settings, kind, spec), report, seconds=seconds)
     report.show()
     return 0
@@ -125,9 +80,9 @@ def _spec(settings: SettingsTree) -> InputSpec:
 
 
 def _measure(
-    kind: Kind,
+    kind: PictureKind,
     spec: InputSpec,
-    pipeline: "Pipeline",
+    pipeline: "WorkerSide",
     consumer: "BareConsumer",
     report: Report,
     *,
@@ -176,7 +131,7 @@ class Spent:
 class BareLoop:
     """Decoding and preparing and nothing else, in this process."""
 
-    def __init__(self, kind: Kind, spec: InputSpec, limits: QueueSettings) -> None:
+    def __init__(self, kind: PictureKind, spec: InputSpec, limits: QueueSettings) -> None:
         self.spent = Spent()
         self._kind = kind
         self._spec = spec
@@ -204,7 +159,7 @@ class BareLoop:
 class BareConsumer:
     """`bench.consumer` over the same pictures, in this process."""
 
-    def __init__(self, client: Client, settings: SettingsTree, kind: Kind, spec: InputSpec) -> None:
+    def __init__(self, client: Client, settings: SettingsTree, kind: PictureKind, spec: InputSpec) -> None:
         self._kind = kind
         self._spec = spec
         self._limits = settings.queue
@@ -231,13 +186,13 @@ class BareConsumer:
         return self._kind.width, self._kind.height
 
 
-def frames_of(kind: Kind, wanted: float) -> int:
+def frames_of(kind: PictureKind, wanted: float) -> int:
     """How many frames a slice has: no more than the server should hold, no fewer than tell something."""
     most = max(FEWEST_FRAMES, MOST_BYTES // kind.mean_bytes)
     return min(most, max(FEWEST_FRAMES, round(wanted)))
 
 
-class Pipeline:
+class WorkerSide:
     """The worker process as one side of the comparison, for one kind of picture."""
 
     def __init__(
@@ -245,7 +200,7 @@ class Pipeline:
         client: Client,
         process: BaseProcess,
         settings: SettingsTree,
-        kind: Kind,
+        kind: PictureKind,
         profile: Profile | None = None,
     ) -> None:
         self.settings = settings
@@ -307,34 +262,17 @@ class Pipeline:
         return told["entries-added"], milliseconds_of(told["last-generated-id"].decode()) / 1000
 
 
-def cpu_seconds(pid: int | None) -> float:
-    """Processor time of a process of ours, in ticks of 10 ms as Linux counts them; 0 elsewhere."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime, proc(5)
-
-
 @contextmanager
 def _worker(settings: SettingsTree, spec: InputSpec) -> Iterator[tuple[BaseProcess, Threads]]:
     """A worker in a process of its own, ready; drained on leaving. Raises EngineError where it does not come up."""
-    spawning = multiprocessing.get_context("spawn")  # not fork: torch's and OpenCV's threads would not survive it
+    spawning = multiprocessing.get_context("spawn")
     ready, (ours, theirs) = spawning.Event(), spawning.Pipe()
-    process = spawning.Process(target=_serve, args=(settings, spec, ready, theirs), name="bench-worker", daemon=True)
-    process.start()
-    try:
+    with beside(_serve, settings, spec, ready, theirs, leave=leave_of(settings)) as process:
         deadline = time.monotonic() + START_TIMEOUT
         while not ready.wait(0.2):
             if not process.is_alive() or time.monotonic() > deadline:
                 raise EngineError("the benchmark's worker did not start: what it said is above")
         yield process, ours
-    finally:
-        process.terminate()  # SIGTERM: it drains
-        process.join(settings.drain.timeout + 5)
-        if process.is_alive():
-            process.kill()
-            process.join(5)
 
 
 def _serve(settings: SettingsTree, spec: InputSpec, ready: Event, asked: Threads) -> None:
@@ -342,56 +280,7 @@ def _serve(settings: SettingsTree, spec: InputSpec, ready: Event, asked: Threads
     import torch  # noqa: F401  (as a real engine would have: decode threads limit torch only if it is loaded already)
     from coatstream.engine.backends.noop import NoopEngine
 
-    logs.configure(settings.log)
-    tune_allocator()  # as `coatstream run` does
     answer(asked)
     load = partial(NoopEngine.from_settings, spec=spec)
-    try:
-        asyncio.run(work(Service(settings, load=load, on_ready=lambda _: ready.set()), asyncio.Event()))
-    except CoatstreamError as error:
-        sys.exit(f"coatstream: {error}")
-
-
-# ---- pictures
-
-
-def make_kinds(spec: InputSpec) -> tuple[Kind, ...]:
-    """The kinds that are measured, made of the package's own photos and clip."""
-    photos = list(_photos())
-    size = f"{spec.width}x{spec.height}"
-    return (
-        Kind(f"raw_{size}", "pixels", spec.width, spec.height, tuple(_raw(prepare(photo, spec)) for photo in photos)),
-        Kind("jpeg_small", "image", 320, 240, tuple(_jpeg(photo, 320, 240) for photo in photos)),
-        Kind("jpeg_720p", "image", 1280, 720, tuple(_jpeg(photo, 1280, 720) for photo in photos)),
-        Kind("jpeg_1080p", "image", 1920, 1080, tuple(_jpeg(photo, 1920, 1080) for photo in photos)),
-    )
-
-
-def _photos() -> Iterator[Pixels]:
-    """uint8 [height, width, 3] RGB: three photos, and a frame of the clip every two seconds."""
-    limits = QueueSettings()
-    with as_file(files("coatstream") / "assets") as assets:
-        for photo in sorted(assets.glob("*.png")):
-            yield decode(photo.read_bytes(), max_bytes=limits.max_bytes, max_pixels=limits.max_pixels)
-        clip = CameraSettings(
-            name="clip", url=SecretStr(str(assets / "cockatoo_360p.mp4")), fps=CLIP_FPS, realtime=False
-        )
-        with closing(Camera(clip, prepare=lambda pixels: pixels).frames(threading.Event())) as frames:
-            for frame in frames:
-                yield frame.pixels
-
-
-def _raw(pixels: Pixels) -> bytes:
-    return np.ascontiguousarray(pixels[:, :, ::-1]).tobytes()
-
-
-def _jpeg(photo: Pixels, width: int, height: int) -> bytes:
-    """The largest middle part of the right shape, enlarged: real content, though softer than a camera's own 1080p."""
-    rows, columns = photo.shape[:2]
-    kept_rows, kept_columns = min(rows, columns * height // width), min(columns, rows * width // height)
-    top, left = (rows - kept_rows) // 2, (columns - kept_columns) // 2
-    middle = photo[top : top + kept_rows, left : left + kept_columns]
-    enlarged = cv2.resize(middle, (width, height), interpolation=cv2.INTER_CUBIC)
-    written, data = cv2.imencode(".jpg", enlarged[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    assert written
-    return data.tobytes()
+    service = Service(settings, load=load, on_ready=lambda _: ready.set())
+    as_worker(settings, lambda: asyncio.run(work(service, asyncio.Event())))

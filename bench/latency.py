@@ -1,33 +1,34 @@
-"""The latency part of `coatstream bench queue`: from just before a frame's XADD to the arrival of its label.
+"""The latency part of `python -m bench queue`: from just before a frame's XADD to the arrival of its label.
 
 A worker as `coatstream run` starts it, with the noop engine, on an idle queue; beside it the bare trip that no consumer
 can beat: the same entries into another stream, where a process that does nothing else answers each one. Frames leave on
 a steady schedule, and the two sides take turns.
 """
 
-import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.resources import as_file, files
 from multiprocessing.process import BaseProcess
-from statistics import median, quantiles
+from statistics import median
 from typing import Final
 
 import numpy as np
 from coatstream.broker.connection import Client, connect
 from coatstream.broker.failures import calls
 from coatstream.broker.keys import queues_of
-from coatstream.commands.bench.report import Report, figure, for_bench, interleave, ratio
+from coatstream.commands.bench.report import Report, figure, for_bench, interleave, percentile, ratio
+from coatstream.commands.exit_codes import exit_code
 from coatstream.commands.run import run_worker
-from coatstream.errors import CoatstreamError, EngineError
+from coatstream.errors import EngineError
 from coatstream.frames.decoding import decode
 from coatstream.frames.opencv import cv2
 from coatstream.settings.model import QueueSettings, RedisSettings, SettingsTree
+
+from bench.beside import beside, leave_of
 
 RATE: Final = 50.0  # frames a second: far below what the worker can do, so that each finds it idle
 FEWEST: Final = 5  # frames in a block
@@ -49,8 +50,8 @@ def measure_latency(settings: SettingsTree, url: str, report: Report, *, seconds
     with (
         connect(settings.redis) as client,
         connect(settings.redis) as ear,
-        _beside(_work, settings, leave=settings.drain.timeout + 5) as worker,
-        _beside(_echo, settings.redis, leave=5.0) as echo,
+        beside(_work, settings, leave=leave_of(settings)) as worker,
+        beside(_echo, settings.redis, leave=5.0) as echo,
     ):
         for case, entry in pictures().items():
             trip = Trip(client, ear, worker, queue.stream, queue.labels, entry)
@@ -70,11 +71,6 @@ def measure_latency(settings: SettingsTree, url: str, report: Report, *, seconds
                 ratio=ratio(samples["worker"], samples["bare"]),
                 ratio_p99=percentile(trip.latencies, 99) / percentile(bare.latencies, 99),
             )
-
-
-def percentile(samples: list[float], percent: int) -> float:
-    """By linear interpolation, within what was measured."""
-    return quantiles(samples, n=100, method="inclusive")[percent - 1]
 
 
 def pictures() -> dict[str, Entry]:
@@ -161,32 +157,9 @@ class Trip:
 # ---- the processes that answer
 
 
-@contextmanager
-def _beside(target: Callable[..., None], *arguments: object, leave: float) -> Iterator[BaseProcess]:
-    """A process of its own, which shares no interpreter lock with what measures it; it has `leave` seconds to end."""
-    process = multiprocessing.get_context("spawn").Process(target=target, args=arguments, daemon=True)
-    process.start()
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.join(leave)
-        if process.is_alive():
-            process.kill()
-            process.join(5)
-
-
 def _work(settings: SettingsTree) -> None:
     """`coatstream run`, its parent process and all."""
-    sys.exit(run_worker(settings, _exit_code))
-
-
-def _exit_code(call: Callable[[], int]) -> int:
-    try:
-        return call()
-    except CoatstreamError as error:
-        print(f"coatstream: {error}", file=sys.stderr, flush=True)
-        return 1
+    sys.exit(run_worker(settings, exit_code))
 
 
 def _echo(settings: RedisSettings) -> None:

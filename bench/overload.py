@@ -1,23 +1,20 @@
 """What becomes of age and shares when cameras ask three times what the engine can do; a real worker, a real server.
 
-    python bench/overload.py [--engine noop|random] [--streams N] [--seconds S] [--server PATH]
+    python -m bench overload [--engine noop|random] [--streams N] [--seconds S] [--server PATH]
 
 Twelve cameras (six with the real model) of three priorities play a clip for ever at their own speed. Every label that
 was published in S seconds is looked at: its age at publication against two frame periods and its batch, each camera's
 labels against its share by priority, each frame that was received against its outcome. Exits 1 where a bar is missed.
 """
 
-import argparse
 import json
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
+import typer
 from coatstream.broker.connection import Client, connect
 from coatstream.broker.embedded import embedded_server
 from coatstream.pipeline.fairness import water_fill
@@ -55,20 +52,19 @@ class Load:
         return json.dumps([{"name": name, "priority": self.priorities[name], **fixed} for name in self.names])
 
 
-def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--engine", choices=("noop", "random"), default="noop", help="random: the real model")
-    options.add_argument("--streams", type=int, default=1)
-    options.add_argument("--seconds", type=float, default=30.0)
-    options.add_argument("--server", default=None, help="another server binary, e.g. /usr/bin/redis-server")
-    chosen = options.parse_args()
-    load = noop_load(chosen.streams) if chosen.engine == "noop" else model_load(chosen.streams)
+def main(
+    engine: Annotated[Literal["noop", "random"], typer.Option(help="random: the real model.")] = "noop",
+    streams: int = 1,
+    seconds: float = 30.0,
+    server: Annotated[str | None, typer.Option(metavar="PATH", help="Another server binary.")] = None,
+) -> int:
+    load = noop_load(streams) if engine == "noop" else model_load(streams)
     with (
-        embedded_server(binary=chosen.server) as server,
-        connect(RedisSettings.model_validate({"url": server.url})) as client,
-        run_worker(server.url, cameras=load.configured(), queue__enabled="false", **load.settings) as worker,
+        embedded_server(binary=server) as own,
+        connect(RedisSettings.model_validate({"url": own.url})) as client,
+        run_worker(own.url, cameras=load.configured(), queue__enabled="false", **load.settings) as worker,
     ):
-        sys.exit(not judge(load, *observe(worker, client, load, chosen.seconds)))
+        return int(not judge(load, *observe(worker, client, load, seconds)))
 
 
 def noop_load(streams: int) -> Load:
@@ -192,7 +188,3 @@ def _mean(before: Metrics, after: Metrics, stage: str) -> float:
 
 def _verdict(good: bool) -> str:
     return "- well" if good else "- MISSED"
-
-
-if __name__ == "__main__":
-    main()

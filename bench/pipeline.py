@@ -1,4 +1,4 @@
-"""`coatstream bench pipeline`: Redis to Redis with the model, in three parts.
+"""`python -m bench pipeline`: Redis to Redis with the model, in three parts.
 
 Throughput: a full queue of JPEGs through a worker's process, against the same decoding and engine run bare on the same
 cores. Latency: frames that leave on an even schedule, whatever the worker does, at shares of the throughput; each is
@@ -6,9 +6,7 @@ timed from the moment at which it was due. Time by stage, from the worker's own 
 """
 
 import asyncio
-import multiprocessing
 import re
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -16,9 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from statistics import mean, median, quantiles
+from statistics import mean, median
 from typing import Any, Final
 
 from coatstream.broker.connection import Client, connect
@@ -26,20 +25,30 @@ from coatstream.broker.embedded import embedded_server
 from coatstream.broker.failures import calls
 from coatstream.broker.keys import queues_of
 from coatstream.broker.preflight import check_server
-from coatstream.commands.bench.report import ROUNDS, Report, Value, figure, for_bench, interleave, machine, ratio
+from coatstream.commands.bench.child import Child, child
+from coatstream.commands.bench.report import (
+    ROUNDS,
+    Report,
+    Value,
+    figure,
+    for_bench,
+    interleave,
+    machine,
+    percentile,
+    ratio,
+)
 from coatstream.commands.run import work
-from coatstream.engine.memory import tune_allocator
 from coatstream.engine.protocol import prepared_size
-from coatstream.errors import CoatstreamError, EngineError
+from coatstream.errors import EngineError
 from coatstream.frames.frame import InputSpec
 from coatstream.frames.model import ModelInfo
 from coatstream.service import Ready, Service
 from coatstream.settings.model import ModelSettings, SettingsTree
-from coatstream.telemetry import logs
 
 from bench.bare import Bare, Drained
-from bench.child import Child, child
-from bench.host import FEWEST_FRAMES, Kind, Pipeline, Spent, make_kinds
+from bench.beside import as_worker, beside, leave_of
+from bench.host import FEWEST_FRAMES, Spent, WorkerSide
+from bench.pictures import PictureKind, make_kinds
 
 KINDS: Final = ("jpeg_1080p", "jpeg_720p")  # the first one is used for latency, too
 LOADS: Final = (0.1, 0.3, 0.5, 0.7, 0.85, 1.0, 1.2)  # of the throughput
@@ -75,7 +84,7 @@ def run_bench_pipeline(
             report.say("a worker starts, half a minute where it has to choose an engine; then the bare side")
             with _worker(settings) as (process, started):
                 made = {kind.name: kind for kind in make_kinds(started.spec)}
-                bench = _Bench(report, settings, client, process, started)
+                bench = PipelineBench(report, settings, client, process, started)
                 with child("the bare side", Bare, bench.same_model(), settings.batch, settings.queue) as bare:
                     bare.call("warm_up", within=LOADING)
                     reached = [bench.throughput(made[name], bare, seconds) for name in kinds]
@@ -100,7 +109,7 @@ class Reached:
 
 
 @dataclass(frozen=True, slots=True)
-class _Bench:
+class PipelineBench:
     report: Report
     settings: SettingsTree
     client: Client
@@ -126,14 +135,14 @@ class _Bench:
 
     # ---- throughput
 
-    def throughput(self, kind: Kind, bare: Child, seconds: float) -> Reached:
+    def throughput(self, kind: PictureKind, bare: Child, seconds: float) -> Reached:
         """The worker against the bare work, and where its time goes; a line."""
-        pipeline = Pipeline(self.client, self.process, self.settings, kind)
+        pipeline = WorkerSide(self.client, self.process, self.settings, kind)
         pipeline.warm_up()
         before = self.scrape()
         warm = pipeline.run(seconds / ROUNDS)
         size = prepared_size(max(1, round(self.scrape().since(before).batch)), self.started.prepared)
-        other = _Other(bare, kind, size, warm)
+        other = BareSide(bare, kind, size, warm)
         other.run(0.0)
         before = self.scrape()
         runs = {"pipeline": pipeline.run, "bare": other.run}
@@ -161,7 +170,7 @@ class _Bench:
 
     # ---- latency
 
-    def latency(self, kind: Kind, reached: Reached, loads: Sequence[float], seconds: float) -> None:
+    def latency(self, kind: PictureKind, reached: Reached, loads: Sequence[float], seconds: float) -> None:
         """A line per load."""
         queue = queues_of(self.settings)[0]
         with connect(self.settings.redis) as ear:
@@ -209,10 +218,10 @@ def _latency(trip: "OpenLoop", load: float, p50: list[float]) -> dict[str, Value
     }
 
 
-class _Other:
+class BareSide:
     """The bare side of one kind of picture: as many frames as fit into a slice."""
 
-    def __init__(self, bare: Child, kind: Kind, batch: int, rate: float) -> None:
+    def __init__(self, bare: Child, kind: PictureKind, batch: int, rate: float) -> None:
         self.spent = Spent()
         self._bare = bare
         self._kind = kind
@@ -283,7 +292,7 @@ class OpenLoop:
     ear: Client
     into: str
     out: str
-    kind: Kind
+    kind: PictureKind
     rate: float
     latencies: list[float] = field(default_factory=list)
     late: list[float] = field(default_factory=list)
@@ -340,30 +349,16 @@ class OpenLoop:
         return arrived
 
 
-def percentile(samples: Sequence[float], percent: int) -> float:
-    """By linear interpolation, within what was measured."""
-    return quantiles(samples, n=100, method="inclusive")[percent - 1] if len(samples) > 1 else samples[0]
-
-
 # ---- the worker's process
 
 
 @contextmanager
 def _worker(settings: SettingsTree) -> Iterator[tuple[BaseProcess, Started]]:
     """A worker in a process of its own, ready; drained on leaving. Raises EngineError where it does not come up."""
-    spawning = multiprocessing.get_context("spawn")  # not fork: torch's and OpenCV's threads would not survive it
-    ours, theirs = spawning.Pipe()
-    process = spawning.Process(target=_serve, args=(settings, theirs), name="bench-worker", daemon=True)
-    process.start()
-    theirs.close()
-    try:
+    ours, theirs = Pipe()
+    with beside(_serve, settings, theirs, leave=leave_of(settings)) as process:
+        theirs.close()
         yield process, _started(ours)
-    finally:
-        process.terminate()  # SIGTERM: it drains
-        process.join(settings.drain.timeout + 5)
-        if process.is_alive():
-            process.kill()
-            process.join(5)
 
 
 def _started(connection: "Connection[Any, Any]") -> Started:
@@ -383,9 +378,4 @@ def _serve(settings: SettingsTree, connection: "Connection[Any, Any]") -> None:
         engine = ready.engine
         connection.send(Started(ready.port, engine.info, engine.spec, engine.streams, engine.prepared))
 
-    logs.configure(settings.log)
-    tune_allocator()
-    try:
-        asyncio.run(work(Service(settings, on_ready=on_ready), asyncio.Event()))
-    except CoatstreamError as error:
-        sys.exit(f"coatstream: {error}")
+    as_worker(settings, lambda: asyncio.run(work(Service(settings, on_ready=on_ready), asyncio.Event())))

@@ -1,18 +1,16 @@
 """What preparing a picture costs, beside the bare torch call and beside PIL with timm's transform, and how far the
 result is from that transform's.
 
-    python bench/preparation.py [--rounds 40] [--width 1920 --height 1080] [--plain-allocator]
+    python -m bench preparation [--rounds 40] [--width 1920 --height 1080] [--plain-allocator]
 
 One thread, all ways in turn, medians. How far: the package's photos at a hundred sizes, all values that are off by one
 grey level or more. Prints a table, the ratios that count, and one line of JSON.
 """
 
-import argparse
 import io
 import json
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from timm.data.transforms_factory import transforms_imagenet_eval
-from torch.nn.functional import interpolate
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from coatstream.engine.cores import use_cores
 from coatstream.engine.memory import tune_allocator
 from coatstream.frames.decoding import decode, decode_for, raw
@@ -33,6 +25,9 @@ from coatstream.frames.frame import InputSpec, Pixels
 from coatstream.frames.geometry import axes_of, exact_cut
 from coatstream.frames.opencv import cv2
 from coatstream.frames.resizing import prepare
+from PIL import Image
+from timm.data.transforms_factory import transforms_imagenet_eval
+from torch.nn.functional import interpolate
 
 SPEC = InputSpec(224, 224, 0.9, "center", "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 ASSETS = Path(__file__).parents[1] / "worker" / "coatstream" / "assets"
@@ -43,17 +38,11 @@ TIMM = transforms_imagenet_eval(224, crop_pct=0.9, crop_mode="center", interpola
 SIZES = 100  # that photos are enlarged to
 
 
-def main() -> None:
-    options = argparse.ArgumentParser()
-    options.add_argument("--rounds", type=int, default=40)
-    options.add_argument("--width", type=int, default=1920)
-    options.add_argument("--height", type=int, default=1080)
-    options.add_argument("--plain-allocator", action="store_true")
-    given = options.parse_args()
-    if not given.plain_allocator:
+def main(rounds: int = 40, width: int = 1920, height: int = 1080, plain_allocator: bool = False) -> None:
+    if not plain_allocator:
         tune_allocator()
     use_cores(1)
-    times = measure(ways(given.width, given.height), given.rounds)
+    times = measure(ways(width, height), rounds)
     for way, (seconds, faults) in times.items():
         print(f"{way:28s} {1000 * seconds:7.2f} ms {faults:7.0f} page faults")
     ratios = {
@@ -63,12 +52,11 @@ def main() -> None:
     }
     for name, value in ratios.items():
         print(f"{name:28s} {value:7.2f}")
-    off = levels(SIZES) | {"JPEG, auto: mean levels from full": halved(given.width, given.height)}
+    off = levels(SIZES) | {"JPEG, auto: mean levels from full": halved(width, height)}
     for name, value in off.items():
         print(f"{name:28s} {value:7.4g}")
     told = {way: round(1000 * seconds, 3) for way, (seconds, _) in times.items()}
-    size = [given.width, given.height]
-    print(json.dumps({"bench": "preparation", "size": size, "ms": told, "ratios": ratios, "off": off}))
+    print(json.dumps({"bench": "preparation", "size": [width, height], "ms": told, "ratios": ratios, "off": off}))
 
 
 def ways(width: int, height: int) -> dict[str, Callable[[], object]]:
@@ -148,7 +136,3 @@ def measure(timed: dict[str, Callable[[], object]], rounds: int) -> dict[str, tu
                 seconds[way].append(time.perf_counter() - started)
                 faults[way] += resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
     return {way: (statistics.median(seconds[way]), faults[way] / rounds) for way in timed}
-
-
-if __name__ == "__main__":
-    main()

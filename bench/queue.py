@@ -1,5 +1,5 @@
-"""`coatstream bench queue`: what settling a batch in one atomic step costs, against a plain pipeline without promises;
-and how long one frame takes through an idle queue (bench_latency).
+"""`python -m bench queue`: what settling a batch in one atomic step costs, against a plain pipeline without promises;
+and how long one frame takes through an idle queue (`bench.latency`).
 
 On an embedded server of its own, never on a server that somebody uses.
 """

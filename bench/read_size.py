@@ -1,6 +1,6 @@
 """How large a look at the socket should be: processor time to read a picture, by `socket_read_size`.
 
-    python bench/read_size.py
+    python -m bench read-size
 
 A line for each size of picture: microseconds of the reading thread a picture, median of rounds in turns.
 """
@@ -40,7 +40,3 @@ def _microseconds(client: "redis.Redis") -> float:
     for _ in range(REPLIES):
         client.xrange("frames")
     return (time.thread_time() - began) * 1e6 / REPLIES / TOGETHER
-
-
-if __name__ == "__main__":
-    main()

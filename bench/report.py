@@ -1,20 +1,18 @@
 """Writes docs/performance.md and its plots from the benchmarks' JSON lines, and from nothing else.
 
-    python bench/report.py [--lines docs/performance.jsonl] [--docs docs]
+    python -m bench report [--lines docs/performance.jsonl] [--docs docs]
 
-`bench/collect.py` keeps the lines: of each run those of its last time, so the page can be written after any of them.
+`bench.collect` keeps the lines: of each run those of its last time, so the page can be written after any of them.
 A figure that was not measured has no sentence, and its bar reads "not measured".
 """
 
-import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+from coatstream.errors import ConfigError
 
-from bars import Line, Results, bars_table, number, spread, table
-from gains import gains
+from bench.bars import Line, Results, bars_table, number, spread, table
+from bench.gains import gains
 
 ROOT = Path(__file__).parents[1]
 MODELS = ("engine", "engine-lite0")  # runs, as the Makefile names them
@@ -23,7 +21,7 @@ VERSIONS = ("coatstream", "python", "torch", "timm", "openvino", "opencv", "nump
 
 HEAD = """# How fast
 
-Written by `python bench/report.py` from [performance.jsonl](performance.jsonl), where `make bench` keeps its lines; not
+Written by `python -m bench report` from [performance.jsonl](performance.jsonl), where `make bench` keeps its lines; not
 edited by hand. [bench/README.md](../bench/README.md) explains each benchmark, its columns and its limits."""
 
 READING = """## How to read the tables
@@ -75,17 +73,13 @@ TITLES = {
 }
 
 
-def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--lines", type=Path, default=ROOT / "docs" / "performance.jsonl")
-    options.add_argument("--docs", type=Path, default=ROOT / "docs")
-    chosen = options.parse_args()
-    if not chosen.lines.exists():
-        sys.exit(f"report: there is no {chosen.lines}: run make bench first")
-    results = Results.read(chosen.lines)
-    (chosen.docs / "performance.md").write_text(page(results), "utf-8")
+def main(lines: Path = ROOT / "docs" / "performance.jsonl", docs: Path = ROOT / "docs") -> None:
+    if not lines.exists():
+        raise ConfigError(f"there is no {lines}: run make bench first")
+    results = Results.read(lines)
+    (docs / "performance.md").write_text(page(results), "utf-8")
     for name, drawn in plots(results).items():
-        (chosen.docs / name).write_text(drawn, "utf-8")
+        (docs / name).write_text(drawn, "utf-8")
 
 
 def page(results: Results) -> str:
@@ -317,7 +311,7 @@ SECTIONS: tuple[Callable[[Results], str], ...] = (_path, _engines, _peers, _othe
 
 def plots(results: Results) -> dict[str, str]:
     """File name -> SVG, of what was measured."""
-    import performance_plots as drawing
+    from bench import performance_plots as drawing
 
     drawn = {}
     loads = _loads(results)
@@ -328,7 +322,3 @@ def plots(results: Results) -> dict[str, str]:
     if best := [line for line in results.of(MODELS[0], "best_*") if "ratio" in line]:
         drawn["performance-limit.svg"] = drawing.limit(best)
     return drawn
-
-
-if __name__ == "__main__":
-    main()

@@ -1,24 +1,24 @@
 """Does a frame cost more when a million of them wait, and do four workers do four times the work of one?
 
-    python bench/scale.py depth [--few 1000] [--many 1000000] [--frames 4000] [--rounds 5]
-    python bench/scale.py replicas [--workers 4] [--seconds 4] [--rounds 3]
+    python -m bench scale depth [--few 1000] [--many 1000000] [--frames 4000] [--rounds 5]
+    python -m bench scale replicas [--workers 4] [--seconds 4] [--rounds 3]
 
 depth     one worker settles so many small raw frames (8 x 8) with few and with many behind them, in turn; prints
           processor time per frame of worker and server, and exits 1 where many cost over 5 % more than few
 replicas  one and four workers with a noop engine of 20 ms a batch, in turn; exits 1 below 3.8 times
 """
 
-import argparse
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
+import typer
 from coatstream.broker.embedded import embedded_server
 from redis import Redis
 
@@ -151,20 +151,15 @@ def labels(client: Any) -> int:
     return int(client.xinfo_stream("labels")["entries-added"]) if client.exists("labels") else 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cases = parser.add_subparsers(dest="case", required=True)
-    deep = cases.add_parser("depth")
-    for name, value in (("few", 1000), ("many", 1_000_000), ("frames", 4000), ("rounds", 5)):
-        deep.add_argument(f"--{name}", type=int, default=value)
-    wide = cases.add_parser("replicas")
-    wide.add_argument("--workers", type=int, default=4)
-    wide.add_argument("--seconds", type=float, default=4.0)
-    wide.add_argument("--rounds", type=int, default=3)
-    chosen = vars(parser.parse_args(arguments))
-    well = depth(**chosen) if chosen.pop("case") == "depth" else replicas(**chosen)
-    return 0 if well else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def main(
+    case: Annotated[Literal["depth", "replicas"], typer.Argument(help="Which question.")],
+    few: Annotated[int, typer.Option(help="Frames that wait (depth).")] = 1000,
+    many: Annotated[int, typer.Option(help="Frames that wait (depth).")] = 1_000_000,
+    frames: Annotated[int, typer.Option(help="Frames of a round (depth).")] = 4000,
+    workers: Annotated[int, typer.Option(help="Workers at once (replicas).")] = 4,
+    seconds: Annotated[float, typer.Option(help="Of a round (replicas).")] = 4.0,
+    rounds: Annotated[int | None, typer.Option(help="Default: 5 (depth), 3 (replicas).")] = None,
+) -> int:
+    if case == "depth":
+        return int(not depth(few, many, frames, rounds or 5))
+    return int(not replicas(workers, seconds, rounds or 3))

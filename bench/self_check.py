@@ -1,23 +1,17 @@
 """How far engines are off on the self-check's pictures, right ones in each precision and wrong ones: what its bounds
 are drawn from.
 
-    python bench/self_check.py [--model coat_lite_mini.in1k --weights random]
+    python -m bench self-check [--model coat_lite_mini.in1k --weights random]
 
 Prints one JSON line an engine: `probability` and `embedding` as worker/coatstream/engine/self_check.py measures them.
 """
 
-import argparse
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import product
-from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from coatstream.engine.loading import load_engine
 from coatstream.engine.model.classifier import load_classifier
 from coatstream.engine.protocol import Engine
@@ -31,23 +25,17 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 BATCH = BatchSettings(max_size=8)
 
 
-def main() -> None:
-    options = argparse.ArgumentParser()
-    options.add_argument("--model", default="coat_lite_mini.in1k")
-    options.add_argument("--weights", default="random")
-    given = options.parse_args()
+def main(model: str = "coat_lite_mini.in1k", weights: str = "random") -> None:
     logs.configure(LogSettings(level="error"))
-    model = ModelSettings(
-        name=given.model, weights=given.weights, device="cpu", embeddings=True, cache=None, tolerance=1.0
-    )
-    classifier = load_classifier(model)
+    settings = ModelSettings(name=model, weights=weights, device="cpu", embeddings=True, cache=None, tolerance=1.0)
+    classifier = load_classifier(settings)
     pictures = check_pictures(classifier.spec)
     wanted = reference(classifier, pictures)
-    tried = [(name, engine, pictures) for name, engine in engines(model)]
+    tried = [(name, engine, pictures) for name, engine in engines(settings)]
     tried += [(name, tried[0][1], changed) for name, changed in wrong(pictures)]
     for name, engine, shown in tried:
         off = disagreement(engine, shown, wanted)
-        print(json.dumps({"bench": "self_check", "model": model.name, "case": name, **asdict(off)}), flush=True)
+        print(json.dumps({"bench": "self_check", "model": model, "case": name, **asdict(off)}), flush=True)
 
 
 def engines(model: ModelSettings) -> Iterator[tuple[str, Engine]]:
@@ -65,7 +53,3 @@ def wrong(pictures: Pixels) -> Iterator[tuple[str, Pixels]]:
         yield f"brighter by {levels}", np.minimum(pictures, 255 - levels) + np.uint8(levels)
     yield "red and blue swapped", np.ascontiguousarray(pictures[..., ::-1])
     yield "moved by a pixel", np.roll(pictures, 1, axis=2)
-
-
-if __name__ == "__main__":
-    main()

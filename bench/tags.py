@@ -1,30 +1,26 @@
 """What tags make of labels that flicker: real weights, real pictures, known times. Prints one block per clip.
 
-    python bench/tags.py [--fps 10] [--set min_duration=1 ...]
+    python -m bench tags [--fps 10] [--set min_duration=1 ...]
 
 Two clips go through EfficientNet-Lite0: the package's own of a cockatoo that comes close and turns, and one that is
 made here from a part of it and photos, with noise and a moving crop, so that it is known what is there when.
 For each: how often the best label of a single frame changes, what the tags make of it, and the tags with their times.
 """
 
-import argparse
 import itertools
 import json
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
+import typer
 from coatstream.commands.demo import FALLBACK_MODEL, FALLBACK_WEIGHTS
 from coatstream.engine.loading import load_engine
 from coatstream.engine.protocol import Engine
-from coatstream.frames.frame import Frame, Pixels, Prediction
+from coatstream.frames.frame import Frame, Label, Pixels, Prediction
 from coatstream.frames.opencv import cv2
 from coatstream.frames.resizing import prepare
 from coatstream.pipeline.inference import prediction_of
@@ -84,21 +80,19 @@ class Story:
         return min((tag.ended_at - tag.started_at for tag in self.tags if tag.ended_at is not None), default=0.0)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--fps", type=float, default=10.0)
-    options.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the section `tags`")
-    chosen = options.parse_args(arguments)
-    own = {name: json.loads(value) for name, _, value in (text.partition("=") for text in chosen.set)}
+def main(
+    fps: float = 10.0,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Of the section `tags`.")] = None,
+) -> None:
+    own = {name: json.loads(value) for name, _, value in (text.partition("=") for text in set_ or [])}
     engine = lite0()
     with tempfile.TemporaryDirectory() as folder:
         scripted = write_scripted(Path(folder) / "scripted.avi")
         clips = {"cockatoo": (COCKATOO, {}), "scripted": (scripted, {"groups": GROUPS})}
         for name, (clip, settings) in clips.items():
-            said = list(predictions_of(clip, engine, fps=chosen.fps))
-            print_story(name, tell(said, engine, TagSettings.model_validate({**settings, **own})))
+            said = list(predictions_of(clip, engine, fps=fps))
+            print_story(name, tell(said, engine.labels, TagSettings.model_validate({**settings, **own})))
     print("scripted, truth        " + ", ".join(f"{tag} {a:.1f}-{b:.1f}" for tag, a, b in truth()))
-    return 0
 
 
 def lite0() -> Engine:
@@ -109,11 +103,11 @@ def lite0() -> Engine:
     return engine
 
 
-def tell(predictions: Sequence[Prediction], engine: Engine, settings: TagSettings) -> Story:
+def tell(predictions: Sequence[Prediction], labels: tuple[Label, ...], settings: TagSettings) -> Story:
     """What the tagger makes of them, frame by frame."""
     best = [prediction.labels[0].label.index for prediction in predictions]
     moment = SettableClock(0.0)
-    tagger = Tagger("clip", settings, tag_classes(settings, engine.labels), clock=moment, monotonic=moment)
+    tagger = Tagger("clip", settings, tag_classes(settings, labels), clock=moment, monotonic=moment)
     events: list[Event] = []
     for prediction in predictions:
         moment.now = prediction.captured_at
@@ -223,7 +217,3 @@ def _shaken(picture: Pixels, rng: np.random.Generator) -> Pixels:
     cut = np.asarray(cv2.resize(picture[top : top + height, left : left + width], SIZE), np.float32)
     noise = rng.standard_normal(cut.shape, np.float32) * np.float32(rng.uniform(10, 50))
     return np.asarray(np.clip(cut + noise, 0, 255), np.uint8)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

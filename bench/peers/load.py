@@ -1,7 +1,7 @@
 """The load: the same two runs for whatever classifies. Closed (so many requests in flight) tells frames a second and
 what a frame costs; open (evenly paced, whatever comes back when) tells how long a frame takes.
 
-    python load.py '<options as JSON>'      -> one line of JSON
+    python -m bench.peers.load '<options as JSON>'      -> one line of JSON
 
 HTTP is asked by aiohttp, in the peers' environment; coatstream's queue by redis-py, in ours. Answers are checked
 against the reference while the clock runs: a system that answers something else is not doing the same work.
@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from meter import Meter
+from bench.peers.meter import Meter
 
 TOP = 5  # labels of an answer
 PATIENCE = 120.0  # seconds for any one phase beyond its own
@@ -178,11 +178,10 @@ async def queue(url: str, sources: int = 8) -> AsyncIterator[Ask]:
         return await waiting[frame_id]
 
     async def listen() -> None:
-        after: bytes | str = "$"
-        newest = await ear.xrevrange("labels", count=1)
-        after = newest[0][0] if newest else "0-0"
+        newest: Any = await ear.xrevrange("labels", count=1)
+        after: Any = newest[0][0] if newest else "0-0"
         while True:
-            reply = await ear.xread({"labels": after}, block=250)
+            reply: Any = await ear.xread({"labels": after}, block=250)
             for after, fields in reply[0][1] if reply else ():  # noqa: B007  (it is read by the next call)
                 if (answered := waiting.pop(fields[b"frame_id"].decode(), None)) and not answered.done():
                     said = json.loads(fields[b"json"]) if fields.get(b"json") else {}

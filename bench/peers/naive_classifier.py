@@ -4,6 +4,7 @@ This is what their users write; only the servers around it differ. Threads are s
 """
 
 import os
+from typing import Any
 
 import cv2
 import numpy as np
@@ -33,8 +34,8 @@ class NaiveClassifier:
 
     def open(self, jpeg: bytes) -> Tensor:
         """float32 [3, height, width]."""
-        pixels = cv2.cvtColor(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-        picture: Tensor = self._transform(Image.fromarray(pixels))
+        decoded: Any = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+        picture: Tensor = self._transform(Image.fromarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)))
         return picture
 
     @torch.inference_mode()

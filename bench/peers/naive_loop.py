@@ -1,6 +1,6 @@
 """The loop that everybody writes first: decode, transform, classify, next. One process, no server, pictures in memory.
 
-    python naive_loop.py '<options as JSON>'      -> one line of JSON
+    python -m bench.peers.naive_loop '<options as JSON>'      -> one line of JSON
 
 Its batches are filled from what is there; at half load that is whatever has become due meanwhile.
 """
@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from load import Closed, Judge, result
-from meter import MARK, Meter
-from naive_classifier import NaiveClassifier
+from bench.peers.load import Closed, Judge, result
+from bench.peers.meter import MARK, Meter
+from bench.peers.naive_classifier import NaiveClassifier
 
 
 def main(options: dict[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,10 @@ import cv2
 import numpy as np
 from coatstream.engine.model.weights import load_model
 from coatstream.settings.model import ModelSettings
-from naive_classifier import NaiveClassifier
 from numpy.typing import NDArray
 from safetensors.torch import save_file
+
+from bench.peers.naive_classifier import NaiveClassifier
 
 ASSETS = Path(__file__).parents[2] / "worker" / "coatstream" / "assets"
 SIZE = (1920, 1080)

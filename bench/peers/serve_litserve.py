@@ -4,8 +4,9 @@ from typing import Any
 
 import litserve
 from fastapi import Request
-from naive_classifier import Answer, from_environment, number
 from torch import Tensor
+
+from bench.peers.naive_classifier import Answer, from_environment, number
 
 
 class Classify(litserve.LitAPI):

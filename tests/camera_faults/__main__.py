@@ -4,7 +4,7 @@ python -m tests.camera_faults                        all of it at full size, abo
 python -m tests.camera_faults C1 C3 --size quick     two of them, as the test suite plays them
 python -m tests.camera_faults --server all --json rows.json --markdown table.md
 
-C2, labels under three times too much work, is bench/overload.py.
+C2, labels under three times too much work, is python -m bench overload.
 """
 
 import argparse

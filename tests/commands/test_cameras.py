@@ -33,7 +33,7 @@ def of_the_file(monkeypatch: pytest.MonkeyPatch) -> str:
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr."""
-    code = cli._run(["cameras", *arguments])
+    code = cli.run(["cameras", *arguments])
     out, err = capsys.readouterr()
     assert "hunter2" not in out + err
     assert "Traceback" not in err

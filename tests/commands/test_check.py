@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from coatstream.broker.connection import Client
-from coatstream.cli import _run
+from coatstream.cli import run
 from coatstream.commands import check
 from coatstream.commands.check import Finding, _as_asked
 from coatstream.frames.model import ModelInfo
@@ -30,7 +30,7 @@ def test_everything_that_works_is_ok_and_exit_0(
 ) -> None:
     cameras = json.dumps([{"name": "bird", "url": str(CLIP)}])
 
-    code = _run(["check", "--json", "--redis", redis_url, "--engine", "noop", "--set", f"cameras={cameras}"])
+    code = run(["check", "--json", "--redis", redis_url, "--engine", "noop", "--set", f"cameras={cameras}"])
 
     found = findings(capsys)
     assert code == 0
@@ -43,7 +43,7 @@ def test_everything_that_works_is_ok_and_exit_0(
 def test_each_fault_is_named_and_exit_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cameras = json.dumps([{"name": "gone", "url": "rtsp://admin:hunter2@127.0.0.1:1/x", "open_timeout": 2}])
 
-    code = _run(
+    code = run(
         [
             *("check", "--json", "--redis", "redis://:hunter2@127.0.0.1:1", "--weights", str(tmp_path / "no.pth")),
             *("--set", f"cameras={cameras}"),
@@ -70,7 +70,7 @@ def test_a_folder_without_a_picture_is_no_fault_however_it_is_written(
 
 
 def test_wrong_settings_are_a_fault_too(capsys: pytest.CaptureFixture[str]) -> None:
-    code = _run(["check", "--json", "--set", "batch.max_size=many"])
+    code = run(["check", "--json", "--set", "batch.max_size=many"])
 
     assert code == 1
     assert findings(capsys)["settings"][0] == "fault"
@@ -81,7 +81,7 @@ def test_a_key_that_holds_something_else_is_found(
 ) -> None:
     client.set("labels", "not a stream")
 
-    code = _run(["check", "--json", "--redis", redis_url, "--engine", "noop"])
+    code = run(["check", "--json", "--redis", redis_url, "--engine", "noop"])
 
     assert code == 1
     assert "labels holds a string" in findings(capsys)["redis"][1]
@@ -92,7 +92,7 @@ def test_a_person_gets_a_table_with_warnings(
 ) -> None:
     client.config_set("maxmemory-policy", "allkeys-lru")
     try:
-        code = _run(["check", "--redis", redis_url, "--engine", "noop"])
+        code = run(["check", "--redis", redis_url, "--engine", "noop"])
     finally:
         client.config_set("maxmemory-policy", "noeviction")
 
@@ -104,7 +104,7 @@ def test_a_person_gets_a_table_with_warnings(
 
 def about_queues(capsys: pytest.CaptureFixture[str], redis_url: str, *options: str) -> list[dict[str, Any]]:
     """What `check` says of queues and dead letters; it must find no fault."""
-    code = _run(["check", "--json", "--redis", redis_url, "--engine", "noop", *options])
+    code = run(["check", "--json", "--redis", redis_url, "--engine", "noop", *options])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert code == 0, lines
     return [line for line in lines if line["what"].startswith(("queue", "dead"))]
@@ -192,7 +192,7 @@ def test_tags_that_the_model_cannot_have_are_a_fault(redis_url: str, capsys: pyt
     cameras = json.dumps([{"name": "bird", "url": str(CLIP)}])
     wrong = 'tags.groups={"dog": ["no such class"]}'
 
-    code = _run(
+    code = run(
         ["check", "--json", "--redis", redis_url, "--engine", "noop", "--set", f"cameras={cameras}", "--set", wrong]
     )
 

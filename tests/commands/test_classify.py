@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from coatstream.cli import _run
+from coatstream.cli import run
 
 from tests.support.paths import ASSETS
 
@@ -19,7 +19,7 @@ def documents(text: str) -> list[dict[str, object]]:
 def test_pictures_get_their_labels_in_the_order_given(capsys: pytest.CaptureFixture[str]) -> None:
     paths = [str(ASSETS / name) for name in ("coffee.png", "camera.png", "coffee.png")]
 
-    code = _run(["classify", *paths, "--json", "--top-k", "3", *LITE0])
+    code = run(["classify", *paths, "--json", "--top-k", "3", *LITE0])
 
     found = documents(capsys.readouterr().out)
     assert code == 0
@@ -33,7 +33,7 @@ def test_what_is_said_of_engines_is_no_part_of_the_output(tmp_path: Path, capsys
     refused = ["model.precision=bf16", "model.tolerance=0.0000001", f"model.cache={tmp_path}"]
     model = ["--model", "test_vit.r160_in1k", "--weights", "random"]
 
-    code = _run(["classify", str(ASSETS / "coffee.png"), "--json", *model, *(f"--set={each}" for each in refused)])
+    code = run(["classify", str(ASSETS / "coffee.png"), "--json", *model, *(f"--set={each}" for each in refused)])
 
     said = capsys.readouterr()
     assert code == 0
@@ -42,7 +42,7 @@ def test_what_is_said_of_engines_is_no_part_of_the_output(tmp_path: Path, capsys
 
 
 def test_a_clip_gives_one_document_a_frame_and_fps_thins_it(capsys: pytest.CaptureFixture[str]) -> None:
-    code = _run(["classify", str(ASSETS / "cockatoo_360p.mp4"), "--json", "--fps", "1", *LITE0])
+    code = run(["classify", str(ASSETS / "cockatoo_360p.mp4"), "--json", "--fps", "1", *LITE0])
 
     found = documents(capsys.readouterr().out)
     assert code == 0
@@ -55,7 +55,7 @@ def test_a_folder_stands_for_the_pictures_in_it(tmp_path: Path, capsys: pytest.C
         shutil.copy(ASSETS / "coffee.png", tmp_path / name)
     (tmp_path / "notes.txt").write_text("no picture")
 
-    code = _run(["classify", str(tmp_path), "--json", "--engine", "noop"])
+    code = run(["classify", str(tmp_path), "--json", "--engine", "noop"])
 
     assert code == 0
     assert [document["frame_id"] for document in documents(capsys.readouterr().out)] == ["a.png", "b.png"]
@@ -64,14 +64,14 @@ def test_a_folder_stands_for_the_pictures_in_it(tmp_path: Path, capsys: pytest.C
 def test_embeddings_come_with_the_labels(capsys: pytest.CaptureFixture[str]) -> None:
     from coatstream.results.documents import decode_embedding
 
-    _run(["classify", str(ASSETS / "coffee.png"), "--json", "--embeddings", *LITE0])
+    run(["classify", str(ASSETS / "coffee.png"), "--json", "--embeddings", *LITE0])
 
     (document,) = documents(capsys.readouterr().out)
     assert decode_embedding(str(document["embedding"])).shape == (1280,)
 
 
 def test_a_person_gets_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    code = _run(["classify", str(ASSETS / "coffee.png"), "--weights", "random"])
+    code = run(["classify", str(ASSETS / "coffee.png"), "--weights", "random"])
 
     text = capsys.readouterr().out
     assert code == 0
@@ -86,7 +86,7 @@ def test_what_cannot_be_read_is_one_line_each_and_the_rest_goes_on(
     (tmp_path / "broken.mp4").write_bytes(b"no clip" * 100)
     paths = [str(tmp_path / name) for name in ("text.jpg", "missing.png", "broken.mp4")]
 
-    code = _run(["classify", *paths, str(ASSETS / "coffee.png"), "--json", "--engine", "noop"])
+    code = run(["classify", *paths, str(ASSETS / "coffee.png"), "--json", "--engine", "noop"])
 
     captured = capsys.readouterr()
     assert code == 1
@@ -98,12 +98,12 @@ def test_what_cannot_be_read_is_one_line_each_and_the_rest_goes_on(
 def test_weights_that_cannot_be_had_are_exit_3(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = _run(["classify", str(ASSETS / "coffee.png"), "--weights", str(tmp_path / "none.safetensors")])
+    code = run(["classify", str(ASSETS / "coffee.png"), "--weights", str(tmp_path / "none.safetensors")])
 
     assert code == 3
     assert "none.safetensors" in capsys.readouterr().err
 
 
 def test_an_empty_folder_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run(["classify", str(tmp_path), "--engine", "noop"]) == 2
+    assert run(["classify", str(tmp_path), "--engine", "noop"]) == 2
     assert "no pictures or clips" in capsys.readouterr().err

@@ -24,7 +24,7 @@ def _settings(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr."""
-    code = cli._run(["dead", *arguments])
+    code = cli.run(["dead", *arguments])
     out, err = capsys.readouterr()
     return code, out, err
 

@@ -35,7 +35,7 @@ def enqueue(redis_url: str, capsys: pytest.CaptureFixture[str]) -> Callable[...,
     """Run the command: exit code, stdout, stderr."""
 
     def run(*arguments: str | Path) -> Result:
-        code = cli._run(["enqueue", "--redis", redis_url, *map(str, arguments)])
+        code = cli.run(["enqueue", "--redis", redis_url, *map(str, arguments)])
         out, err = capsys.readouterr()
         return code, out, err
 
@@ -509,7 +509,7 @@ def test_a_disk_that_confirms_makes_no_difference_to_see(enqueue: Callable[..., 
 
 
 def test_without_redis_there_is_one_line_and_exit_code_4(capsys: pytest.CaptureFixture[str]) -> None:
-    code = cli._run(["enqueue", str(ASSETS / "coffee.png"), "--redis", "unix://user:secret@/nowhere/socket"])
+    code = cli.run(["enqueue", str(ASSETS / "coffee.png"), "--redis", "unix://user:secret@/nowhere/socket"])
 
     out, err = capsys.readouterr()
     assert (code, out) == (4, "")

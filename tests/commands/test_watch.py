@@ -84,7 +84,7 @@ def watch(url: str, client: Client, act: Callable[[], object], *options: str) ->
         act()
 
     with meanwhile(once_it_watches):
-        return cli._run(["watch", "--redis", url, *options])
+        return cli.run(["watch", "--redis", url, *options])
 
 
 def lines(text: str) -> list[list[str]]:
@@ -268,7 +268,7 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(tmp_path: Path, capfd: 
     started, ended = threading.Event(), threading.Event()
     with meanwhile(replace_the_server):
         assert started.wait(PATIENCE)
-        code = cli._run(["watch", "--redis", url, "--count", "2"])
+        code = cli.run(["watch", "--redis", url, "--count", "2"])
         ended.set()
 
     assert code == 0
@@ -294,7 +294,7 @@ def test_a_reader_that_has_enough_ends_the_command_well(redis_url: str, client: 
 
 
 def test_without_redis_there_is_one_line_and_exit_code_4(capsys: pytest.CaptureFixture[str]) -> None:
-    code = cli._run(["watch", "--redis", "unix://user:secret@/nowhere/socket"])
+    code = cli.run(["watch", "--redis", "unix://user:secret@/nowhere/socket"])
 
     out, err = capsys.readouterr()
     assert (code, out) == (4, "")

@@ -29,7 +29,7 @@ ONLY_IN = {
     "cv2": {"frames"},
     "redis": {"broker"},
     "prometheus_client": {"telemetry", "pipeline", "queue", "cameras", "results", "web", "service"},
-    "typer": {"cli"},
+    "typer": {"cli", "commands"},
     "rich": {"commands"},
     "starlette": {"web"},
     "uvicorn": {"web"},

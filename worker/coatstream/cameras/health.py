@@ -5,7 +5,7 @@ the camera can be reached: no pictures at all is the link's health.
 
 The thresholds come from 184 pictures: photos of scikit-image and OpenCV and six clips, each also darkened to 15, 8 and
 4 % with noise, fogged to 40, 20 and 10 % of its contrast and blurred; and a wall, a hand and a lens cap, each with
-noise and with the date written over. bench/picture_health.py prints these figures again.
+noise and with the date written over. python -m bench health prints these figures again.
 
     frozen   The very same pixels. A live sensor's noise changes them with each picture, unless the camera compresses so
              hard that nothing is left of it: then a dark, still scene repeats until the next keyframe (a GOP of 20 s at

@@ -5,14 +5,10 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import ValidationError
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from coatstream.broker.connection import Client, connect
 from coatstream.broker.failures import calls
@@ -22,7 +18,7 @@ from coatstream.cameras.fleet.access import registry
 from coatstream.cameras.fleet.farewell import farewell
 from coatstream.cameras.fleet.leases import Holder, holders
 from coatstream.cameras.fleet.registry import Content, Registry
-from coatstream.commands.terminal import shown
+from coatstream.commands.terminal import complain, date_and_time, print_json, print_rows, shown, table
 from coatstream.errors import REDIS_TROUBLE, ConfigError, redact
 from coatstream.settings.model import CameraSettings, SettingsTree
 
@@ -62,13 +58,13 @@ def list_cameras(settings: SettingsTree, *, as_json: bool) -> int:
         rows = _rows(opened, settings, content)
     if as_json:
         for row in rows:
-            print(json.dumps(_document(row)), flush=True)
+            print_json(_document(row))
     else:
-        _print_table(rows)
+        print_rows(table(*COLUMNS, right=("fence",)), map(_cells, rows), empty="no cameras")
     for name, fault in content.faults.items():
-        print(f"coatstream: camera {shown(name)} in Redis is left out: {shown(fault)}", file=sys.stderr)
+        complain(f"camera {shown(name)} in Redis is left out: {shown(fault)}")
     if content.beyond:
-        print(f"coatstream: {content.beyond} more cameras are in Redis than fleet.max_cameras", file=sys.stderr)
+        complain(f"{content.beyond} more cameras are in Redis than fleet.max_cameras")
     return int(bool(content.faults or content.beyond))
 
 
@@ -115,7 +111,7 @@ def _say_farewell(opened: _Opened, settings: SettingsTree, name: str) -> None:
     try:
         farewell(opened.client, opened.keys, settings.events, name)
     except REDIS_TROUBLE as trouble:
-        print(f"coatstream: its tags are not ended: {trouble}", file=sys.stderr)
+        complain(f"its tags are not ended: {trouble}")
 
 
 def pause_camera(settings: SettingsTree, name: str) -> int:
@@ -147,7 +143,7 @@ def _told(well: bool, done: str, fault: str) -> int:
     if well:
         print(done, flush=True)
     else:
-        print(f"coatstream: {fault}", file=sys.stderr)
+        complain(fault)
     return int(not well)
 
 
@@ -268,23 +264,8 @@ def _document(row: Row) -> dict[str, object]:
     }
 
 
-def _print_table(rows: list[Row]) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 1000  # a line per camera, for grep and awk
-    table = Table(box=None, pad_edge=False)
-    for column in COLUMNS:
-        table.add_column(column, justify="right" if column == "fence" else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(shown(cell)) for cell in _cells(row)))
-    if rows:
-        console.print(table)
-    else:
-        console.print("no cameras")
-
-
 def _cells(row: Row) -> tuple[str, ...]:
-    since = "" if row.since is None else f"{datetime.fromtimestamp(row.since, UTC).astimezone():%Y-%m-%d %H:%M:%S}"
+    since = "" if row.since is None else date_and_time(row.since)
     fence = "" if row.fence is None else str(row.fence)
     return (
         *(row.camera, row.url, row.origin, row.state, row.reason or row.message, since, row.worker, fence),

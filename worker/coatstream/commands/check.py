@@ -1,6 +1,5 @@
 """`coatstream check`: tests settings, Redis, the model and every camera, and says what to do about each fault."""
 
-import json
 import os
 import threading
 import time
@@ -11,7 +10,6 @@ from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from coatstream.broker.connection import address, connect
 from coatstream.broker.keys import queues_of
@@ -22,6 +20,7 @@ from coatstream.cameras.fleet.tenure import Tenure
 from coatstream.cameras.process.forkserver import ForkServer
 from coatstream.cameras.process.source import CameraProcess
 from coatstream.commands.audit_view import fullness, losses_of, room_of, sum_of
+from coatstream.commands.terminal import print_json, table
 from coatstream.engine.loading import load_engine
 from coatstream.engine.protocol import Engine
 from coatstream.errors import CoatstreamError, SourceLost, redact
@@ -57,7 +56,7 @@ def run_check(load: Callable[[], SettingsTree], *, as_json: bool) -> int:
     findings = list(_findings(load))
     if as_json:
         for finding in findings:
-            print(json.dumps({name: value for name, value in asdict(finding).items() if value is not None}))
+            print_json({name: value for name, value in asdict(finding).items() if value is not None})
     else:
         _show(findings)
     return int(any(finding.verdict == "fault" for finding in findings))
@@ -224,10 +223,8 @@ def _camera(settings: CameraSettings, fork_server: ForkServer) -> str:
 
 
 def _show(findings: list[Finding]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for column in ("", "what", "found"):
-        table.add_column(column, overflow="fold")
+    made = table("", "what", "found")
     marks = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "fault": "[red]fault[/]"}
     for finding in findings:
-        table.add_row(marks[finding.verdict], escape(finding.what), escape(finding.detail))
-    Console(soft_wrap=False).print(table)
+        made.add_row(marks[finding.verdict], escape(finding.what), escape(finding.detail))
+    Console(soft_wrap=False).print(made)

@@ -13,9 +13,9 @@ import numpy as np
 from pydantic import SecretStr
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from coatstream.cameras.capture.camera import Camera
+from coatstream.commands.terminal import complain, table
 from coatstream.engine.loading import load_engine
 from coatstream.engine.protocol import Engine
 from coatstream.errors import CoatstreamError, ConfigError, redact
@@ -53,7 +53,7 @@ def run_classify(settings: SettingsTree, paths: Sequence[str], *, fps: float, as
     else:
         _show(documents, engine)
     for fault in faults:
-        print(f"coatstream: {fault}", file=sys.stderr)
+        complain(fault)
     return int(bool(faults))
 
 
@@ -123,14 +123,11 @@ def _show(documents: Iterable[LabelDocument], engine: Engine) -> None:
     note = " [red]random weights: the labels mean nothing[/]" if info.weights == "random" else ""
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     console.print(f"{escape(info.name)}, weights {escape(info.weights)}{note}", highlight=False)
-    table = Table(box=None, pad_edge=False)
-    for column in ("frame", "index", "wnid", "label"):
-        table.add_column(column, overflow="fold")
-    table.add_column("score", justify="right")
+    made = table("frame", "index", "wnid", "label", "score", right=("score",))
     for labels in documents:
         for rank, label in enumerate(labels.labels):
             name = labels.source if labels.frame_id == Path(labels.source).name else labels.frame_id
-            table.add_row(
+            made.add_row(
                 escape(name) if rank == 0 else "",
                 str(label.index),
                 label.wnid or "",
@@ -138,6 +135,6 @@ def _show(documents: Iterable[LabelDocument], engine: Engine) -> None:
                 f"{label.score:.1%}",
             )
         if labels.embedding is not None:
-            table.add_row("", "", "", f"embedding: float16[{info.num_features}], in full with --json", "")
-    if table.rows:
-        console.print(table)
+            made.add_row("", "", "", f"embedding: float16[{info.num_features}], in full with --json", "")
+    if made.rows:
+        console.print(made)

@@ -1,6 +1,5 @@
 """`coatstream dead list|show|replay|drop`: look at dead letters, put them back, delete them, of all queues or one."""
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,9 +9,9 @@ from pathlib import Path
 from coatstream.broker.connection import Client, connect
 from coatstream.broker.keys import Queue, queues_of
 from coatstream.broker.preflight import check_rights, check_server
-from coatstream.commands.dead_view import document, in_bytes, print_letter, print_sums, print_table
-from coatstream.commands.terminal import shown
-from coatstream.errors import ConfigError
+from coatstream.commands.dead_view import document, in_bytes, print_letter, print_letters, print_sums, source_of
+from coatstream.commands.terminal import complain, print_json, shown
+from coatstream.errors import ConfigError, DeadReason
 from coatstream.queue.audit import audit
 from coatstream.queue.dead.letters import DeadLetter, DeadLetters, Picture, Replayed
 from coatstream.settings.model import SettingsTree
@@ -23,16 +22,30 @@ _ABSENT = "there is no such dead letter"
 Work = Iterable[tuple[DeadLetters, Iterable[str]]]  # ids by the queue whose letters they are
 
 
-def list_dead(settings: SettingsTree, entries: Sequence[str], *, as_json: bool, stream: str | None = None) -> int:
-    """A table, or one JSON object a line. 1 if one of `entries` is not there, else 0."""
+def list_dead(
+    settings: SettingsTree,
+    entries: Sequence[str],
+    *,
+    as_json: bool,
+    stream: str | None = None,
+    source: str | None = None,
+    reason: str | None = None,
+) -> int:
+    """A table, or one JSON object a line. 1 if one of `entries` is not there, else 0. Raises ConfigError.
+
+    `source` and `reason` leave out all letters but theirs.
+    """
+    if reason is not None and reason not in list(DeadReason):
+        raise ConfigError(f"--reason {shown(reason)}: there is no such reason; give one of {', '.join(DeadReason)}")
     with _opened(settings, stream) as (client, boxes):
         absent: list[str] = []
         found = _some(boxes, entries, absent) if entries else (letter for box in boxes for letter in box.all())
+        found = (letter for letter in found if reason in (None, letter.reason) and source in (None, source_of(letter)))
         if as_json:
             for letter in found:
-                print(json.dumps(document(letter)), flush=True)
+                print_json(document(letter))
         else:
-            print_table(found, with_queue=len(boxes) > 1)
+            print_letters(found, with_queue=len(boxes) > 1)
             print_sums([audit(client, box.queue) for box in boxes], settings.queue)
     return _complain(dict.fromkeys(absent, _ABSENT))
 
@@ -57,7 +70,7 @@ def show_dead(
     if picture is not None and save is not None:
         _save(picture, save, force=force)
     if as_json:
-        print(json.dumps(document(letter)))
+        print_json(document(letter))
     else:
         print_letter(letter)
     return _complain({entry: "it has no picture to save"} if save is not None and picture is None else {})
@@ -174,7 +187,7 @@ def _pages(work: Work) -> Iterator[tuple[DeadLetters, list[str]]]:
 
 def _complain(faults: dict[str, str]) -> int:
     for entry, fault in faults.items():
-        print(f"coatstream: {shown(entry)}: {fault}", file=sys.stderr)
+        complain(f"{shown(entry)}: {fault}")
     return int(bool(faults))
 
 

@@ -20,12 +20,13 @@ from coatstream.broker.failures import calls
 from coatstream.broker.keys import queues_of
 from coatstream.commands.demo_view import DemoView, make_screen, summary
 from coatstream.commands.run import work
+from coatstream.commands.terminal import complain
 from coatstream.engine.loading import load_engine
 from coatstream.engine.protocol import Engine
 from coatstream.errors import RedisUnavailable
 from coatstream.results.labels import LabelReader
 from coatstream.service import Ready, Service
-from coatstream.settings.model import BatchSettings, CameraSettings, ModelSettings, SettingsTree
+from coatstream.settings.model import BatchSettings, CameraSettings, ModelSettings, RedisSettings, SettingsTree
 from coatstream.telemetry import logs
 
 FALLBACK_MODEL = "tf_efficientnet_lite0.in1k"
@@ -36,19 +37,22 @@ PHOTOS = {"cat": "chelsea.png", "table": "coffee.png", "field": "camera.png"}  #
 PHOTO_EVERY = 1.0  # seconds
 
 
-def run_demo(settings: SettingsTree, *, seconds: float) -> int:
-    """Run for `seconds` (0: until Ctrl-C; without a terminal, 20). 0 if everything that came in was settled, else 1."""
+def run_demo(settings: SettingsTree, *, seconds: float, embedded: bool) -> int:
+    """Run for `seconds` (0: until Ctrl-C; without a terminal, 20). 0 if all that came in was settled, else 1.
+
+    `embedded`: on a server of the demo's own, whatever redis.url says.
+    """
     seconds = seconds or (0.0 if sys.stdout.isatty() else NO_TERMINAL_SECONDS)
     with ExitStack() as stack:
         clip = stack.enter_context(as_file(files("coatstream") / "assets" / "cockatoo_360p.mp4"))
-        settings = _for_demo(settings, clip, url=_server(settings, stack))
+        settings = _for_demo(settings, clip, _server(settings, stack, embedded=embedded))
         logs.configure(settings.log)
         client = stack.enter_context(connect(settings.redis))
         with make_screen() as screen:
             reader = LabelReader(client, (queues_of(settings)[0].labels,), after=None, block=0.2)
             reader.start()
             view = DemoView(reader, screen)
-            show = _Show(settings, client, view, seconds)
+            show = _Performance(settings, client, view, seconds)
             service = Service(settings, on_ready=show.ready, load=load_or_fall_back)
             with view.following():
                 asyncio.run(work(service, show.stop))
@@ -63,26 +67,27 @@ def load_or_fall_back(model: ModelSettings, batch: BatchSettings) -> Engine:
     try:
         return load_engine(model, batch)
     except HubUnreachable:
-        print(
-            f"coatstream: the model hub cannot be reached, so this demo shows {FALLBACK_MODEL} with real ImageNet "
-            f"weights from a pip package instead of {model.name}",
-            file=sys.stderr,
+        complain(
+            f"the model hub cannot be reached, so this demo shows {FALLBACK_MODEL} with real ImageNet "
+            f"weights from a pip package instead of {model.name}"
         )
         return load_engine(model.model_copy(update={"name": FALLBACK_MODEL, "weights": FALLBACK_WEIGHTS}), batch)
 
 
-def _server(settings: SettingsTree, stack: ExitStack) -> SecretStr:
-    """The user's own Redis if the settings name one, else an embedded server that lives as long as the demo."""
-    return settings.redis.url or SecretStr(stack.enter_context(embedded_server()).url)
+def _server(settings: SettingsTree, stack: ExitStack, *, embedded: bool) -> RedisSettings:
+    """The Redis of the settings, or an embedded server that lives as long as the demo."""
+    if not embedded:
+        return settings.redis
+    return RedisSettings(url=SecretStr(stack.enter_context(embedded_server()).url))
 
 
-def _for_demo(settings: SettingsTree, clip: Path, *, url: SecretStr) -> SettingsTree:
+def _for_demo(settings: SettingsTree, clip: Path, redis: RedisSettings) -> SettingsTree:
     """The settings with the clip as one more camera; quiet logs and any free port unless the user chose theirs."""
     camera = CameraSettings(name=CAMERA, url=SecretStr(str(clip)), fps=5, realtime=True, loop=True)
     http = settings.http if settings.http.model_fields_set else settings.http.model_copy(update={"port": 0})
     return settings.model_copy(
         update={
-            "redis": settings.redis.model_copy(update={"url": url}),
+            "redis": redis,
             "cameras": (camera, *(own for own in settings.cameras if own.name != CAMERA)),
             "log": logs.quiet(settings.log),
             "http": http,
@@ -90,7 +95,7 @@ def _for_demo(settings: SettingsTree, clip: Path, *, url: SecretStr) -> Settings
     )
 
 
-class _Show:
+class _Performance:
     """What happens while the worker is up: photos come in, and the time runs. Lives on the worker's loop."""
 
     def __init__(self, settings: SettingsTree, client: Client, view: DemoView, seconds: float) -> None:
@@ -121,7 +126,7 @@ class _Show:
                 with calls("a photo cannot be enqueued"):
                     await asyncio.to_thread(self._client.xadd, self._stream, fields)
             except RedisUnavailable as trouble:
-                print(f"coatstream: {trouble}", file=sys.stderr)
+                complain(str(trouble))
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.stop.wait(), PHOTO_EVERY)
                 self.lasted = time.monotonic() - self._began

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from coatstream.commands.terminal import shown
+from coatstream.commands.terminal import shown, table
 from coatstream.errors import RedisUnavailable
 from coatstream.frames.model import ModelInfo
 from coatstream.results.labels import LabelReader, PublishedLabel
@@ -68,21 +68,17 @@ class TableScreen:
         self._live.update(Group(Text(self._title, style="dim"), self._table()))
 
     def _table(self) -> Table:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("time")
-        table.add_column("source", min_width=10)
-        table.add_column("label", min_width=28)
-        table.add_column("score", justify="right")
-        table.add_column("age", justify="right")
+        made = table("time", "source", "label", "score", "age", right=("score", "age"))
+        made.columns[1].min_width, made.columns[2].min_width = 10, 28
         for label in reversed(self._recent):
-            table.add_row(
+            made.add_row(
                 time.strftime("%H:%M:%S", time.localtime(label.published_at)),
                 escape(shown(label.source)),
                 escape(shown(label.label)),
                 f"[green]{label.score:.1%}[/]" if label.score >= 0.5 else f"[dim]{label.score:.1%}[/]",
                 f"{_age(label) * 1000:.0f} ms",
             )
-        return table
+        return made
 
 
 class DemoView:

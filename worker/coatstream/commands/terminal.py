@@ -1,9 +1,21 @@
-"""Text from strangers on somebody's terminal: names of files, sources, errors. Prints nothing itself."""
+"""What commands print: text from strangers made harmless, tables, times, JSON lines, one line on stderr."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_WIDE: Final = 1000  # characters: without a terminal a row is one line, for grep and awk
 
 
 def shown(text: str) -> str:
-    """`text` with whatever is not plain to see as an escape: control characters (which steer a terminal), line breaks,
-    and the marks that reverse the direction of writing.
+    """`text` with an escape for each character that is not plain to see: control characters (they steer a terminal),
+    line breaks, and the marks that reverse the direction of writing.
     """
     if text.isprintable():
         return text
@@ -15,7 +27,7 @@ def shown(text: str) -> str:
 def shown_json(text: str) -> str:
     """The same JSON on one line, with such characters as JSON escapes.
 
-    Valid JSON has them in strings only, save for white space between tokens.
+    Valid JSON has them only in strings and as white space between tokens.
     """
     if text.isprintable():
         return text
@@ -27,3 +39,50 @@ def _in_json(character: str) -> str:
         return " "
     utf16 = character.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{utf16[at : at + 2].hex()}" for at in range(0, len(utf16), 2))
+
+
+def print_json(document: object) -> None:
+    """One line of JSON, at once."""
+    print(json.dumps(document), flush=True)
+
+
+def complain(text: str) -> None:
+    """One line on stderr."""
+    print(f"coatstream: {text}", file=sys.stderr, flush=True)
+
+
+def wide_console() -> Console:
+    """The terminal; without one as wide as any row."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _WIDE
+    return console
+
+
+def table(*columns: str, right: Sequence[str] = (), header: bool = True) -> Table:
+    """A table without lines; the columns named in `right` hold numbers."""
+    made = Table(box=None, pad_edge=False, show_header=header)
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return made
+
+
+def print_rows(made: Table, rows: Iterable[Sequence[str]], *, empty: str) -> None:
+    """Fill the table and print it; `empty` is printed where there are no rows. The cells may be from strangers."""
+    for row in rows:
+        made.add_row(*(Text(shown(cell)) for cell in row))
+    wide_console().print(made if made.row_count else empty)
+
+
+def date_and_time(moment: float) -> str:
+    """Local time of a Unix time: `2026-11-29 14:05:09`."""
+    return f"{_local(moment):%Y-%m-%d %H:%M:%S}"
+
+
+def time_of_day(moment: float) -> str:
+    """Local time of a Unix time, to the millisecond: `14:05:09.123`."""
+    return f"{_local(moment):%H:%M:%S.%f}"[:-3]
+
+
+def _local(moment: float) -> datetime:
+    return datetime.fromtimestamp(moment, UTC).astimezone()

@@ -1,12 +1,11 @@
 """`coatstream watch`: labels or events as they are published, one line each."""
 
-import os
 import random
-import sys
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
-from typing import Any, Protocol, TypeVar
+from datetime import datetime
+from typing import Any, Final, Protocol, TypeVar
 
 from rich.console import Console
 from rich.text import Text
@@ -15,17 +14,21 @@ from coatstream.broker.connection import Client, connect
 from coatstream.broker.fleet_keys import fleet_keys
 from coatstream.broker.keys import queues_of
 from coatstream.broker.preflight import check_server, check_types
-from coatstream.commands.terminal import shown, shown_json
-from coatstream.errors import Backoff, RedisUnavailable
+from coatstream.commands.exit_codes import discard_stdout
+from coatstream.commands.terminal import complain, shown, shown_json, time_of_day
+from coatstream.errors import Backoff, ConfigError, RedisUnavailable
 from coatstream.results.events.reader import EventReader, PublishedEvent
 from coatstream.results.labels import LabelReader, PublishedLabel
 from coatstream.settings.model import SettingsTree
 
 RETRY = Backoff(first=0.05, longest=2.0)
 LONGEST_BLOCK = 1.0  # seconds
+_ENTRY: Final = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
+_AGO: Final = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([smhd])", re.ASCII)
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
-class _Published(Protocol):
+class _Item(Protocol):
     @property
     def source(self) -> str: ...
 
@@ -33,45 +36,74 @@ class _Published(Protocol):
     def document(self) -> str: ...
 
 
-_ItemT = TypeVar("_ItemT", bound=_Published)
+_ItemT = TypeVar("_ItemT", bound=_Item)
 
 
-def run_watch(settings: SettingsTree, *, source: str | None, count: int, as_json: bool, events: bool = False) -> int:
-    """Follow the labels stream, or that of events, from now on, until `count` (0: for ever) were shown, Ctrl-C, or
-    nobody reads. 0.
+def run_watch(
+    settings: SettingsTree,
+    *,
+    source: str | None,
+    count: int,
+    as_json: bool,
+    events: bool = False,
+    since: str | None = None,
+) -> int:
+    """Follow the labels stream, or that of events, from `since` (None: from now) until `count` lines (0: for ever),
+    Ctrl-C, or a closed stdout. 0.
 
-    Raises ConfigError, and RedisUnavailable where Redis cannot be reached at the start; later that is waited for.
+    Raises ConfigError, and RedisUnavailable where Redis cannot be reached at the start; later it waits for Redis.
     """
+    after = None if since is None else entry_before(since, now=time.time())
     block = min(LONGEST_BLOCK, settings.redis.socket_timeout / 5)
     with connect(settings.redis) as client:
         check_server(client, settings.redis)
-        show = _events(client, settings, block) if events else _labels(client, settings, block)
+        read, line = (_events if events else _labels)(client, settings, after, block)
         try:
-            show(source, count, as_json)
+            _show(read, line, source=source, count=count, as_json=as_json)
         except KeyboardInterrupt:
             pass
         except BrokenPipeError:  # `coatstream watch | head`; typer would make it exit code 1
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+            discard_stdout()
     return 0
 
 
-_Show = Callable[[str | None, int, bool], None]
+def entry_before(since: str, *, now: float) -> str:
+    """The id that comes before all entries since then. Raises ConfigError.
+
+    `since` is an age (`10m`), an ISO date and time (local where it names no zone), or an entry's id.
+    """
+    if _ENTRY.fullmatch(since):
+        return since
+    try:
+        if ago := _AGO.fullmatch(since):
+            moment = now - float(ago[1]) * _UNITS[ago[2]]
+        else:
+            moment = datetime.fromisoformat(since).timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise ConfigError(
+            f"--since {shown(since)}: give an age such as 90s, 10m, 2h or 1d, a date and time such as "
+            "2026-11-29T14:00, or the id of an entry"
+        ) from None
+    return f"{max(1, int(moment * 1000)) - 1}-{2**64 - 1}"
 
 
-def _labels(client: Client, settings: SettingsTree, block: float) -> _Show:
+_Feed = tuple[Callable[[], Sequence[Any]], Callable[[Any], Text]]  # reads the next items, makes a line of one
+
+
+def _labels(client: Client, settings: SettingsTree, after: str | None, block: float) -> _Feed:
     streams = sorted({queue.labels for queue in queues_of(settings)})
     check_types(client, dict.fromkeys(streams, "stream"))
-    reader = LabelReader(client, streams, after=None, block=block)
+    reader = LabelReader(client, streams, after=after, block=block)
     reader.start()
-    return lambda source, count, as_json: _show(reader.read, _line, source=source, count=count, as_json=as_json)
+    return reader.read, _label_line
 
 
-def _events(client: Client, settings: SettingsTree, block: float) -> _Show:
+def _events(client: Client, settings: SettingsTree, after: str | None, block: float) -> _Feed:
     stream = fleet_keys(settings).events
     check_types(client, {stream: "stream"})
-    reader = EventReader(client, stream, block=block)
+    reader = EventReader(client, stream, after=after, block=block)
     reader.start()
-    return lambda source, count, as_json: _show(reader.read, _event_line, source=source, count=count, as_json=as_json)
+    return reader.read, _event_line
 
 
 def _show(
@@ -106,7 +138,7 @@ def _follow(read: Callable[[], Sequence[_ItemT]]) -> Iterator[_ItemT]:
             items = read()
         except RedisUnavailable as trouble:
             if not failures:
-                print(f"coatstream: {shown(str(trouble))}; trying again until it is back", file=sys.stderr, flush=True)
+                complain(f"{shown(str(trouble))}; trying again until it is back")
             time.sleep(RETRY.delay(failures, rng))
             failures += 1
         else:
@@ -114,10 +146,10 @@ def _follow(read: Callable[[], Sequence[_ItemT]]) -> Iterator[_ItemT]:
             yield from items
 
 
-def _line(label: PublishedLabel) -> Text:
+def _label_line(label: PublishedLabel) -> Text:
     """When it was published, source, label, score, and the frame's age at that time."""
     return Text.assemble(
-        (_clock(label.published_at), "dim"),
+        (time_of_day(label.published_at), "dim"),
         "  ",
         (f"{shown(label.source):<16}", "cyan"),
         "  ",
@@ -131,7 +163,7 @@ def _event_line(event: PublishedEvent) -> Text:
     """When it happened, source, what, and what is to say of it."""
     what, more = _told(event.kind, event.detail)
     return Text.assemble(
-        (_clock(event.at), "dim"),
+        (time_of_day(event.at), "dim"),
         "  ",
         (f"{shown(event.source):<16}", "cyan"),
         "  ",
@@ -157,8 +189,3 @@ def _told(kind: str, detail: Any) -> tuple[str, str]:
 
 def _number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else float("nan")
-
-
-def _clock(moment: float) -> str:
-    """Local time of day, to the millisecond."""
-    return f"{datetime.fromtimestamp(moment, UTC).astimezone():%H:%M:%S.%f}"[:-3]

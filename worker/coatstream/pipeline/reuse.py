@@ -27,7 +27,7 @@ _EAGER: Final = 5  # so many times the share is checked before
 _CLEAN: Final = 100  # clean comparisons at the next wider step until it is tried
 _CLEAN_MOST: Final = 3200  # each time that widening was a mistake, the next takes twice as many
 _TRUSTED: Final = 150  # remembered checks at the widest step until earlier failures are forgotten
-_LEAD: Final = 0.1  # that the first label's score must have over the second's: bench/change_gate.py
+_LEAD: Final = 0.1  # that the first label's score must have over the second's: python -m bench gate
 _PENDING: Final = 64  # checks on their way through the engine; a frame that never comes back must not pile up
 
 _Thumbnail = NDArray[np.int16]

@@ -7,32 +7,28 @@ model's own floating-point operations make up. A survey runs every case; then th
 the base in rounds of their own. What they say of real pictures is compared, too.
 """
 
-import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.resources import as_file, files
 from multiprocessing.synchronize import Event
 from statistics import median
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import SecretStr
 
-from bench.child import Child, burner, child
-from bench.contender import Contender, Layout, Limits, Sample, gpu_words, limits
-from coatstream.cameras.capture.camera import Camera
+from coatstream.commands.bench.child import Child, burner, child
+from coatstream.commands.bench.contender import Contender, Layout, Limits, Sample, gpu_words, limits
+from coatstream.commands.bench.photos import photos
 from coatstream.commands.bench.report import Figure, Report, Run, Value, figure, interleave, machine, ratio
 from coatstream.engine.backends.pytorch import device_of
 from coatstream.engine.cores import usable_cores
 from coatstream.errors import ConfigError, EngineError
-from coatstream.frames.decoding import decode
 from coatstream.frames.frame import InputSpec, Pixels
 from coatstream.frames.model import ModelInfo
 from coatstream.frames.resizing import prepare
-from coatstream.settings.model import CameraSettings, ModelSettings, QueueSettings, SettingsTree
+from coatstream.settings.model import ModelSettings, SettingsTree
 
 SIZES: Final = (1, 2, 4, 8, 16, 32)
 ENGINES: Final = ("fused", "openvino")  # beside eager; compile takes minutes and is measured where it is asked for
@@ -131,6 +127,14 @@ def run_bench_engine(
     return 0
 
 
+def sizes_of(text: str) -> tuple[int, ...]:
+    """Batch sizes of a list such as `1,4,8`. Raises ConfigError."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and 1 <= int(word) <= 1024 for word in words):
+        raise ConfigError(f"--sizes {text!r} is no list of batch sizes such as 1,4,8")
+    return tuple(map(int, words))
+
+
 def parse(engines: Iterable[str]) -> tuple[Asked, ...]:
     """`fused` is fused in float32 and bfloat16, `fused:fp16` that alone; the base comes first, asked for or not.
 
@@ -158,7 +162,7 @@ def layouts(cores: int, *, on_cpu: bool) -> tuple[Layout, ...]:
 
 
 @contextmanager
-def _bench(model: ModelSettings, wanted: Sequence[Asked], sizes: tuple[int, ...]) -> Iterator["_Bench"]:
+def _bench(model: ModelSettings, wanted: Sequence[Asked], sizes: tuple[int, ...]) -> Iterator["EngineBench"]:
     """All engines that can be had, loaded; a line for each that cannot. Raises EngineError where the base cannot."""
     if model.weights == "hub":  # speed does not depend on weights, and no download shall
         model = model.model_copy(update={"weights": "random", "labels": None})
@@ -178,7 +182,7 @@ def _bench(model: ModelSettings, wanted: Sequence[Asked], sizes: tuple[int, ...]
             report.add(case=name, left_out=why)
         base = sides[0]
         gflop: float = base.child.call("gflop", base.layouts[0], within=SLICE)
-        yield _Bench(report, sides, stack.enter_context(child("limits", Limits, base.info.device)), gflop)
+        yield EngineBench(report, sides, stack.enter_context(child("limits", Limits, base.info.device)), gflop)
 
 
 def _side(stack: ExitStack, model: ModelSettings, asked: Asked, sizes: tuple[int, ...], *, tuned: bool) -> Side:
@@ -194,7 +198,7 @@ def _side(stack: ExitStack, model: ModelSettings, asked: Asked, sizes: tuple[int
 
 
 @dataclass(slots=True)
-class _Bench:
+class EngineBench:
     """The report, the engines (the base first), the limits, and what one picture takes."""
 
     report: Report
@@ -339,20 +343,7 @@ def _disturbed(case: Case, burning: Event, cores: list[float], seconds: float) -
 
 def pictures(spec: InputSpec) -> Pixels:
     """uint8 [n, height, width, 3] RGB at the model's size: the package's photos, and frames of its clip."""
-    return np.stack([prepare(picture, spec) for picture in _photos()])
-
-
-def _photos() -> Iterator[Pixels]:
-    bounds = QueueSettings()
-    with as_file(files("coatstream") / "assets") as assets:
-        for photo in sorted(assets.glob("*.png")):
-            yield decode(photo.read_bytes(), max_bytes=bounds.max_bytes, max_pixels=bounds.max_pixels)
-        clip = CameraSettings(
-            name="clip", url=SecretStr(str(assets / "cockatoo_360p.mp4")), fps=CLIP_FPS, realtime=False
-        )
-        with closing(Camera(clip, prepare=lambda pixels: pixels).frames(threading.Event())) as frames:
-            for frame in frames:
-                yield frame.pixels
+    return np.stack([prepare(picture, spec) for picture in photos(clip_fps=CLIP_FPS)])
 
 
 def differences(reference: NDArray[np.float32], others: NDArray[np.float32]) -> dict[str, Value]:

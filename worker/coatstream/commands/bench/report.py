@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Final, Literal, TypeVar
 
 from pydantic import SecretStr
@@ -52,6 +52,11 @@ class Figure:
 def figure(samples: Sequence[float]) -> Figure:
     """The median of some samples and how far they spread. Raises statistics.StatisticsError where there are none."""
     return Figure(median(samples), min(samples), max(samples))
+
+
+def percentile(samples: Sequence[float], percent: int) -> float:
+    """By linear interpolation, within what was measured."""
+    return quantiles(samples, n=100, method="inclusive")[percent - 1] if len(samples) > 1 else samples[0]
 
 
 def ratio(samples: Sequence[float], others: Sequence[float]) -> Figure:
@@ -141,7 +146,7 @@ class Report:
         with Progress(
             *columns, console=self._console, auto_refresh=False, transient=True, redirect_stdout=False
         ) as bar:
-            yield _shown(bar, what, turns)
+            yield _drawn(bar, what, turns)
 
     def add(self, **values: Value) -> None:
         """One case; a figure `x` becomes `x`, `x_min` and `x_max`."""
@@ -176,7 +181,7 @@ class Report:
         return {name: value for name, value in alike.items() if name != "case" and isinstance(value, str | int | float)}
 
 
-def _shown(bar: Progress, what: str, turns: Sequence[T]) -> Iterator[T]:
+def _drawn(bar: Progress, what: str, turns: Sequence[T]) -> Iterator[T]:
     task = bar.add_task(what, total=len(turns))
     for done, turn in enumerate(turns):
         bar.update(task, completed=done, description=f"{what}: {turn}", refresh=True)

@@ -1,4 +1,4 @@
-"""The reader's side of the events stream: what is said, from now on. Retries nothing."""
+"""The reader's side of the events stream: what is said, from a given entry on. Retries nothing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -33,14 +33,15 @@ class PublishedEvent:
 class EventReader:
     """Reads on where it left off, also after a failure. Used from one thread.
 
+    after  the entry after which reading begins; None: after the newest one, which the first call finds out
     block  seconds to wait for something new; less than the connection's socket timeout
     """
 
-    def __init__(self, client: Client, stream: str, *, block: float) -> None:
+    def __init__(self, client: Client, stream: str, *, block: float, after: str | None = None) -> None:
         self._client = client
         self._stream = stream
         self._block = max(1, int(block * 1000))
-        self._after: str | None = None
+        self._after = after
 
     def start(self) -> str:
         """Reading begins after what is there now; that entry. Raises RedisUnavailable."""

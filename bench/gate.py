@@ -1,6 +1,6 @@
 """What the change gate saves and how often its labels are wrong, on real clips with real weights.
 
-    python bench/change_gate.py [--vtest PATH] [--cache FOLDER] [--minutes N] [--difference N]
+    python -m bench gate [--vtest PATH] [--cache FOLDER] [--minutes N] [--difference N]
 
 Each clip is looped as a camera of 5 frames a second for some minutes of its own time (nobody waits). Every picture is
 classified by EfficientNet-Lite0, so the gate's answers can be compared with the truth, the first label of the frame's
@@ -13,7 +13,6 @@ move: the flower pot is filmed by hand, and people never stop crossing the campu
 vtest.avi that nobody walks through, seen by a fixed camera with its own noise: for one of them the model has a word.
 """
 
-import argparse
 import random
 import subprocess
 import sys
@@ -23,12 +22,10 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
+import typer
 from coatstream.cameras.capture.vitals import measure
 from coatstream.engine.loading import load_engine
 from coatstream.engine.model.lite0 import ARCHITECTURE, PACKAGE
@@ -41,6 +38,7 @@ from coatstream.pipeline.reuse import Gate
 from coatstream.settings.model import BatchSettings, ModelSettings, ReuseSettings
 
 FPS = 5.0
+CACHE = Path(tempfile.gettempdir()) / "coatstream-clips"
 VTEST = Path("/usr/share/doc/opencv-doc/examples/data/vtest.avi")
 BATCH = 8
 
@@ -91,23 +89,22 @@ class Run:
     gate_seconds: float  # for one frame
 
 
-def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--vtest", type=Path, default=VTEST, help="vtest.avi of Debian's opencv-doc")
-    options.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "coatstream-clips")
-    options.add_argument("--minutes", type=float, default=10.0, help="of each camera's own time")
-    options.add_argument("--difference", type=float, default=ReuseSettings().difference)
-    chosen = options.parse_args()
+def main(
+    vtest: Annotated[Path, typer.Option(metavar="FILE", help="vtest.avi of Debian's opencv-doc.")] = VTEST,
+    cache: Annotated[Path, typer.Option(metavar="FOLDER")] = CACHE,
+    minutes: Annotated[float, typer.Option(help="Of each camera's own time.")] = 10.0,
+    difference: float = ReuseSettings().difference,
+) -> None:
     model = ModelSettings(name=ARCHITECTURE, weights=f"package:{PACKAGE}", device="cpu", threads=1, streams=1)
     engine = load_engine(model, BatchSettings(max_size=BATCH))
     engine.warm_up()
-    settings = ReuseSettings(enabled=True, difference=chosen.difference)
+    settings = ReuseSettings(enabled=True, difference=difference)
     for clip in CLIPS:
-        path = chosen.vtest if clip.package is None else _fetched(clip.package, clip.file, chosen.cache)
+        path = vtest if clip.package is None else _fetched(clip.package, clip.file, cache)
         if path is None or not path.is_file():
             print(f"{clip.name:<20} skipped: {clip.file} of {clip.package or 'opencv-doc'} is not here", flush=True)
             continue
-        _say(clip, path, engine, settings, chosen.minutes)
+        _say(clip, path, engine, settings, minutes)
 
 
 def _say(clip: Clip, path: Path, engine: Engine, settings: ReuseSettings, minutes: float) -> None:
@@ -223,7 +220,3 @@ def _run(pictures: list[Picture], fps: float, settings: ReuseSettings, minutes: 
         difference=stats.difference,
         gate_seconds=spent / count,
     )
-
-
-if __name__ == "__main__":
-    main()

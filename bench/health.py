@@ -1,39 +1,37 @@
 """Where the thresholds of worker/coatstream/cameras/health.py come from: what real pictures measure, clear and spoilt.
 
-    python bench/picture_health.py PATH...
+    python -m bench health PATH...
 
 Each path is a picture, a clip (twelve frames of it are taken) or a folder of them. The figures of that docstring were
 made with the photos of scikit-image's wheel and of Debian's opencv-doc, vtest.avi of the latter, and the clips that
-bench/change_gate.py fetches. Printed for each way of spoiling: the share of pictures that are taken for black and for
+`python -m bench gate` fetches. Printed for each way of spoiling: the share of pictures that are taken for black and for
 covered, and over all pictures the 2nd, 50th and 98th percentile of the thumbnail's spread, of its steps in the middle
 (each picture's 98th percentile; both in grey levels), of the sharpness, and of the sharpness for its contrast.
 """
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from numpy.typing import NDArray
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
+import typer
 from coatstream.cameras.capture.vitals import measure
 from coatstream.cameras.health import _is_black, _is_covered, _spread
+from coatstream.errors import ConfigError
 from coatstream.frames.files import expand, is_clip
 from coatstream.frames.frame import Pixels, Vitals
 from coatstream.frames.opencv import cv2
+from numpy.typing import NDArray
 
 FRAMES = 12
 LEAST_SIDE = 200
 RNG = np.random.default_rng(0)
 
 
-def main() -> None:
-    pictures = [picture for path in expand(sys.argv[1:]) for picture in _pictures(Path(path))]
+def main(paths: Annotated[list[str], typer.Argument(metavar="PATH")]) -> None:
+    pictures = [picture for path in expand(paths) for picture in _pictures(Path(path))]
     if not pictures:
-        raise SystemExit(__doc__)
+        raise ConfigError("no picture of 200 x 200 or more, and no clip, is there")
     print(f"{len(pictures)} pictures; 2 %, 50 %, 98 % of each")
     measured: dict[str, list[Vitals]] = {}
     for picture in pictures:
@@ -109,7 +107,3 @@ def _stats(vitals: Vitals) -> tuple[float, float, float, float]:
     steps = np.maximum(np.abs(np.diff(middle, axis=1))[:-1], np.abs(np.diff(middle, axis=0))[:, :-1])
     sharpness = (vitals.sharpness + 0.01) / (vitals.contrast + 1.0) ** 2
     return high - low, float(np.percentile(steps, 98)), vitals.sharpness, sharpness
-
-
-if __name__ == "__main__":
-    main()

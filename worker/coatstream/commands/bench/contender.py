@@ -9,6 +9,9 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch.utils.flop_counter import FlopCounterMode
+
 from coatstream.engine.cores import usable_cores, use_cores
 from coatstream.engine.loading import load_engine
 from coatstream.engine.memory import tune_allocator
@@ -18,8 +21,6 @@ from coatstream.errors import EngineError
 from coatstream.frames.frame import InputSpec, Pixels
 from coatstream.frames.model import ModelInfo
 from coatstream.settings.model import BatchSettings, ModelSettings
-from numpy.typing import NDArray
-from torch.utils.flop_counter import FlopCounterMode
 
 ALL_CLASSES: Final = 1_000_000  # more than any model has
 PARITY_BATCH: Final = 8

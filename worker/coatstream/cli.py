@@ -183,7 +183,8 @@ def watch(
     ] = None,
     json: Json = False,
     count: Annotated[
-        int, number("--count", metavar="COUNT", text="End after as many lines; 0 means at Ctrl-C.", convert=int)
+        int,
+        number("--count", metavar="COUNT", text="End after as many lines; 0 means at Ctrl-C.", least=0, convert=int),
     ] = 0,
 ) -> int:
     """Print labels, or events, as they are published."""

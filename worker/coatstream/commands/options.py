@@ -19,18 +19,20 @@ if TYPE_CHECKING:
 Load = Callable[..., "SettingsTree"]  # (overrides: {dotted key: value, None = not given}) -> the settings
 
 
-def _number(convert: type, least: float, text: Any) -> Any:
+def _number(convert: type, least: float | None, text: Any) -> Any:
     try:
         value = convert(text)
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a{'n integer' if convert is int else ' number'}") from None
-    if not least <= value < float("inf"):
+    if least is not None and not least <= value < float("inf"):
         raise typer.BadParameter(f"{text!r} is not {least:g} or more")
     return value
 
 
-def number(*names: str, metavar: str, text: str, least: float = 0, convert: type = float, default: bool = True) -> Any:
-    """An option that takes a number of at least `least`; its help names what it counts, not a Python type."""
+def number(
+    *names: str, metavar: str, text: str, least: float | None = None, convert: type = float, default: bool = True
+) -> Any:
+    """An option that takes a number (`least` or more); its help names what it counts, not a Python type."""
     parser = partial(_number, convert, least)
     return typer.Option(*names, metavar=metavar, help=text, parser=parser, show_default=default)
 
@@ -41,8 +43,12 @@ def optional(*names: str, metavar: str, text: str) -> Any:
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document a line.")]
-Fps = Annotated[float, number("--fps", metavar="RATE", text="Frames a second of a clip or camera; 0 means all.")]
-EndAfter = Annotated[float, number("--seconds", metavar="SECONDS", text="End after this time; 0 means at Ctrl-C.")]
+Fps = Annotated[
+    float, number("--fps", metavar="RATE", text="Frames a second of a clip or camera; 0 means all.", least=0)
+]
+EndAfter = Annotated[
+    float, number("--seconds", metavar="SECONDS", text="End after this time; 0 means at Ctrl-C.", least=0)
+]
 Measuring = Annotated[float, number("--seconds", metavar="SECONDS", text="Time to measure each figure.", least=0.2)]
 Source = Annotated[str | None, optional("--source", metavar="NAME", text="Only this source.")]
 DeadStream = Annotated[str | None, optional("--stream", metavar="NAME", text="Only this queue; default: all of them.")]

@@ -1,5 +1,7 @@
 """The sentences that docs/performance.md opens with: what a user gains, each with its figure and its command."""
 
+from typing import Any
+
 from bench.bars import Results, number
 
 OPENING = """## What you gain
@@ -14,7 +16,9 @@ def gains(results: Results) -> str:
     said = [text for gain in (_speed, _delay, _cost, _start) if (text := gain(results))]
     if not said:
         return ""
-    machine = next((line["machine"] for run in results.runs() for line in results.of(run) if "machine" in line), {})
+    machine: dict[str, Any] = next(
+        (line["machine"] for run in results.runs() for line in results.of(run) if "machine" in line), {}
+    )
     parts = [f"{machine['cores']} cores" if "cores" in machine else "", machine.get("cpu"), machine.get("gpu")]
     return OPENING.format(gains="\n".join(said), place=", ".join(filter(None, parts)))
 

@@ -21,7 +21,7 @@ from coatstream.frames.frame import Label, Prediction, Receipt, ScoredLabel
 from coatstream.frames.model import ModelInfo
 from coatstream.results.documents import Encode, encode
 from coatstream.results.outcomes import Published
-from coatstream.results.settler import Settler
+from coatstream.results.settler import Settler, SettlingTerms
 from coatstream.settings.model import RedisSettings, ResultsSettings, SettingsTree
 from pydantic import SecretStr
 
@@ -115,17 +115,9 @@ class Documents:
 
 def settler_of(client: Client, settings: SettingsTree, encode: Encode = encode) -> Settler:
     """As a worker has it."""
-    return Settler(
-        client,
-        queues_of(settings),
-        limits=settings.queue,
-        results=settings.results,
-        model=_MODEL,
-        worker=_WORKER,
-        name="bench",
-        fences=fleet_keys(settings).fences,
-        encode=encode,
-    )
+    keys = fleet_keys(settings)
+    terms = SettlingTerms(queues_of(settings), settings.queue, settings.results, _WORKER, keys.fences)
+    return Settler(client, terms, model=_MODEL, name="bench", encode=encode)
 
 
 def _take_turns(

@@ -13,14 +13,15 @@ from coatstream.cameras.fleet.metrics import FleetCollector
 from coatstream.cameras.fleet.stats import FleetStats
 from coatstream.cameras.metrics import CameraCollector
 from coatstream.engine.backends.noop import NoopEngine
-from coatstream.frames.model import ModelInfo
 from coatstream.pipeline.cost import BatchCost
-from coatstream.pipeline.metrics import BatchCollector, EngineCollector
+from coatstream.pipeline.metrics import PipelineMetrics
 from coatstream.pipeline.policy import BatchPolicy
+from coatstream.queue.metrics import QueueMetrics
 from coatstream.results import documents
 from coatstream.results.events import documents as events
 from coatstream.results.events.metrics import EventCollector
 from coatstream.results.events.publisher import EventStats
+from coatstream.results.metrics import SettlementMetrics
 from coatstream.settings import keys
 from coatstream.settings.model import CameraSettings, QueueEntry, Section, SettingsTree
 from coatstream.telemetry.ledger import Ledger
@@ -159,15 +160,15 @@ def result_schemas() -> dict[str, dict[str, Any]]:
 def every_metric() -> CollectorRegistry:
     """A registry with all that a worker shows."""
     registry = CollectorRegistry()
+    PipelineMetrics(registry).warm(NoopEngine("noop", (1,)), BatchPolicy(BatchCost.of({1: 1.0}), 1))
+    QueueMetrics(registry)
+    SettlementMetrics(registry)
     metrics = Metrics(registry)
-    metrics.model(ModelInfo("a", "b", "c", "d", "e", 0))
     metrics.build(version="1", worker="w")
     metrics.expose(Ledger(), Status(stall_after=1))
     registry.register(CameraCollector(lambda: ()))
     registry.register(FleetCollector(FleetStats))
     registry.register(EventCollector(lambda: EventStats({}, {}, {}, {}, 0, 0)))
-    registry.register(BatchCollector(BatchPolicy(BatchCost.of({1: 1.0}), 1).stats))
-    registry.register(EngineCollector(NoopEngine("noop", (1,))))
     return registry
 
 

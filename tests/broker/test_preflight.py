@@ -321,5 +321,5 @@ class TestUsage:
 
         async with working(tree, FixedEngine()) as (service, _):
             await until(lambda: admin.hexists("labels:latest", "door") and admin.hexists("cameras:states", "door"))
-            assert service.status.redis_is_up()
-            assert service.status.unready_because() == []
+            assert service.telemetry.status.redis_is_up()
+            assert service.telemetry.status.unready_because() == []

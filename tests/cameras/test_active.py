@@ -15,7 +15,7 @@ import pytest
 from coatstream.broker.connection import Client
 from coatstream.broker.embedded import EmbeddedServer
 from coatstream.broker.fleet_keys import FleetKeys
-from coatstream.cameras.active import Cameras, demand
+from coatstream.cameras.active import Cameras, Ward, demand
 from coatstream.cameras.fleet.registry import Registry
 from coatstream.cameras.fleet.tenure import Tenure
 from coatstream.cameras.process.forkserver import ForkServer
@@ -23,12 +23,12 @@ from coatstream.engine.backends.noop import NoopEngine
 from coatstream.errors import ConfigError, EngineBroken
 from coatstream.pipeline.intake import Intake
 from coatstream.pipeline.mailbox import Mailbox
+from coatstream.pipeline.metrics import PipelineMetrics
 from coatstream.results.events.publisher import EventPublisher
 from coatstream.service import Service
 from coatstream.settings.model import CameraSettings
-from coatstream.telemetry.ledger import Ledger
-from coatstream.telemetry.metrics import Metrics
 from coatstream.telemetry.status import Status
+from coatstream.telemetry.telemetry import Telemetry
 from prometheus_client import CollectorRegistry
 
 from tests.service.test_story import settings, until, working
@@ -209,7 +209,7 @@ async def test_the_api_and_the_metrics_tell_of_each_camera_and_no_secret(client:
 
     async with working(settings(redis_url, cameras=[LIVE, dead]), FixedEngine()) as (service, ready):
         await until(lambda: client.hexists("labels:latest", "live"))
-        await until(lambda: service.status.sources()["dead"].state == "down")
+        await until(lambda: service.telemetry.status.sources()["dead"].state == "down")
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{ready.port}") as http:
             cameras = {camera["name"]: camera for camera in (await http.get("/api/cameras")).json()}
             metrics = (await http.get("/metrics")).text
@@ -220,7 +220,7 @@ async def test_the_api_and_the_metrics_tell_of_each_camera_and_no_secret(client:
     assert 'coatstream_camera_down{reason="unreachable",source="dead"} 1.0' in metrics
     assert "coatstream_fleet_held_cameras 2.0" in metrics
     assert "hunter2" not in metrics + json.dumps(cameras)
-    assert service.ledger.snapshot()["live"].in_flight == 0
+    assert service.telemetry.ledger.snapshot()["live"].in_flight == 0
 
 
 async def test_two_workers_do_not_read_one_camera(client: Client, redis_url: str) -> None:
@@ -228,7 +228,9 @@ async def test_two_workers_do_not_read_one_camera(client: Client, redis_url: str
     tree = settings(redis_url, cameras=cameras, fleet={"lease": 2})
 
     async with working(tree, FixedEngine()) as (first, _), working(tree, FixedEngine()) as (second, _):
-        await until(lambda: len(first.status.sources()) == 3 and len(second.status.sources()) == 3)  # and the queue
+        await until(
+            lambda: len(first.telemetry.status.sources()) == 3 and len(second.telemetry.status.sources()) == 3
+        )  # and the queue
 
     fences: dict[str, dict[int, str]] = {}
     for _, fields in client.xrange("labels"):
@@ -246,37 +248,31 @@ class Impatient(random.Random):
 
 
 @asynccontextmanager
-async def desk(client: Client, **tree: Any) -> AsyncIterator[Cameras]:
+async def desk(client: Client, **sections: Any) -> AsyncIterator[tuple[Cameras, Status]]:
     """Cameras without a fleet: a test says which there are."""
-    ledger, status, lost = Ledger(), Status(stall_after=60), threading.Event()
-    mailbox = Mailbox(8, on_replaced=lambda frame: None)
-    status.redis_up("start")
-    event_publisher = EventPublisher(client, FleetKeys(), settings("redis://", **tree).events, worker="me")
-    cameras: Cameras
-    intake = Intake(
-        mailbox,
-        ledger,
-        status,
-        on_state=lambda *change: cameras.on_state(*change),  # noqa: PLW0108 - it is made later
-        rng=Impatient(),
-    )
+    tree = settings("redis://", **sections)
+    telemetry, lost = Telemetry.of(tree), threading.Event()
+    mailbox = Mailbox(8, telemetry.ledger)
+    telemetry.status.redis_up("start")
+    event_publisher = EventPublisher(client, FleetKeys(), tree.events, worker="me")
+    intake = Intake(mailbox, telemetry, rng=Impatient())
     with ExitStack() as stack:
+        wards: dict[str, Ward] = {}
         cameras = Cameras(
-            settings("redis://", **tree),
+            tree,
             spec=SPEC,
             labels=FixedEngine().labels,
             fork_server=stack.enter_context(ForkServer(SPEC)),
             intake=intake,
             event_publisher=event_publisher,
-            ledger=ledger,
-            status=status,
-            metrics=Metrics(CollectorRegistry()),
-            policies={},
+            telemetry=telemetry,
+            metrics=PipelineMetrics(CollectorRegistry()),
+            wards=wards,
         )
         thread = threading.Thread(target=event_publisher.run, args=(lost,))
         thread.start()
         try:
-            yield cameras
+            yield cameras, telemetry.status
         finally:
             mailbox.close()
             assert await intake.halt(within=10) == []
@@ -290,9 +286,9 @@ async def test_a_camera_that_was_down_before_it_became_ours_is_said_to_be_and_it
     camera = CameraSettings.model_validate({"name": "yard", "url": "rtsp://127.0.0.1:9/stream", "open_timeout": 2})
     tenure = Tenure()
 
-    async with desk(client, tags={"lost_after": 0.5}) as cameras:
+    async with desk(client, tags={"lost_after": 0.5}) as (cameras, status):
         cameras.start(camera, tenure)
-        await until(lambda: [view.status.state for view in cameras.views() if view.status] == ["down"])
+        await until(lambda: [source.state for source in status.sources().values()] == ["down"])
         assert client.exists("events") == 0  # another worker speaks for it
         tenure.grant(7, until=float("inf"))
         cameras.tick()
@@ -321,7 +317,7 @@ async def test_what_was_read_is_labelled_before_another_worker_gets_the_camera(c
         await asyncio.wait_for(run, 30)
         await until(lambda: client.hget("cameras:fences", "clip") != fence)
 
-    account = slow.ledger.snapshot()["clip"]
+    account = slow.telemetry.ledger.snapshot()["clip"]
     assert slow.drained
     assert account.published == account.received > 16
 
@@ -341,10 +337,10 @@ async def test_a_server_that_goes_away_while_the_model_is_loaded_is_waited_for(
     run = asyncio.create_task(service.run(stop))
     try:
         await asyncio.wait([run, asyncio.ensure_future(ready.wait())], timeout=20, return_when=asyncio.FIRST_COMPLETED)
-        assert service.status.unready_because()
+        assert service.telemetry.status.unready_because()
     finally:
         redis_server.process.send_signal(signal.SIGCONT)
-    await until(lambda: client.hexists("labels:latest", "live") and not service.status.unready_because())
+    await until(lambda: client.hexists("labels:latest", "live") and not service.telemetry.status.unready_because())
     stop.set()
     await asyncio.wait_for(run, 30)
 
@@ -371,9 +367,10 @@ async def test_without_the_right_to_events_a_worker_is_ready_and_hands_its_queue
     tree = settings(url, fleet={"local": True}, drain={"timeout": 3600})
     try:
         async with working(tree, FixedEngine()) as (service, _):
+            registry = service.telemetry.metrics.registry
             await until(lambda: client.xlen("labels") > 5)
-            await until(lambda: service.metrics.redis_errors._value.get() > 0)
-            assert service.status.unready_because() == []
+            await until(lambda: bool(registry.get_sample_value("coatstream_redis_errors_total")))
+            assert service.telemetry.status.unready_because() == []
     finally:
         client.execute_command("ACL", "DELUSER", "mute")
 
@@ -404,8 +401,8 @@ async def test_a_folders_labels_name_their_files_and_a_bad_one_is_said(
     folder = {"name": "drop", "url": f"{tmp_path}/", "backlog": True}
 
     async with working(settings(redis_url, cameras=[folder]), FixedEngine()) as (service, _):
-        await until(lambda: service.ledger.snapshot()["drop"].published == 1)
-        await until(lambda: service.ledger.snapshot()["drop"].dead.total() == 1)
+        await until(lambda: service.telemetry.ledger.snapshot()["drop"].published == 1)
+        await until(lambda: service.telemetry.ledger.snapshot()["drop"].dead.total() == 1)
 
     assert newest(client, "drop")["meta"] == {"file": "well.jpg"}
     assert "broken.jpg" in capsys.readouterr().out
@@ -415,7 +412,12 @@ async def test_a_folder_in_which_nothing_happens_is_live(client: Client, redis_u
     folder = {"name": "drop", "url": f"{tmp_path}/"}
 
     async with working(settings(redis_url, cameras=[folder]), FixedEngine()) as (service, _):
-        await until(lambda: "drop" in service.status.sources() and service.status.sources()["drop"].state == "live")
+        await until(
+            lambda: (
+                "drop" in service.telemetry.status.sources()
+                and service.telemetry.status.sources()["drop"].state == "live"
+            )
+        )
 
     assert client.xlen("labels") == 0
 

@@ -17,7 +17,7 @@ from coatstream.broker.connection import Client
 from coatstream.commands import enqueue as command
 from coatstream.frames.decoding import decode
 from coatstream.frames.encoding import encode_jpeg
-from coatstream.queue.entry import Entry, parse
+from coatstream.queue.entry import FrameEntry, parse
 from coatstream.queue.producing.admission import MAX_ENTRIES
 
 from tests.support.cameras.http import HttpCamera
@@ -58,7 +58,7 @@ def folder(tmp_path: Path, jpeg: bytes) -> Path:
     return root
 
 
-def entries(client: Client) -> list[Entry]:
+def entries(client: Client) -> list[FrameEntry]:
     return [parse(entry_id.decode(), fields) for entry_id, fields in client.xrange("frames")]
 
 

@@ -3,11 +3,8 @@ from typing import Any
 
 import pytest
 import yaml
-from coatstream.pipeline.metrics import EngineCollector
-from coatstream.telemetry.metrics import Metrics
-from prometheus_client import CollectorRegistry
 
-from tests.support.doubles import FixedEngine
+from docs.tables import every_metric
 from tests.support.paths import ROOT
 
 FILE = ROOT / "deploy" / "prometheus" / "alerts.yaml"
@@ -22,10 +19,7 @@ def names(rules: list[dict[str, Any]]) -> list[str]:
 
 @pytest.mark.parametrize("rule", RULES, ids=names(RULES))
 def test_a_rule_watches_metrics_that_the_worker_has(rule: dict[str, Any]) -> None:
-    registry = CollectorRegistry()
-    Metrics(registry)
-    registry.register(EngineCollector(FixedEngine()))
-    scraped = {sample.name for family in registry.collect() for sample in family.samples}
+    scraped = {sample.name for family in every_metric().collect() for sample in family.samples}
 
     watched = set(re.findall(r"coatstream_\w+", rule["expr"]))
 

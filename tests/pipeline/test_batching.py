@@ -6,12 +6,13 @@ from coatstream.pipeline.batching import LeftBecause, gather, next_batch
 from coatstream.pipeline.cost import BatchCost
 from coatstream.pipeline.mailbox import Mailbox
 from coatstream.pipeline.policy import BatchPolicy
+from coatstream.telemetry.ledger import Ledger
 
 from tests.support.doubles import SettableClock, make_frame
 
 
 def box(clock: SettableClock | None = None) -> Mailbox:
-    return Mailbox(100, on_replaced=lambda frame: None, clock=clock or SettableClock())
+    return Mailbox(100, Ledger(), clock=clock or SettableClock())
 
 
 def put(mailbox: Mailbox, count: int) -> None:

@@ -10,9 +10,9 @@ from coatstream.frames.frame import Frame
 from coatstream.pipeline.batching import Batch, LeftBecause
 from coatstream.pipeline.inference import FramePolicy, Inference, prediction_of
 from coatstream.pipeline.mailbox import QueuedFrame
+from coatstream.pipeline.metrics import PipelineMetrics
 from coatstream.results.outcomes import Buried, Dropped, Outcome, Published
 from coatstream.telemetry.ledger import DropReason
-from coatstream.telemetry.metrics import Metrics
 from coatstream.telemetry.status import Status
 from prometheus_client import CollectorRegistry
 
@@ -25,7 +25,7 @@ def run(
     inference = Inference(
         engine or FixedEngine(),
         policies={"cam": FramePolicy(max_age)},
-        metrics=Metrics(CollectorRegistry()),
+        metrics=PipelineMetrics(CollectorRegistry()),
         status=Status(stall_after=60),
         clock=SettableClock(now),
         monotonic=SettableClock(),
@@ -114,7 +114,7 @@ def test_an_engine_that_hangs_makes_the_worker_unhealthy_until_it_comes_back() -
     engine, clock = FixedEngine(), SettableClock()
     engine.gate.clear()
     status = Status(stall_after=60, monotonic=clock)
-    inference = Inference(engine, policies={}, metrics=Metrics(CollectorRegistry()), status=status)
+    inference = Inference(engine, policies={}, metrics=PipelineMetrics(CollectorRegistry()), status=status)
     batch = Batch([QueuedFrame(make_frame(), "cam", 1_000.0)], LeftBecause.FULL)
     thread = threading.Thread(target=inference.run, args=(batch,))
 

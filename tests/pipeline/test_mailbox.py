@@ -6,29 +6,29 @@ import time
 from typing import Any
 
 import pytest
-from coatstream.frames.frame import Frame
 from coatstream.pipeline.mailbox import Mailbox
+from coatstream.telemetry.ledger import DropReason, Ledger
 
 from tests.support.doubles import SettableClock, make_frame
 
 
-def box(room: int = 2, replaced: list[Frame] | None = None) -> Mailbox:
-    return Mailbox(room, on_replaced=(replaced if replaced is not None else []).append)
+def box(room: int = 2, ledger: Ledger | None = None) -> Mailbox:
+    return Mailbox(room, ledger or Ledger())
 
 
 def ids(mailbox: Mailbox, count: int) -> list[str]:
     return [queued.frame.frame_id for queued in mailbox.take(count)]
 
 
-async def test_a_live_source_keeps_only_its_newest_frame_and_the_older_one_is_reported() -> None:
-    replaced: list[Frame] = []
-    mailbox = box(replaced=replaced)
+async def test_a_live_source_keeps_only_its_newest_frame_and_the_older_ones_are_booked() -> None:
+    ledger = Ledger()
+    mailbox = box(ledger=ledger)
 
     for frame_id in "abc":
         mailbox.put(make_frame(frame_id), reader="cam", live=True)
 
     assert ids(mailbox, 10) == ["c"]
-    assert [frame.frame_id for frame in replaced] == ["a", "b"]
+    assert ledger.total().dropped == {DropReason.REPLACED: 2}
 
 
 async def test_a_source_that_is_not_live_waits_for_room_and_loses_nothing() -> None:
@@ -116,7 +116,7 @@ async def test_frames_from_many_threads_all_arrive_in_order_per_source() -> None
 
 async def test_where_weights_differ_and_frames_are_lost_a_heavy_source_is_taken_more_often() -> None:
     clock = SettableClock(0.0)
-    mailbox = Mailbox(2, on_replaced=lambda frame: None, clock=clock)
+    mailbox = Mailbox(2, Ledger(), clock=clock)
     taken: list[str] = []
 
     for _ in range(400):
@@ -132,7 +132,7 @@ async def test_where_weights_differ_and_frames_are_lost_a_heavy_source_is_taken_
 
 async def test_what_a_batch_leaves_out_stays_and_is_replaced_by_newer_frames() -> None:
     clock = SettableClock(0.0)
-    mailbox = Mailbox(2, on_replaced=lambda frame: None, clock=clock)
+    mailbox = Mailbox(2, Ledger(), clock=clock)
     ages: list[float] = []
 
     for _ in range(400):
@@ -149,7 +149,7 @@ async def test_what_a_batch_leaves_out_stays_and_is_replaced_by_newer_frames() -
 
 async def test_a_batch_does_not_wait_for_what_it_would_leave_out() -> None:
     clock = SettableClock(0.0)
-    mailbox = Mailbox(2, on_replaced=lambda frame: None, clock=clock)
+    mailbox = Mailbox(2, Ledger(), clock=clock)
     for _ in range(50):
         clock.now += 0.01
         for name, weight in (("heavy", 4.0), ("light", 1.0)):
@@ -160,7 +160,7 @@ async def test_a_batch_does_not_wait_for_what_it_would_leave_out() -> None:
 
 async def test_something_is_always_taken_from_a_box_that_is_not_empty() -> None:
     clock = SettableClock(0.0)
-    mailbox = Mailbox(2, on_replaced=lambda frame: None, clock=clock)
+    mailbox = Mailbox(2, Ledger(), clock=clock)
     for _ in range(50):  # the heavy one is short, and then away for a moment
         clock.now += 0.01
         mailbox.put(make_frame(source="heavy"), reader="heavy", live=True, weight=1000.0)

@@ -1,7 +1,6 @@
 """From mailbox to Redis: order is kept, nothing is lost in a drain, outages are waited out."""
 
 import asyncio
-import random
 import threading
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,21 +9,22 @@ from contextlib import asynccontextmanager
 import pytest
 from coatstream.errors import RedisUnavailable
 from coatstream.frames.frame import Pixels, Scores
+from coatstream.pipeline.accounting import Accounting
 from coatstream.pipeline.cost import BatchCost
-from coatstream.pipeline.holdings import Holdings
 from coatstream.pipeline.inference import Inference
 from coatstream.pipeline.mailbox import Mailbox
+from coatstream.pipeline.metrics import PipelineMetrics
 from coatstream.pipeline.policy import BatchPolicy
-from coatstream.pipeline.pump import Pipeline
+from coatstream.pipeline.pump import Pump, WarmEngine
+from coatstream.results.metrics import SettlementMetrics
 from coatstream.results.outcomes import Outcome, Published
 from coatstream.results.publisher import Publisher
 from coatstream.results.settler import Settlement
 from coatstream.telemetry.ledger import DropReason, Ledger
-from coatstream.telemetry.metrics import Metrics
 from coatstream.telemetry.status import Status
 from prometheus_client import CollectorRegistry
 
-from tests.support.doubles import FixedEngine, make_frame
+from tests.support.doubles import FixedEngine, HeardHealth, make_frame
 
 
 class MemorySettler:
@@ -48,15 +48,15 @@ class MemorySettler:
 class Fixture:
     def __init__(self, engine: FixedEngine, settler: MemorySettler, *, max_size: int = 4) -> None:
         self.engine, self.settler = engine, settler
-        self.ledger, self.holdings = Ledger(), Holdings()
-        self.metrics = Metrics(CollectorRegistry())
+        self.registry, self.ledger = CollectorRegistry(), Ledger()
+        self.accounting = Accounting(self.ledger, SettlementMetrics(self.registry))
+        self.holdings = self.accounting.holdings
+        self.metrics = PipelineMetrics(self.registry)
         self.status = Status(stall_after=60)
-        self.mailbox = Mailbox(1000, on_replaced=lambda frame: None)
+        self.mailbox = Mailbox(1000, self.ledger)
         self.publisher = Publisher(
             settler,  # type: ignore[arg-type]
-            on_trouble=lambda trouble: None,
-            on_success=lambda: None,
-            rng=random.Random(1),
+            HeardHealth(),
         )
         self.policy = BatchPolicy(BatchCost.of({1: 0.001}), max_size)
 
@@ -78,19 +78,16 @@ class Fixture:
     async def pumping(self) -> AsyncIterator[asyncio.Task[None]]:
         inference = Inference(self.engine, policies={}, metrics=self.metrics, status=self.status)
         with ThreadPoolExecutor(self.engine.streams) as engines, ThreadPoolExecutor(1) as publishing:
-            pipeline = Pipeline(
+            pump = Pump(
                 self.mailbox,
+                WarmEngine(self.engine, engines, self.policy),
                 inference,
                 self.publisher,
-                policy=self.policy,
-                slots=self.engine.streams,
-                engines=engines,
                 publishing=publishing,
-                holdings=self.holdings,
-                ledger=self.ledger,
+                accounting=self.accounting,
                 metrics=self.metrics,
             )
-            task = asyncio.create_task(pipeline.pump())
+            task = asyncio.create_task(pump.run())
             try:
                 yield task
             finally:
@@ -226,7 +223,7 @@ async def test_batches_are_counted_by_why_they_left() -> None:
     async with fixture.pumping():
         pass
 
-    value = fixture.metrics.registry.get_sample_value
+    value = fixture.registry.get_sample_value
     assert value("coatstream_batches_total", {"reason": "full"}) == 2
     assert value("coatstream_batches_total", {"reason": "drain"}) == 1
     assert value("coatstream_batch_size_frames_sum") == 9

@@ -5,7 +5,7 @@ import math
 
 import pytest
 from coatstream.errors import BadFrame, DeadReason
-from coatstream.queue.entry import Entry, RawPixels, parse, source_of
+from coatstream.queue.entry import FrameEntry, RawPixels, parse, source_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +15,7 @@ ID = "1764000000123-0"
 def test_a_picture_is_all_that_a_producer_needs_to_send() -> None:
     entry = parse(ID, {b"image": b"jpeg", b"unknown": b"ignored"})
 
-    assert entry == Entry(ID, "queue", ID, 1_764_000_000.123, None, None, b"jpeg")
+    assert entry == FrameEntry(ID, "queue", ID, 1_764_000_000.123, None, None, b"jpeg")
 
 
 def test_every_field_of_the_contract_is_read() -> None:

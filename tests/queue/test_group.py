@@ -514,7 +514,7 @@ def test_what_a_dead_worker_held_can_be_taken_at_once_and_keeps_its_count(client
     read(client, "dead")
     client.set(QUEUE.gate, "somebody", px=60_000)
 
-    inherited = group.inherit("dead")
+    inherited = group.take_over_from("dead")
 
     assert inherited == 300
     assert owners(client) == dict.fromkeys(held, ("_released", 1))
@@ -527,7 +527,7 @@ def test_a_dead_worker_that_held_nothing_or_was_never_here_leaves_nothing_to_inh
     group.join()
     client.xgroup_createconsumer("frames", "coatstream", "idle")
 
-    assert (group.inherit("idle"), group.inherit("never")) == (0, 0)
+    assert (group.take_over_from("idle"), group.take_over_from("never")) == (0, 0)
     assert consumers(client) == set()
 
 
@@ -622,7 +622,7 @@ def test_on_a_full_server_everything_but_a_producer_still_works(full: Client) ->
     assert me.release(mine[:5], begun=False) == 5
     assert len(member(full, "other").reclaim(8, alone=False).entries) == 5
     assert settler(full).settle([published(entry_id) for entry_id in mine], now=NOW).done == (True,) * 10
-    assert member(full, "other").inherit("me") == 10
+    assert member(full, "other").take_over_from("me") == 10
     assert_balanced(full)
 
 
@@ -656,7 +656,7 @@ def test_a_server_that_is_away_is_one_clear_error_whatever_is_asked() -> None:
             lambda: group.beat(["1-1"]),
             lambda: group.release(["1-1"], begun=False),
             group.leave,
-            lambda: group.inherit("dead"),
+            lambda: group.take_over_from("dead"),
             group.orphans,
             lambda: group.reap(1.0),
         ]

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -15,7 +14,7 @@ from coatstream.queue.group import ConsumerGroup
 from coatstream.queue.heartbeat import AFTER_TROUBLE, REAP_EVERY, Heartbeat
 from coatstream.settings.model import RedisSettings
 
-from tests.support.doubles import SettableClock
+from tests.support.doubles import HeardHealth, HeardQueue, SettableClock
 from tests.support.servers import ON_ONE_SERVER
 from tests.support.settled import (
     HOUR,
@@ -42,23 +41,17 @@ class Beating:
     def __init__(self, groups: Sequence[ConsumerGroup], *, min_idle: float = HOUR / 2) -> None:
         self.holdings = Holdings()
         self.why: list[str] = []
-        self.counted: Counter[str] = Counter()
-        self.troubles: list[Exception] = []
-        self.successes = 0
+        self.observer, self.health = HeardQueue(), HeardHealth()
         self.clock = SettableClock()
         self.heart = Heartbeat(
             groups,
             self.holdings,
+            self.observer,
+            self.health,
             min_idle=min_idle,
             stalled=lambda: self.why,
-            count=lambda what, number: self.counted.update({what: number}),
-            on_trouble=self.troubles.append,
-            on_success=self._succeed,
             monotonic=self.clock,
         )
-
-    def _succeed(self) -> None:
-        self.successes += 1
 
     def hold(self, entries: Sequence[str], queue: Queue = QUEUE) -> None:
         self.holdings.add(queue.stream, entries)
@@ -89,7 +82,7 @@ def test_every_lease_is_renewed_and_no_delivery_counted(client: Client, beating:
 
     assert is_fresh(client)
     assert set(owners(client).values()) == {("me", 1)}
-    assert (beating.counted, beating.troubles, beating.successes) == ({}, [], 1)
+    assert (beating.observer.counted, beating.health.troubles, beating.health.successes) == ({}, [], 1)
 
 
 def test_a_process_without_progress_lets_its_leases_go_and_renews_them_when_it_goes_on(
@@ -104,7 +97,7 @@ def test_a_process_without_progress_lets_its_leases_go_and_renews_them_when_it_g
     beating.heart.beat()
 
     assert (silent, is_fresh(client)) == (False, True)
-    assert beating.successes == 1
+    assert beating.health.successes == 1
 
 
 def test_while_it_is_silent_another_worker_takes_the_entries_and_it_does_not_take_them_back(
@@ -121,7 +114,7 @@ def test_while_it_is_silent_another_worker_takes_the_entries_and_it_does_not_tak
     assert owners(client)[taken] == ("other", 2)
     assert beating.holdings.begin(Receipt("frames", taken)) is False
     assert len(beating.holdings) == 2
-    assert beating.counted == {"leases_lost": 1}
+    assert beating.observer.counted == {"leases_lost": 1}
 
 
 def test_an_entry_that_is_settled_at_this_moment_is_no_lost_lease(client: Client, beating: Beating) -> None:
@@ -132,7 +125,7 @@ def test_an_entry_that_is_settled_at_this_moment_is_no_lost_lease(client: Client
     beating.holdings.settled([Receipt("frames", first)])
     beating.heart.beat()
 
-    assert beating.counted == {}
+    assert beating.observer.counted == {}
     assert len(beating.holdings) == 2
 
 
@@ -147,7 +140,7 @@ def test_an_entry_that_was_lost_and_is_read_again_is_held_again(client: Client, 
     beating.heart.beat()
 
     assert len(beating.holdings) == 3
-    assert beating.counted == {}
+    assert beating.observer.counted == {}
 
 
 @pytest.mark.parametrize("trouble", ["no group", "another type"])
@@ -168,9 +161,9 @@ def test_trouble_with_one_queue_does_not_cost_the_others_their_leases(client: Cl
     beating.heart.beat()
 
     assert renewed
-    kinds = {type(trouble) for trouble in beating.troubles}
+    kinds = {type(trouble) for trouble in beating.health.troubles}
     assert kinds == ({RedisRefuses} if trouble == "another type" else {RedisUnavailable})
-    assert beating.successes == 0
+    assert beating.health.successes == 0
 
 
 @ON_ONE_SERVER
@@ -181,7 +174,7 @@ def test_a_server_that_is_away_is_told_and_beaten_again(client: Client) -> None:
         beating.heart.beat()
         beating.heart.beat()
 
-    assert [type(trouble) for trouble in beating.troubles] == [RedisUnavailable, RedisUnavailable]
+    assert [type(trouble) for trouble in beating.health.troubles] == [RedisUnavailable, RedisUnavailable]
     assert len(beating.holdings) == 1
 
 
@@ -194,15 +187,7 @@ def test_a_server_in_trouble_is_left_alone_for_a_while_however_short_the_lease()
             return False
 
     stop = threading.Event()
-    heart = Troubled(
-        [],
-        Holdings(),
-        min_idle=0.001,
-        stalled=list,
-        count=lambda what, number: None,
-        on_trouble=lambda trouble: None,
-        on_success=lambda: None,
-    )
+    heart = Troubled([], Holdings(), HeardQueue(), HeardHealth(), min_idle=0.001, stalled=list)
     thread = threading.Thread(target=heart.run, args=(stop,), daemon=True)
     thread.start()
     eventually(lambda: len(rounds) == 3, "three rounds")
@@ -250,8 +235,8 @@ def test_it_beats_in_a_thread_until_it_is_told_to_stop(client: Client) -> None:
 
     def renewed_again() -> bool:
         grow_old(client)
-        before = beating.successes
-        eventually(lambda: beating.successes > before + 1, "two more rounds")
+        before = beating.health.successes
+        eventually(lambda: beating.health.successes > before + 1, "two more rounds")
         return is_fresh(client)
 
     assert renewed_again()

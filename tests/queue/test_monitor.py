@@ -3,12 +3,13 @@
 from coatstream.broker.connection import Client, connect
 from coatstream.broker.keys import Queue
 from coatstream.errors import RedisUnavailable
+from coatstream.queue.metrics import QueueMetrics
 from coatstream.queue.monitor import Monitor, measure
 from coatstream.settings.model import RedisSettings
-from coatstream.telemetry.metrics import Metrics
 from prometheus_client import CollectorRegistry
 from redis.crc import key_slot
 
+from tests.support.doubles import HeardHealth
 from tests.support.redis_servers import cluster
 from tests.support.settled import QUEUE, add, member, read
 
@@ -35,37 +36,23 @@ def test_a_queue_that_does_not_exist_yet_is_empty(client: Client) -> None:
 
 def test_a_look_sets_the_gauges_or_reports_the_trouble(client: Client) -> None:
     client.xadd("frames", {"image": b"x"})
-    metrics = Metrics(CollectorRegistry())
-    heard: list[str] = []
+    registry, health = CollectorRegistry(), HeardHealth()
+    metrics = QueueMetrics(registry)
     with connect(RedisSettings.model_validate({"url": "redis://127.0.0.1:1"})) as nowhere:
         for server in (client, nowhere):
-            Monitor(
-                server,
-                [QUEUE],
-                metrics,
-                labels=QUEUE.labels,
-                on_up=lambda: heard.append("up"),
-                on_down=lambda trouble: heard.append(type(trouble).__name__),
-            ).look()
+            Monitor(server, [QUEUE], metrics, health, labels=QUEUE.labels).look()
 
-    assert heard == ["up", RedisUnavailable.__name__]
-    assert metrics.registry.get_sample_value("coatstream_queue_depth_frames", {"stream": "frames"}) == 1
+    assert (health.successes, [type(trouble) for trouble in health.troubles]) == (1, [RedisUnavailable])
+    assert registry.get_sample_value("coatstream_queue_depth_frames", {"stream": "frames"}) == 1
 
 
 def test_without_a_queue_it_still_says_whether_redis_answers(client: Client) -> None:
-    heard: list[str] = []
+    metrics, health = QueueMetrics(CollectorRegistry()), HeardHealth()
     with connect(RedisSettings.model_validate({"url": "redis://127.0.0.1:1"})) as nowhere:
         for server in (client, nowhere):
-            Monitor(
-                server,
-                [],
-                Metrics(CollectorRegistry()),
-                labels=QUEUE.labels,
-                on_up=lambda: heard.append("up"),
-                on_down=lambda trouble: heard.append(type(trouble).__name__),
-            ).look()
+            Monitor(server, [], metrics, health, labels=QUEUE.labels).look()
 
-    assert heard == ["up", RedisUnavailable.__name__]
+    assert (health.successes, [type(trouble) for trouble in health.troubles]) == (1, [RedisUnavailable])
 
 
 def test_each_queue_has_its_own_figures_and_what_strangers_deleted_shows(client: Client) -> None:
@@ -77,38 +64,30 @@ def test_each_queue_has_its_own_figures_and_what_strangers_deleted_shows(client:
     read(client, "me", 2)
     client.xdel("other", first)
     client.xadd("other:dead", {"reason": "invalid"})
-    metrics = Metrics(CollectorRegistry())
-    troubles: list[Exception] = []
+    registry, health = CollectorRegistry(), HeardHealth()
 
-    Monitor(client, [QUEUE, other], metrics, labels=QUEUE.labels, on_up=lambda: None, on_down=troubles.append).look()
+    Monitor(client, [QUEUE, other], QueueMetrics(registry), health, labels=QUEUE.labels).look()
 
     def shown(stream: str) -> list[float | None]:
         names = ("queue_depth_frames", "queue_pending_frames", "queue_trimmed_frames", "dead_letters")
-        return [metrics.registry.get_sample_value(f"coatstream_{name}", {"stream": stream}) for name in names]
+        return [registry.get_sample_value(f"coatstream_{name}", {"stream": stream}) for name in names]
 
-    assert troubles == []
+    assert health.troubles == []
     assert (shown("frames"), shown("other")) == ([3, 2, 0, 0], [4, 0, 1, 1])
 
 
 def test_without_a_queue_the_node_of_a_cluster_that_has_the_labels_is_asked_and_no_other() -> None:
-    heard: list[str] = []
+    health = HeardHealth()
     labels = "{door}labels"
     with cluster(3, "--cluster-require-full-coverage", "no") as servers:
         first, home = servers.nodes[0], servers.nodes[key_slot(labels.encode()) * len(servers.nodes) // 16_384]
         assert first is not home  # redis-py sends what has no key to the first
         with connect(RedisSettings.model_validate({"url": servers.url, "socket_timeout": 2})) as client:
-            monitor = Monitor(
-                client,
-                [],
-                Metrics(CollectorRegistry()),
-                labels=labels,
-                on_up=lambda: heard.append("up"),
-                on_down=lambda trouble: heard.append(type(trouble).__name__),
-            )
+            monitor = Monitor(client, [], QueueMetrics(CollectorRegistry()), health, labels=labels)
             monitor.look()
             for node in (first, home):
                 node.process.kill()
                 node.process.wait()
                 monitor.look()
 
-    assert heard == ["up", "up", RedisUnavailable.__name__]
+    assert (health.successes, [type(trouble) for trouble in health.troubles]) == (2, [RedisUnavailable])

@@ -22,7 +22,6 @@ from coatstream.queue.producing.admission import MAX_BYTES, MAX_ENTRIES
 from coatstream.queue.producing.picture import fields_of
 from coatstream.queue.producing.producer import Picture, Producer, QueueFull, RawPicture, Terms, name_of_queue
 from coatstream.results.outcomes import Dropped
-from coatstream.results.settler import Settler
 from coatstream.settings.model import QueueSettings, RedisSettings, SettingsTree
 from coatstream.telemetry.ledger import DropReason
 from hypothesis import given
@@ -32,6 +31,7 @@ from hypothesis import strategies as some
 from tests.faults.proxy import Proxy, running_proxy
 from tests.support.redis_servers import TcpServer, cluster, debian_redis, tcp_server
 from tests.support.servers import ON_ONE_SERVER
+from tests.support.settled import settler
 from tests.support.workers import eventually
 
 QUEUE = Queue("frames", "coatstream", "frames:dead", "labels")
@@ -66,16 +66,7 @@ class Workers:
         self.settled: list[str] = []  # frame ids
         self._client = client
         client.xgroup_create("frames", "coatstream", id="0", mkstream=True)
-        self._settler = Settler(
-            client,
-            [QUEUE],
-            limits=QueueSettings(),
-            results=SettingsTree().results,
-            model=MODEL,
-            worker="w",
-            name="n",
-            fences="cameras:fences",
-        )
+        self._settler = settler(client, "n", worker="w")
 
     def settle(self, count: int) -> int:
         """The oldest ones; how many there were."""

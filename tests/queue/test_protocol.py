@@ -346,20 +346,20 @@ class Protocol(RuleBasedStateMachine):
     @precondition(lambda self: self._pending())
     @rule(who=who, at_once=st.booleans())
     def crash(self, who: int, at_once: bool) -> None:
-        """`at_once`: somebody knows that it is dead, and its successor inherits."""
+        """`at_once`: its parent knows that it is dead, and its successor takes over."""
         dead = self.workers[who].name
         self.crashed.append(dead)
         self.workers[who] = Worker(f"w{2 + len(self.crashed)}", self.client)
         if at_once:
-            self.inherit(who, len(self.crashed) - 1)
+            self.take_over_from_a_dead_one(who, len(self.crashed) - 1)
 
     @precondition(lambda self: self.crashed)
     @rule(who=who, which=which)
-    def inherit(self, who: int, which: int) -> None:
+    def take_over_from_a_dead_one(self, who: int, which: int) -> None:
         dead = self.crashed[which % len(self.crashed)]
         its = [entry.entry_id for entry in self._pending() if entry.owner == dead]
 
-        assert self.workers[who].patient.inherit(dead) == len(its)
+        assert self.workers[who].patient.take_over_from(dead) == len(its)
         self._released(its, begun=True)
 
     @rule(who=who, flush=st.booleans())

@@ -1,36 +1,35 @@
 """Frames from a real stream: in order, decoded, and never forgotten."""
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import numpy as np
 import pytest
 from coatstream.broker.connection import Client, connect
 from coatstream.broker.keys import Queue
-from coatstream.errors import DeadReason, RedisRefuses, SourceLost
+from coatstream.errors import REFUSALS, DeadReason, RedisRefuses, SourceLost
 from coatstream.frames.frame import Frame, Pixels, Receipt
-from coatstream.frames.model import ModelInfo
-from coatstream.pipeline.holdings import Holdings
+from coatstream.pipeline.accounting import Accounting
+from coatstream.pipeline.metrics import PipelineMetrics
+from coatstream.queue.decoding import EntryDecoder
 from coatstream.queue.group import ConsumerGroup
 from coatstream.queue.reader import EntryReader
-from coatstream.queue.source import REFUSALS, TOGETHER, QueueSource
+from coatstream.queue.source import TOGETHER, QueueSource
+from coatstream.results.metrics import SettlementMetrics
 from coatstream.results.outcomes import Dropped
 from coatstream.results.publisher import Publisher
-from coatstream.results.settler import Settler
+from coatstream.results.settler import Settler, SettlingTerms
 from coatstream.settings.model import QueueSettings, RedisSettings, ResultsSettings
 from coatstream.telemetry.ledger import DropReason, Ledger
 from coatstream.telemetry.status import Status
+from prometheus_client import CollectorRegistry
 
-from tests.support.doubles import SettableClock
+from tests.support.doubles import HeardHealth, HeardQueue, SettableClock
 from tests.support.pictures import grey_jpeg
 from tests.support.servers import ON_ONE_SERVER
-from tests.support.settled import QUEUE, admit, books, member, owners
+from tests.support.settled import MODEL, QUEUE, admit, books, member, owners
 from tests.support.workers import eventually
-
-MODEL = ModelInfo("fixed", "none", "fixed", "fp32", "cpu", 0)
 
 
 def shrink(image: Pixels) -> Pixels:
@@ -50,44 +49,21 @@ class Reader:
         prepare: Callable[[Pixels], Pixels] = shrink,
         **queue: object,
     ) -> None:
-        self.settings = QueueSettings.model_validate(queue)
+        limits, registry = QueueSettings.model_validate(queue), CollectorRegistry()
         self.client = client
         self.ledger = Ledger()
-        self.holdings = Holdings()
+        self.accounting = Accounting(self.ledger, SettlementMetrics(registry))
+        self.holdings = self.accounting.holdings
+        self.registry = registry
         self.stop = threading.Event()
         self.clock = SettableClock()
         self.status = Status(stall_after=60, monotonic=self.clock)
-        self.counted: Counter[str] = Counter()
-        settler = Settler(
-            client,
-            queues,
-            limits=self.settings,
-            results=ResultsSettings(),
-            model=MODEL,
-            worker=consumer,
-            name="queue",
-            fences="cameras:fences",
-        )
-        self.settler = Publisher(settler, on_trouble=lambda trouble: None, on_success=lambda: None)
-        self.reader = EntryReader(
-            client,
-            [ConsumerGroup(client, queue, self.settings, consumer=consumer) for queue in queues],
-            consumer=consumer,
-            prefetch=prefetch,
-            block=0.05,
-            holdings=self.holdings,
-        )
-        self.source = QueueSource(
-            self.reader,
-            self.settings,
-            name="queue",
-            prepare=prepare,
-            settler=self.settler,
-            holdings=self.holdings,
-            ledger=self.ledger,
-            at_work=partial(self.status.at_work, "a picture"),
-            count=lambda what, number: self.counted.update({what: number}),
-        )
+        terms = SettlingTerms(queues, limits, ResultsSettings(), consumer, "cameras:fences")
+        self.publisher = Publisher(Settler(client, terms, model=MODEL, name="queue"), HeardHealth())
+        groups = [ConsumerGroup(client, queue, limits, consumer=consumer) for queue in queues]
+        reader = EntryReader(groups, self.holdings, HeardQueue(), prefetch=prefetch, block=0.05)
+        decode = EntryDecoder(limits, prepare, self.status, PipelineMetrics(registry))
+        self.source = QueueSource("queue", reader, decode, self.publisher, self.accounting, HeardHealth())
 
     @contextmanager
     def reading(self) -> Iterator[Iterator[Frame]]:
@@ -268,7 +244,7 @@ def test_a_group_that_vanished_is_lost_once_and_made_again_from_the_beginning(cl
     frames = reader.source.frames(reader.stop)
     settled = next(frames)
     begin(reader, settled)
-    reader.settler.publish([Dropped("door", DropReason.STALE, settled.receipt)])
+    reader.publisher.publish([Dropped("door", DropReason.STALE, settled.receipt)])
     reader.holdings.settled([settled.receipt])
     client.xgroup_destroy("frames", "coatstream")
 
@@ -357,7 +333,7 @@ def test_dead_letters_that_have_to_go_for_newer_ones_are_counted(client: Client)
 
     drain(reader)
 
-    assert reader.counted["letters_dropped"] == 3
+    assert reader.registry.get_sample_value("coatstream_queue_dead_letters_dropped_total") == 3
 
 
 def test_each_frame_is_settled_in_the_queue_that_it_came_from(client: Client) -> None:

@@ -14,10 +14,11 @@ from coatstream.broker.keys import Queue
 from coatstream.errors import RedisUnavailable
 from coatstream.frames.frame import Receipt
 from coatstream.pipeline.holdings import Holdings
-from coatstream.queue.reader import SWEEP_EVERY, TICK, EntryReader, Taken
+from coatstream.queue.decoding import Taken
+from coatstream.queue.reader import SWEEP_EVERY, TICK, EntryReader
 from coatstream.settings.model import RedisSettings
 
-from tests.support.doubles import SettableClock
+from tests.support.doubles import HeardQueue, SettableClock
 from tests.support.servers import ON_ONE_SERVER
 from tests.support.settled import (
     HOUR,
@@ -53,18 +54,15 @@ class Ahead:
     ) -> None:
         self.holdings = Holdings() if holdings is None else holdings
         self._client, self._queues = client, queues
-        self.counted: Counter[str] = Counter()
-        self.buried: list[str] = []
+        self.observer = HeardQueue()
+        self.counted, self.buried = self.observer.counted, self.observer.buried
         self.clock = SettableClock()
         self.reader = EntryReader(
-            client,
             [member(client, consumer, queue=queue, **limits) for queue in queues],
-            consumer=consumer,
+            self.holdings,
+            self.observer,
             prefetch=prefetch,
             block=0.05,
-            holdings=self.holdings,
-            count=lambda what, number: self.counted.update({what: number}),
-            on_buried=self.buried.append,
             monotonic=self.clock,
         )
         self.reader.join()
@@ -576,9 +574,7 @@ def test_after_a_disaster_it_joins_again_and_reads_what_is_there(client: Client,
 
 @ON_ONE_SERVER
 def test_a_read_that_waits_is_shorter_than_the_time_in_which_idle_entries_are_looked_for(client: Client) -> None:
-    reader = EntryReader(
-        client, [member(client)], consumer="me", prefetch=8, block=HOUR, holdings=Holdings(), monotonic=SettableClock()
-    )
+    reader = EntryReader([member(client)], Holdings(), HeardQueue(), prefetch=8, block=HOUR, monotonic=SettableClock())
     reader.join()
     done: list[list[Taken]] = []
     thread = threading.Thread(target=lambda: done.append(reader.take(wait=True)), daemon=True)

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from coatstream.broker.connection import Client, connect
-from coatstream.errors import SLOW_RETRY, CoatstreamError, RedisRefuses, RedisUnavailable
+from coatstream.errors import REFUSALS, SLOW_RETRY, RedisRefuses, RedisUnavailable
 from coatstream.frames.frame import Label, Prediction, ScoredLabel
 from coatstream.results.outcomes import Outcome, Published
-from coatstream.results.publisher import REFUSALS, Publisher
+from coatstream.results.publisher import Publisher
 from coatstream.settings.model import RedisSettings
 
+from tests.support.doubles import HeardHealth
 from tests.support.redis_servers import TcpServer, tcp_server
 from tests.support.settled import settler
 from tests.support.workers import eventually
@@ -34,15 +35,11 @@ def client(server: TcpServer) -> Iterator[Client]:
 
 
 class Watched:
-    """A publisher, and what it said."""
+    """A publisher, and what it reported."""
 
     def __init__(self, client: Client) -> None:
-        self.troubles: list[CoatstreamError] = []
-        self.successes = 0
-        self.publisher = Publisher(settler(client, "pump"), on_trouble=self.troubles.append, on_success=self._success)
-
-    def _success(self) -> None:
-        self.successes += 1
+        self.health = HeardHealth()
+        self.publisher = Publisher(settler(client, "pump"), self.health)
 
 
 def batch() -> list[Outcome]:
@@ -59,12 +56,12 @@ def test_an_outage_is_waited_out(server: TcpServer, client: Client) -> None:
     watched = Watched(client)
     server.admin.config_set("min-replicas-to-write", 1)
     thread = in_background(lambda: watched.publisher.publish(batch()))
-    eventually(lambda: len(watched.troubles) > REFUSALS, "many tries")
+    eventually(lambda: len(watched.health.troubles) > REFUSALS, "many tries")
 
     server.admin.config_set("min-replicas-to-write", 0)
     thread.join(10)
 
-    assert watched.successes == 1
+    assert watched.health.successes == 1
     assert server.admin.xlen("labels") == 1
 
 
@@ -75,20 +72,20 @@ def test_a_refusal_is_tried_a_few_times_and_then_let_out(server: TcpServer, clie
     with pytest.raises(RedisRefuses, match="ACL SETUSER"):
         watched.publisher.publish(batch())
 
-    assert len(watched.troubles) == REFUSALS
-    assert watched.successes == 0
+    assert len(watched.health.troubles) == REFUSALS
+    assert watched.health.successes == 0
 
 
 def test_rights_that_come_back_in_time_are_no_end(server: TcpServer, client: Client) -> None:
     watched = Watched(client)
     server.admin.execute_command("ACL", "SETUSER", "worker", "-xadd")
     thread = in_background(lambda: watched.publisher.publish(batch()))
-    eventually(lambda: len(watched.troubles) == 1, "the first refusal")
+    eventually(lambda: len(watched.health.troubles) == 1, "the first refusal")
 
     server.admin.execute_command("ACL", "SETUSER", "worker", "+xadd")
     thread.join(10)
 
-    assert watched.successes == 1
+    assert watched.health.successes == 1
     assert server.admin.xlen("labels") == 1
 
 
@@ -98,12 +95,12 @@ def test_a_refused_password_is_tried_no_faster_than_that_makes_sense(server: Tcp
     server.admin.client_kill_filter(user="worker")
     started = time.monotonic()
     thread = in_background(lambda: watched.publisher.publish(batch()))
-    eventually(lambda: len(watched.troubles) == 3, "some tries")
+    eventually(lambda: len(watched.health.troubles) == 3, "some tries")
 
     assert time.monotonic() - started >= 2 * SLOW_RETRY
     server.admin.execute_command("ACL", "SETUSER", "worker", ">pw")
     thread.join(10)
-    assert watched.successes == 1
+    assert watched.health.successes == 1
 
 
 def test_giving_up_ends_the_wait(server: TcpServer, client: Client) -> None:

@@ -63,7 +63,12 @@ async def test_a_camera_is_a_few_lines_of_settings(client: Client, redis_url: st
     camera = {"name": "bird", "url": str(CLIP), "fps": 2}
 
     async with working(settings(redis_url, cameras=[camera]), FixedEngine()) as (service, _):
-        await until(lambda: "bird" in service.status.sources() and service.status.sources()["bird"].state == "ended")
+        await until(
+            lambda: (
+                "bird" in service.telemetry.status.sources()
+                and service.telemetry.status.sources()["bird"].state == "ended"
+            )
+        )
 
     assert client.xlen("labels") == 28  # 14 s of clip at 2 frames a second, none lost
     assert client.hexists("labels:latest", "bird")
@@ -78,10 +83,10 @@ async def test_a_live_camera_gives_its_newest_frame_and_counts_those_it_replaced
     async with working(settings(redis_url, cameras=[camera]), engine) as (service, _):
         await until(lambda: client.xlen("labels") > 0)
         engine.gate.clear()  # the model is slow now
-        await until(lambda: service.ledger.total().dropped[DropReason.REPLACED] >= 3)
+        await until(lambda: service.telemetry.ledger.total().dropped[DropReason.REPLACED] >= 3)
         engine.gate.set()
 
-    total = service.ledger.total()
+    total = service.telemetry.ledger.total()
     assert total.in_flight == 0
     assert client.xlen("labels") == total.published
 
@@ -115,7 +120,7 @@ async def test_leaving_drains_a_batch_in_work_is_published_and_the_rest_goes_bac
             client.xadd("frames", {"image": grey_jpeg(1), "frame_id": str(number)})
         assert await asyncio.to_thread(engine.entered.acquire, timeout=10)
 
-    published = service.ledger.total().published
+    published = service.telemetry.ledger.total().published
     assert service.drained
     assert 0 < published == client.xlen("labels")
     assert client.xlen("frames") == 40 - published
@@ -133,7 +138,7 @@ async def test_two_workers_share_a_queue_and_label_nothing_twice(client: Client,
 
     ids = [fields[b"frame_id"] for _, fields in client.xrange("labels")]
     assert len(ids) == len(set(ids)) == 300
-    assert one.ledger.total().published + two.ledger.total().published == 300
+    assert one.telemetry.ledger.total().published + two.telemetry.ledger.total().published == 300
 
 
 async def test_a_model_that_cannot_be_loaded_ends_the_start_and_leaves_nothing_running(redis_url: str) -> None:

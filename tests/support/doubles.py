@@ -1,9 +1,11 @@
 """Small real implementations of our own protocols: what a test scripts instead of mocking."""
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 
 import numpy as np
+from coatstream.errors import CoatstreamError
 from coatstream.frames.frame import Frame, InputSpec, Label, Pixels, Receipt, Scores
 from coatstream.frames.model import ModelInfo
 
@@ -67,6 +69,37 @@ class ScriptedSource:
         self.opened += 1
         yield from self._frames
         self._then(stop)
+
+
+class HeardHealth:
+    """A `RedisHealth` that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.troubles: list[CoatstreamError] = []
+        self.successes = 0
+
+    def up(self) -> None:
+        self.successes += 1
+
+    def down(self, trouble: CoatstreamError) -> None:
+        self.troubles.append(trouble)
+
+
+class HeardQueue:
+    """A `QueueObserver` that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.counted: Counter[str] = Counter()
+        self.buried: list[str] = []
+
+    def count(self, event: str, number: int) -> None:
+        self.counted[event] += number
+
+    def gave_up(self, source: str) -> None:
+        self.buried.append(source)
+
+    def letters_dropped(self, number: int) -> None:
+        self.counted["letters_dropped"] += number
 
 
 class SettableClock:

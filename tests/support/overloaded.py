@@ -9,6 +9,7 @@ from itertools import count
 
 from coatstream.pipeline.fairness import water_fill
 from coatstream.pipeline.mailbox import Mailbox, QueuedFrame
+from coatstream.telemetry.ledger import Ledger
 
 from tests.support.doubles import SettableClock, make_frame
 
@@ -69,7 +70,7 @@ class Simulation:
         self._rng = random.Random(seed)
         self._clock = SettableClock(0.0)
         self._room = 2 * engine.max_size
-        self.mailbox = Mailbox(self._room, on_replaced=lambda frame: None, clock=self._clock)
+        self.mailbox = Mailbox(self._room, Ledger(), clock=self._clock)
         self._frames = [replace(make_frame(), source=str(number)) for number in range(len(cams))]
         self._strangers = [replace(make_frame(), source=f"{FLOOD}{number}") for number in range(flood)]
         self._numbers = count()

@@ -11,7 +11,7 @@ from coatstream.frames.model import ModelInfo
 from coatstream.queue.audit import audit
 from coatstream.queue.group import ConsumerGroup
 from coatstream.results.outcomes import Buried, Dropped, Published
-from coatstream.results.settler import Settler
+from coatstream.results.settler import Settler, SettlingTerms
 from coatstream.settings.model import QueueSettings, ResultsSettings
 from coatstream.telemetry.ledger import DropReason
 
@@ -32,16 +32,20 @@ def settler(
     **limits: object,
 ) -> Settler:
     """Of one caller; `limits` are fields of QueueSettings."""
-    return Settler(
-        client,
-        queues,
-        limits=QueueSettings.model_validate(limits),
-        results=results or ResultsSettings(),
-        model=MODEL,
-        worker=worker,
-        name=name,
-        fences=fences,
-    )
+    settling = terms(worker, queues, results=results, fences=fences, **limits)
+    return Settler(client, settling, model=MODEL, name=name)
+
+
+def terms(
+    worker: str = "me",
+    queues: Sequence[Queue] = (QUEUE,),
+    *,
+    results: ResultsSettings | None = None,
+    fences: str = "cameras:fences",
+    **limits: object,
+) -> SettlingTerms:
+    """Of one worker; `limits` are fields of QueueSettings."""
+    return SettlingTerms(queues, QueueSettings.model_validate(limits), results or ResultsSettings(), worker, fences)
 
 
 def member(client: Client, consumer: str = "me", *, queue: Queue = QUEUE, **limits: object) -> ConsumerGroup:

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from coatstream.errors import ConfigError, DeadReason
 from coatstream.frames.model import ModelInfo
+from coatstream.pipeline.metrics import EngineMetrics
 from coatstream.settings.loading import load
 from coatstream.settings.model import HttpSettings
 from coatstream.telemetry.ledger import DropReason, Ledger
@@ -96,7 +97,9 @@ async def test_metrics_hold_a_ledger_that_balances() -> None:
 
 async def test_openmetrics_is_given_to_who_asks_for_it_and_parses() -> None:
     fixture = Fixture()
-    fixture.metrics.model(ModelInfo("coat_lite_mini.in1k", "random", "eager", "fp32", "cpu", 512))
+    EngineMetrics(fixture.metrics.registry).model(
+        ModelInfo("coat_lite_mini.in1k", "random", "eager", "fp32", "cpu", 512)
+    )
 
     response = await fixture.get("/metrics", accept="application/openmetrics-text; version=1.0.0")
 

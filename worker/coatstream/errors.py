@@ -116,6 +116,37 @@ class Backoff:
         return rng.uniform(0, min(self.longest, self.first * 2.0 ** min(attempt, 60)))
 
 
+RETRY: Final = Backoff(first=0.05, longest=2.0)  # between two tries while Redis is away
+REFUSALS: Final = 3  # in a row before a refusal is believed: an operator may just be reloading rights
+
+
+class Retries:
+    """Failures in a row of one call, and how long to wait before the next try. Used by one thread at a time."""
+
+    def __init__(self, backoff: Backoff = RETRY, rng: random.Random | None = None) -> None:
+        self.failures = 0
+        self._refusals = 0
+        self._backoff = backoff
+        self._rng = rng or random.Random()
+
+    def failed(self, trouble: CoatstreamError) -> float:
+        """Count a failure; the seconds to wait."""
+        refused = isinstance(trouble, RedisRefuses)
+        delay = self._backoff.delay(self.failures, self._rng)
+        self.failures += 1
+        self._refusals = self._refusals + 1 if refused else 0
+        return max(delay, SLOW_RETRY) if refused or getattr(trouble, "slow", False) else delay
+
+    def worked(self) -> None:
+        """The call went through."""
+        self.failures = self._refusals = 0
+
+    @property
+    def refused(self) -> bool:
+        """Whether Redis has refused so often that trying again is no use."""
+        return self._refusals >= REFUSALS
+
+
 # user:password@ in a URL. The password may hold anything but white space and quotes, '@' and '/' too, so the match is
 # greedy up to the last '@' before one of those.
 _USERINFO = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)[^\s\"'<>]*@", re.IGNORECASE)

@@ -26,16 +26,16 @@ from coatstream.errors import REDIS_TROUBLE, BadFrame, DownReason, RedisUnavaila
 from coatstream.frames.frame import Frame, InputSpec, Label, Prediction
 from coatstream.pipeline.inference import FramePolicy
 from coatstream.pipeline.intake import Intake
+from coatstream.pipeline.metrics import PipelineMetrics
 from coatstream.pipeline.reuse import Gate
-from coatstream.pipeline.source import Source
 from coatstream.results.events.event import Event, EventKind
 from coatstream.results.events.publisher import EventPublisher
 from coatstream.results.events.tag_classes import TagClasses, tag_classes
 from coatstream.results.events.tags import PresentTag, Tagger
 from coatstream.settings.model import CameraSettings, SettingsTree
-from coatstream.telemetry.ledger import DropReason, Ledger
-from coatstream.telemetry.metrics import Metrics
+from coatstream.telemetry.ledger import DropReason
 from coatstream.telemetry.status import SourceStatus, State, Status
+from coatstream.telemetry.telemetry import Telemetry
 
 TAGGED = 50  # labels that tags look at: a group of classes sums more of them than are published
 _SAY_AGAIN = 10.0  # seconds between two lines about bad pictures of one camera
@@ -71,12 +71,23 @@ class Watched:
     reopens  told of each opening, before it
     """
 
-    def __init__(self, ward: Ward, take_over: Callable[[Ward, int], None], reopens: Callable[[Ward], None]) -> None:
+    def __init__(
+        self,
+        ward: Ward,
+        take_over: Callable[[Ward, int], None],
+        reopens: Callable[[Ward], None],
+        changed: Callable[[Ward, State, DownReason | None, str], None],
+    ) -> None:
         self.name = ward.settings.name
         self.live = ward.source.live
         self._ward = ward
         self._take_over = take_over
         self._reopens = reopens
+        self._changed = changed
+
+    def on_state(self, state: State, reason: DownReason | None, message: str) -> None:
+        """As its intake found it (`coatstream.pipeline.source.SourceObserver`)."""
+        self._changed(self._ward, state, reason, message)
 
     def frames(self, stop: threading.Event) -> Generator[Frame, None, None]:
         self._reopens(self._ward)
@@ -100,7 +111,7 @@ class CameraView:
 
 
 class Cameras:
-    """All of them, by name. `policies` tells the inference how to treat their frames."""
+    """All of them. `wards` holds those that are read now, `policies` tells the inference how to treat their frames."""
 
     def __init__(
         self,
@@ -111,10 +122,9 @@ class Cameras:
         fork_server: ForkServer,
         intake: Intake,
         event_publisher: EventPublisher,
-        ledger: Ledger,
-        status: Status,
-        metrics: Metrics,
-        policies: dict[str, FramePolicy],
+        telemetry: Telemetry,
+        metrics: PipelineMetrics,
+        wards: dict[str, Ward],
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -125,15 +135,15 @@ class Cameras:
         self._nursery = fork_server
         self._intake = intake
         self._event_publisher = event_publisher
-        self._ledger = ledger
-        self._status = status
+        self.policies: dict[str, FramePolicy] = {}
+        self._ledger = telemetry.ledger
+        self._status = telemetry.status
         self._metrics = metrics
-        self._policies = policies
         self._clock = clock
         self._monotonic = monotonic
         self._loop = asyncio.get_running_loop()
         self._say_bad_at: dict[str, float] = {}  # monotonic seconds, by camera
-        self._wards: dict[str, Ward] = {}  # changed on the loop only
+        self._wards = wards  # changed on the loop only
         self._ending: dict[str, Ward] = {}  # read to their end, and perhaps not all labelled yet; likewise
         self._log = structlog.get_logger("cameras")
         self._classes = tag_classes(settings.tags, labels)
@@ -187,17 +197,6 @@ class Cameras:
         detail = {"state": state, "reason": reason.value if reason else None, "message": redact(message)}
         self._event_publisher.announce(Event(EventKind.CAMERA_STATE, name, self._clock(), detail, fence))
 
-    def views(self) -> list[CameraView]:
-        """A snapshot, for any thread."""
-        status = self._status.sources()
-        return [
-            CameraView(ward, status.get(name), tuple(ward.tagger.present)) for name, ward in list(self._wards.items())
-        ]
-
-    def documents(self) -> list[Mapping[str, Any]]:
-        """What /api/cameras says."""
-        return [_document(view) for view in self.views()]
-
     def _ward(self, camera: CameraSettings, tenure: Tenure) -> Ward:
         settings, name = self._settings, camera.name
         reuse = camera.reuse or settings.reuse
@@ -241,16 +240,16 @@ class Cameras:
             self._announce_all(earlier.tagger.end("camera_lost"))
         self._wards[name] = ward
         self._ledger.name(name)
-        self._policies[name] = FramePolicy(ward.settings.max_age, ward.gate)
-        source: Source = Watched(ward, self._take_over, self._reopens)
-        self._intake.add(source, weight=ward.settings.priority)
+        self.policies[name] = FramePolicy(ward.settings.max_age, ward.gate)
+        watched = Watched(ward, self._take_over, self._reopens, self._changed)
+        self._intake.add(watched, weight=ward.settings.priority, observer=watched)
 
     def _leave(self, name: str, departure: Departure) -> None:
         ward = self._wards.pop(name, None)
         if ward is None:
             return
         self._intake.remove(name)
-        self._policies.pop(name, None)
+        self.policies.pop(name, None)
         self._say_bad_at.pop(name, None)
         if not ward.ended:
             self._status.forget(name)
@@ -264,6 +263,13 @@ class Cameras:
             detail = {"state": departure, "reason": None, "message": ""}
             self._event_publisher.announce(Event(EventKind.CAMERA_STATE, name, self._clock(), detail, ward.spoke_under))
         self._event_publisher.release(name)
+
+    def _changed(self, ward: Ward, state: State, reason: DownReason | None, message: str) -> None:
+        """In its intake thread. What came to its own end is told to the fleet even if another worker has it by now."""
+        if self._wards.get(ward.settings.name) is ward:
+            self.on_state(ward.settings.name, state, reason, message)
+        if state == "ended":
+            ward.tenure.read_out()
 
     def _reopens(self, ward: Ward) -> None:
         """What is down may stay so, and its tags must end. In its intake thread."""
@@ -319,7 +325,13 @@ class Cameras:
             self._event_publisher.announce(event)
 
 
-def _document(view: CameraView) -> Mapping[str, Any]:
+def views(wards: Mapping[str, Ward], status: Status) -> list[CameraView]:
+    """A snapshot, for any thread."""
+    states = status.sources()
+    return [CameraView(ward, states.get(name), tuple(ward.tagger.present)) for name, ward in list(wards.items())]
+
+
+def document(view: CameraView) -> Mapping[str, Any]:
     camera, stats, status = view.ward.settings, view.ward.source.stats(), view.status
     return {
         "name": camera.name,

@@ -5,57 +5,122 @@ Puts together what decides, and decides nothing itself.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import structlog
 
 from coatstream.broker.connection import Client, connect
 from coatstream.broker.fleet_keys import FleetKeys
-from coatstream.cameras.active import TAGGED, Cameras, demand
+from coatstream.cameras.active import TAGGED, Cameras, Ward, demand, document, views
 from coatstream.cameras.capacity import ADMIT, admit, overload_warning
 from coatstream.cameras.fleet.access import brisk, reachable
 from coatstream.cameras.fleet.member import Fleet
 from coatstream.cameras.fleet.metrics import FleetCollector
 from coatstream.cameras.metrics import CameraCollector
 from coatstream.cameras.process.forkserver import ForkServer
-from coatstream.engine.protocol import Engine
-from coatstream.errors import CoatstreamError, DownReason, RedisRefuses, RedisUnavailable
-from coatstream.frames.frame import Prediction
+from coatstream.errors import CoatstreamError, RedisRefuses, RedisUnavailable
+from coatstream.frames.frame import InputSpec, Prediction
 from coatstream.pipeline.inference import FramePolicy
 from coatstream.pipeline.intake import Intake
+from coatstream.pipeline.metrics import PipelineMetrics
+from coatstream.pipeline.pump import WarmEngine
 from coatstream.pipeline.threads import in_thread
 from coatstream.results.events.metrics import EventCollector
 from coatstream.results.events.publisher import EventPublisher
-from coatstream.settings.model import ModelSettings
-from coatstream.telemetry.status import State
+from coatstream.settings.model import ModelSettings, SettingsTree
 from coatstream.telemetry.telemetry import Telemetry
 
 TICK: Final = 1.0  # seconds
 
 
-class CameraManager:
-    """`speaking` is entered before anything is published, `sharing` when there is an intake to read cameras into.
+class LeasedCameras:
+    """This worker's part in reading cameras, from the first lease to the last label.
 
-    policies      how the inference shall treat the frames of each camera; they come and go
-    time_left  seconds of the drain
+    policies  how the inference shall treat the frames of each camera; they come and go
     """
 
-    def __init__(self, telemetry: Telemetry, keys: FleetKeys, *, time_left: Callable[[], float]) -> None:
-        self.policies: dict[str, FramePolicy] = {}
-        self._settings = telemetry.settings
-        self._worker = telemetry.worker
-        self._lineage = telemetry.lineage
-        self._ledger = telemetry.ledger
-        self._status = telemetry.status
-        self._metrics = telemetry.metrics
-        self._outages = telemetry.outages
+    def __init__(self, cameras: Cameras, fleet: Fleet, policies: Mapping[str, FramePolicy]) -> None:
+        self.policies = policies
+        self._cameras = cameras
+        self._fleet = fleet
+        self._log = structlog.get_logger("service")
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[None]:
+        """Cameras are read from here on. On leaving they are read until other workers have opened them."""
+        self._fleet.begin()
+        try:
+            yield
+        finally:
+            if not await asyncio.to_thread(self._fleet.retire):
+                self._log.warning("some cameras were not taken over in time: others open them now")
+
+    async def leave(self) -> None:
+        """Give up the leases that no other worker has taken over."""
+        if not await asyncio.to_thread(self._fleet.leave):
+            self._log.warning("the fleet could not be left: others take the cameras over after the lease")
+
+    def go_on(self) -> bool:
+        """Whether any camera may deliver again."""
+        return not self._fleet.finished
+
+    async def ticking(self) -> None:
+        """What happens to cameras by time alone."""
+        while True:
+            self._cameras.tick()
+            await asyncio.sleep(TICK)
+
+    def published(self, prediction: Prediction) -> None:
+        """A label of a camera was published."""
+        self._cameras.published(prediction)
+
+
+class EventsHealth:
+    """A right that only events need is no outage: labels go out, and at the end entries are handed back.
+
+    refused  Redis refuses events for want of a right: waiting is no use
+    """
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self.refused = False
+        self._health = telemetry.outages.of("events")
+        self._errors = telemetry.metrics.redis_errors
+        self._log = structlog.get_logger("service")
+
+    def up(self) -> None:
+        self.refused = False
+        self._health.up()
+
+    def down(self, trouble: CoatstreamError) -> None:
+        if not isinstance(trouble, RedisRefuses):
+            self._health.down(trouble)
+            return
+        self._health.up()
+        self._errors.inc()
+        if not self.refused:
+            self.refused = True
+            self._log.error("events cannot be written: tags and states are not up to date", trouble=str(trouble))
+
+
+class CameraManager:
+    """The cameras of one worker: before there is a model, it knows none. `time_left`: seconds of the drain."""
+
+    def __init__(
+        self,
+        settings: SettingsTree,
+        telemetry: Telemetry,
+        metrics: PipelineMetrics,
+        keys: FleetKeys,
+        *,
+        time_left: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._telemetry = telemetry
+        self._metrics = metrics
         self._keys = keys
         self._time_left = time_left
-        self._leases = ExitStack()  # what the fleet needs until all is published
-        self._cameras: Cameras | None = None  # these two from the first moment of sharing on
-        self._fleet: Fleet | None = None
-        self._events_refused = False  # for want of a right: waiting is no use
+        self._wards: dict[str, Ward] = {}  # by name; those that are read now
         self._log = structlog.get_logger("service")
 
     # ---- before the model is warm
@@ -82,87 +147,74 @@ class CameraManager:
             self._log.warning("too many cameras for one worker", what=warning)
         return None
 
+    @contextmanager
+    def processes(self, spec: InputSpec) -> Iterator[ForkServer]:
+        """Where cameras' processes come from, started so early that it is ready when the model is warm."""
+        with ForkServer(spec) as fork_server:
+            if self._settings.cameras:
+                fork_server.start()
+            yield fork_server
+
+    def documents(self) -> Sequence[Mapping[str, Any]]:
+        """What /api/cameras answers."""
+        return [document(view) for view in views(self._wards, self._telemetry.status)]
+
     # ---- while it works
 
     @asynccontextmanager
-    async def speaking(self) -> AsyncIterator[EventPublisher]:
-        """Leases of cameras that nobody has taken over are kept until all is published: what is left would be refused,
-        were they another's. What the last labels bring about is said before that.
+    async def leases(self, engine: WarmEngine, fork_server: ForkServer, intake: Intake) -> AsyncIterator[LeasedCameras]:
+        """Cameras may be leased while this is entered; `reading` begins to. Leases that no other worker has taken over
+        are kept until all labels are published: the server refuses those of a camera that is another worker's. The
+        events that the last labels bring about are written before the leases are given up.
         """
-        with self._leases:
-            try:
-                with self._publishing_events() as event_publisher:
-                    yield event_publisher
-            finally:
-                if self._fleet is not None and not await asyncio.to_thread(self._fleet.leave):
-                    self._log.warning("the fleet could not be left: others take the cameras over after the lease")
+        settings, registry = self._settings, self._telemetry.metrics.registry
+        with connect(brisk(settings.redis, settings.fleet.lease)) as client, connect(settings.redis) as events_client:
+            health = EventsHealth(self._telemetry)
+            events = EventPublisher(
+                events_client,
+                self._keys,
+                settings.events,
+                worker=self._telemetry.worker,
+                on_trouble=health.down,
+                on_success=health.up,
+            )
+            cameras = self._cameras(engine, fork_server, intake, events)
+            fleet = await self._member(client, cameras, intake, room=self.room(engine.policy.stats().cost.rate))
+            registry.register(EventCollector(events.stats))
+            registry.register(CameraCollector(lambda: views(self._wards, self._telemetry.status)))
+            registry.register(FleetCollector(fleet.stats))
+            leased = LeasedCameras(cameras, fleet, cameras.policies)
+            with in_thread(fleet.run, "fleet"):
+                try:
+                    with in_thread(events.run, "events"), self._concluding(cameras, events, health):
+                        yield leased
+                finally:
+                    await leased.leave()
 
     @contextmanager
-    def _publishing_events(self) -> Iterator[EventPublisher]:
-        with connect(self._settings.redis) as client:
-            event_publisher = EventPublisher(
-                client,
-                self._keys,
-                self._settings.events,
-                worker=self._worker,
-                on_trouble=self._events_held_up,
-                on_success=self._events_flow,
-            )
-            self._metrics.registry.register(EventCollector(event_publisher.stats))
-            with in_thread(event_publisher.run, "events"):
-                try:
-                    yield event_publisher
-                finally:
-                    if self._cameras is not None:
-                        self._cameras.conclude()
-                    if not event_publisher.flush(within=0.0 if self._events_refused else self._time_left()):
-                        self._log.warning("events were not written", count=event_publisher.stats().buffered)
-
-    @asynccontextmanager
-    async def sharing(
-        self,
-        event_publisher: EventPublisher,
-        intake: Intake,
-        engine: Engine,
-        fork_server: ForkServer,
-        *,
-        room: float | None,
-    ) -> AsyncIterator[Fleet]:
-        """Cameras are read from here on. At the end they are kept until other workers have opened them."""
-        self._cameras = self._build(engine, fork_server, intake, event_publisher)
-        client = self._leases.enter_context(connect(brisk(self._settings.redis, self._settings.fleet.lease)))
-        connected = await asyncio.to_thread(self._may_share, client)
-        shared = self._fleet = self._member(client, self._cameras, intake, room=room, connected=connected)
-        self._metrics.registry.register(FleetCollector(shared.stats))
-        self._leases.enter_context(in_thread(shared.run, "fleet"))
+    def _concluding(self, cameras: Cameras, events: EventPublisher, health: EventsHealth) -> Iterator[None]:
         try:
-            yield shared
+            yield
         finally:
-            if not await asyncio.to_thread(shared.retire):
-                self._log.warning("some cameras were not taken over in time: others open them now")
+            cameras.conclude()
+            if not events.flush(within=0.0 if health.refused else self._time_left()):
+                self._log.warning("events were not written", count=events.stats().buffered)
 
-    def _build(
-        self, engine: Engine, fork_server: ForkServer, intake: Intake, event_publisher: EventPublisher
-    ) -> Cameras:
-        cameras = Cameras(
+    def _cameras(self, engine: WarmEngine, fork_server: ForkServer, intake: Intake, events: EventPublisher) -> Cameras:
+        return Cameras(
             self._settings,
-            spec=engine.spec,
-            labels=engine.labels,
+            spec=engine.engine.spec,
+            labels=engine.engine.labels,
             fork_server=fork_server,
             intake=intake,
-            event_publisher=event_publisher,
-            ledger=self._ledger,
-            status=self._status,
+            event_publisher=events,
+            telemetry=self._telemetry,
             metrics=self._metrics,
-            policies=self.policies,
+            wards=self._wards,
         )
-        self._metrics.registry.register(CameraCollector(cameras.views))
-        return cameras
 
-    def _member(
-        self, client: Client, cameras: Cameras, intake: Intake, *, room: float | None, connected: bool
-    ) -> Fleet:
-        loop = asyncio.get_running_loop()
+    async def _member(self, client: Client, cameras: Cameras, intake: Intake, *, room: float | None) -> Fleet:
+        loop, health = asyncio.get_running_loop(), self._telemetry.outages.of("fleet")
 
         def on_finished() -> None:
             loop.call_soon_threadsafe(intake.look)
@@ -171,62 +223,22 @@ class CameraManager:
             client,
             self._keys,
             self._settings,
-            worker=self._worker,
+            worker=self._telemetry.worker,
             start=cameras.start,
             stop=cameras.stop,
-            predecessors=self._lineage.predecessors,
+            predecessors=self._telemetry.lineage.predecessors,
             room=lambda: room,
             rate=demand,
+            on_trouble=health.down,
+            on_success=health.up,
             on_finished=on_finished,
-            connected=connected,
-            **self._outages.of("fleet"),
+            connected=await asyncio.to_thread(self._may_share, client),
         )
 
     def _may_share(self, client: Client) -> bool:
         """Redis may have gone away while the model was loaded: then the fleet waits for it, as everybody does."""
         try:
-            return reachable(client, self._keys, self._settings, worker=self._worker)
+            return reachable(client, self._keys, self._settings, worker=self._telemetry.worker)
         except RedisUnavailable as trouble:
-            self._outages.down("fleet", trouble)
+            self._telemetry.outages.down("fleet", trouble)
             return True
-
-    async def ticking(self) -> None:
-        """What happens to cameras by time alone."""
-        while self._cameras is not None:
-            self._cameras.tick()
-            await asyncio.sleep(TICK)
-
-    # ---- what others tell and ask; before there are cameras nobody has anything to tell
-
-    def published(self, prediction: Prediction) -> None:
-        if self._cameras is not None:
-            self._cameras.published(prediction)
-
-    def on_state(self, name: str, state: State, reason: DownReason | None, message: str) -> None:
-        if self._cameras is not None:
-            self._cameras.on_state(name, state, reason, message)
-
-    def on_ended(self, name: str) -> None:
-        if self._fleet is not None:
-            self._fleet.ended(name)
-
-    def documents(self) -> Sequence[Mapping[str, Any]]:
-        """What /api/cameras says."""
-        return () if self._cameras is None else self._cameras.documents()
-
-    # ---- what becomes of events
-
-    def _events_held_up(self, trouble: CoatstreamError) -> None:
-        """A right that only events need is no outage: labels go out, and at the end entries are handed back."""
-        if not isinstance(trouble, RedisRefuses):
-            self._outages.down("events", trouble)
-            return
-        self._outages.up("events")
-        self._metrics.redis_errors.inc()
-        if not self._events_refused:
-            self._events_refused = True
-            self._log.error("events cannot be written: tags and states are not up to date", trouble=str(trouble))
-
-    def _events_flow(self) -> None:
-        self._events_refused = False
-        self._outages.up("events")

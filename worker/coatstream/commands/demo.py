@@ -56,7 +56,7 @@ def run_demo(settings: SettingsTree, *, seconds: float, embedded: bool) -> int:
             service = Service(settings, on_ready=show.ready, load=load_or_fall_back)
             with view.following():
                 asyncio.run(work(service, show.stop))
-        print(summary(service.ledger.total(), view.ages(), seconds=show.lasted))
+        print(summary(service.telemetry.ledger.total(), view.ages(), seconds=show.lasted))
     return int(not service.drained)
 
 

@@ -81,7 +81,7 @@ async def work(service: Service, stop: asyncio.Event, lifeline: Lifeline = _ALON
 def _on_signal(service: Service, stop: asyncio.Event, lifeline: Lifeline) -> None:
     if stop.is_set() and not lifeline.supervised:
         lifeline.leave(1)
-    if not service.reading:
+    if not service.telemetry.status.reads:
         _log.info("asked to stop while loading: nothing was read")
         lifeline.leave(0)
     stop.set()

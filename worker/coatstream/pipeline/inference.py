@@ -18,10 +18,9 @@ from coatstream.errors import DeadReason, EngineBroken, redact
 from coatstream.frames.frame import Frame, Prediction, ScoredLabel, Scores
 from coatstream.pipeline.batching import Batch
 from coatstream.pipeline.mailbox import QueuedFrame
-from coatstream.pipeline.policy import LeftBecause
+from coatstream.pipeline.metrics import PipelineMetrics
 from coatstream.results.outcomes import Buried, Dropped, Outcome, Published
 from coatstream.telemetry.ledger import DropReason
-from coatstream.telemetry.metrics import Metrics
 from coatstream.telemetry.status import Status
 
 
@@ -62,7 +61,7 @@ class Inference:
         *,
         policies: Mapping[str, FramePolicy],
         shown: int = 0,
-        metrics: Metrics,
+        metrics: PipelineMetrics,
         status: Status,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -71,7 +70,6 @@ class Inference:
         self._policies = policies
         self._shown = shown or None
         self._metrics = metrics
-        self._batches = {reason: metrics.batches.labels(reason.value) for reason in LeftBecause}  # rates begin at 0
         self._status = status
         self._clock = clock
         self._monotonic = monotonic
@@ -79,7 +77,7 @@ class Inference:
 
     def run(self, batch: Batch) -> list[Outcome]:
         """One outcome per frame, in their order. Raises EngineBroken."""
-        self._batches[batch.left_because].inc()
+        self._metrics.left(batch.left_because)
         outcomes = [self._without_model(queued) for queued in batch.queued]
         to_classify = [queued for queued, outcome in zip(batch.queued, outcomes, strict=True) if outcome is None]
         classified = iter(self._classify([queued.frame for queued in to_classify]))

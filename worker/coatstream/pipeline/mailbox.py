@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from coatstream.frames.frame import Frame
 from coatstream.pipeline.fairness import Turns
+from coatstream.telemetry.ledger import DropReason, Ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +31,18 @@ class Mailbox:
     """`put` is called from source threads, everything else on the loop that was running at construction.
 
     `reader` names the source that puts a frame (a camera, `queue`). It may carry many sources; `room` bounds that.
+    A frame that a newer one replaces is booked in the ledger as dropped.
     """
 
     def __init__(
         self,
         room: int,
+        ledger: Ledger,
         *,
-        on_replaced: Callable[[Frame], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._room = room
-        self._on_replaced = on_replaced
+        self._ledger = ledger
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()  # set on the loop when what `filled` waits for is here, or after a close
@@ -68,7 +70,7 @@ class Mailbox:
             if awaited:
                 self._wanted = 0
         for old in replaced:
-            self._on_replaced(old.frame)
+            self._ledger.dropped(old.frame.source, DropReason.REPLACED)
         if awaited:  # once for a whole batch: to wake the loop costs more than all the rest of a put
             self._loop.call_soon_threadsafe(self._changed.set)
         return True

@@ -1,12 +1,102 @@
-"""Metrics of batches and of the engine, read when Prometheus scrapes."""
+"""Metrics of stages, batches and the engine."""
 
 from collections.abc import Callable, Iterable, Iterator
 
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from coatstream.engine.protocol import Engine
-from coatstream.pipeline.policy import BatchStats
+from coatstream.frames.model import ModelInfo
+from coatstream.pipeline.policy import BatchPolicy, BatchStats, LeftBecause
+
+_STAGES = ("decode", "prepare", "wait", "infer", "publish")
+
+# A stage takes from 0.2 ms (preparing a small picture) to seconds (a large batch on a slow CPU).
+_STAGE_BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+# A live label is worth having within some 100 ms; a queue that has fallen behind is minutes old.
+_AGE_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.5, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
+_RATIO_BUCKETS = (0.25, 0.5, 0.625, 0.75, 0.875, 0.95, 1.0)
+
+
+class PipelineMetrics:
+    """What a frame's way through the pipeline shows. Called from any thread.
+
+    age           seconds from capture to publication, of each published frame
+    batch_size    frames in a batch
+    fill_ratio    frames in a batch over the prepared size that it ran at
+    model_errors  calls of the model that raised
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.age = Histogram(
+            "coatstream_frame_age_seconds",
+            "Age of a frame when its label was published, from capture.",
+            buckets=_AGE_BUCKETS,
+            registry=registry,
+        )
+        self.batch_size = Histogram(
+            "coatstream_batch_size_frames", "Frames in a batch.", buckets=_SIZE_BUCKETS, registry=registry
+        )
+        self.fill_ratio = Histogram(
+            "coatstream_batch_fill_ratio",
+            "Frames in a batch over the prepared size that it ran at; the rest was padding.",
+            buckets=_RATIO_BUCKETS,
+            registry=registry,
+        )
+        self.model_errors = Counter(
+            "coatstream_model_errors_total", "Calls of the model that raised.", registry=registry
+        )
+        stages = Histogram(
+            "coatstream_stage_seconds",
+            "Time in one stage: decode, prepare and wait per frame, infer and publish per batch.",
+            ["stage"],
+            buckets=_STAGE_BUCKETS,
+            registry=registry,
+        )
+        batches = Counter("coatstream_batches_total", "Batches by why they left.", ["reason"], registry=registry)
+        # All labels are made here, so that rate() begins at 0.
+        self._stages = {stage: stages.labels(stage) for stage in _STAGES}
+        self._batches = {reason: batches.labels(reason.value) for reason in LeftBecause}
+        self._engine = EngineMetrics(registry)
+
+    def observe(self, stage: str, seconds: float) -> None:
+        """One frame's or batch's time in a stage."""
+        self._stages[stage].observe(seconds)
+
+    def left(self, reason: LeftBecause) -> None:
+        """A batch has left."""
+        self._batches[reason].inc()
+
+    def warm(self, engine: Engine, policy: BatchPolicy) -> None:
+        """The engine is warm and its costs are known: each scrape shows them from now on."""
+        self._engine.warm(engine, policy)
+
+
+class EngineMetrics:
+    """The model, and what its engine did when it was measured at the start."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        self._model = Info("coatstream_model", "The model that classifies.", registry=registry)
+        self._rate = Gauge(
+            "coatstream_engine_rate_frames_per_second",
+            "What the engine did at its best batch size when it was measured at the start.",
+            registry=registry,
+        )
+
+    def model(self, info: ModelInfo) -> None:
+        """Which model it is."""
+        words = ("name", "weights", "engine", "precision", "device")
+        self._model.info({word: getattr(info, word) for word in words})
+
+    def warm(self, engine: Engine, policy: BatchPolicy) -> None:
+        """The engine is warm, and this is how its batches are chosen."""
+        self.model(engine.info)
+        self._rate.set(policy.stats().cost.rate)
+        self._registry.register(BatchCollector(policy.stats))
+        self._registry.register(EngineCollector(engine))
 
 
 class BatchCollector(Collector):

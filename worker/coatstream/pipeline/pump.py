@@ -10,60 +10,64 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
+from coatstream.engine.protocol import Engine
 from coatstream.frames.frame import Prediction
+from coatstream.pipeline.accounting import Accounting
 from coatstream.pipeline.batching import Batch, gather
-from coatstream.pipeline.holdings import Holdings
 from coatstream.pipeline.inference import Inference
 from coatstream.pipeline.mailbox import Mailbox
+from coatstream.pipeline.metrics import PipelineMetrics
 from coatstream.pipeline.policy import BatchPolicy
-from coatstream.results.outcomes import Outcome, Published, book
+from coatstream.results.outcomes import Outcome, Published
 from coatstream.results.publisher import Publisher
-from coatstream.results.settler import Settlement
-from coatstream.telemetry.ledger import Ledger
-from coatstream.telemetry.metrics import Metrics
 
 LONGEST_GROWTH: Final = 0.02  # seconds that a batch waits at most for frames that are being decoded
 
 
-class Pipeline:
-    """Mailbox to Redis. All of it runs on the loop; engine and publisher run on the executors that they are given.
+@dataclass(frozen=True, slots=True)
+class WarmEngine:
+    """A warm engine, its threads (one for each of its streams), and how its batches are chosen."""
 
-    `publishing` must have one thread: one batch at a time is published.
-    """
+    engine: Engine
+    threads: Executor
+    policy: BatchPolicy
+
+
+class Pump:
+    """Mailbox to Redis. All of it runs on the loop; engine and publisher run on their threads."""
 
     def __init__(
         self,
         mailbox: Mailbox,
+        engine: WarmEngine,
         inference: Inference,
         publisher: Publisher,
         *,
-        policy: BatchPolicy,
-        slots: int,
-        engines: Executor,
         publishing: Executor,
-        holdings: Holdings,
-        ledger: Ledger,
-        metrics: Metrics,
+        accounting: Accounting,
+        metrics: PipelineMetrics,
         on_published: Callable[[Prediction], None] = lambda prediction: None,
     ) -> None:
-        """`on_published` hears on the loop of each label of a camera that has gone out, in order per camera."""
+        """`publishing` has one thread: one batch at a time is published. `on_published` is called on the loop with each
+        label of a camera that was published, in order for each camera.
+        """
+        slots = engine.engine.streams
         self._mailbox = mailbox
         self._inference = inference
         self._publisher = publisher
-        self._policy = policy
+        self._policy = engine.policy
         self._slots = asyncio.Semaphore(slots)
         self._unordered = asyncio.Semaphore(2 * slots - 1)  # batches that were taken and wait for their turn, or will
-        self._engines = engines
+        self._engines = engine.threads
         self._publishing = publishing
-        self._holdings = holdings
-        self._ledger = ledger
+        self._accounting = accounting
         self._metrics = metrics
         self._on_published = on_published
 
-    async def pump(self) -> None:
+    async def run(self) -> None:
         """Run until the mailbox is closed and all that was taken is published. Raises what a batch raised first."""
         try:
             await self._take_batches()
@@ -93,7 +97,7 @@ class Pipeline:
         and no frame waits for long.
         """
         waiting, size = self._mailbox.waiting, self._policy.cap
-        coming = self._holdings.unbegun - waiting
+        coming = self._accounting.holdings.unbegun - waiting
         if self._policy.target is None and size > waiting >= size - coming:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LONGEST_GROWTH):
@@ -102,7 +106,7 @@ class Pipeline:
     async def _process(self, batch: Batch, turn: asyncio.Event, next_turn: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
         try:
-            batch = self._begin(batch)
+            batch = replace(batch, queued=self._accounting.begin(batch.queued))
             outcomes: Sequence[Outcome] = ()
             began = loop.time()
             if batch.queued:
@@ -122,29 +126,13 @@ class Pipeline:
         finally:
             next_turn.set()
 
-    def _begin(self, batch: Batch) -> Batch:
-        """Without frames whose entries have gone to another worker meanwhile. The others count as received now."""
-        begun = self._holdings.begin_all(queued.frame.receipt for queued in batch.queued)
-        ours = [queued for queued, is_ours in zip(batch.queued, begun, strict=True) if is_ours]
-        for queued in ours:
-            if queued.frame.receipt is not None:
-                self._ledger.received(queued.frame.source)
-        return replace(batch, queued=ours)
-
     def _publish(self, outcomes: Sequence[Outcome]) -> Sequence[bool]:
-        """Settle the batch and book it, in the publishing thread. Says per outcome whether it was ours to settle."""
+        """Settle and book the batch, in the publishing thread; whether each outcome was ours to settle."""
         started = time.perf_counter()
         settlement, published_at = self._publisher.publish(outcomes)
         self._metrics.observe("publish", time.perf_counter() - started)
-        self._enter(outcomes, settlement, published_at)
-        return settlement.done
-
-    def _enter(self, outcomes: Sequence[Outcome], settlement: Settlement, published_at: float) -> None:
-        """Write the batch into the ledger; what is settled is no longer held."""
-        self._holdings.settled(outcome.receipt for outcome in outcomes)
-        self._metrics.count("letters_dropped", settlement.letters_dropped)
-        self._metrics.latest_left_out.inc(settlement.sources_left_out)
+        self._accounting.settled(outcomes, settlement)
         for outcome, done in zip(outcomes, settlement.done, strict=True):
-            book(self._ledger, outcome, done=done)
             if done and isinstance(outcome, Published):
                 self._metrics.age.observe(max(0.0, published_at - outcome.prediction.captured_at))
+        return settlement.done

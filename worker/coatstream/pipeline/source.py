@@ -1,10 +1,12 @@
-"""Where frames come from: the contract that every source keeps, and its intake relies on."""
+"""Where frames come from: the contract that every source keeps, and who is told what becomes of it."""
 
 import threading
 from collections.abc import Generator
 from typing import Protocol
 
+from coatstream.errors import DownReason
 from coatstream.frames.frame import Frame
+from coatstream.telemetry.status import State
 
 
 class Source(Protocol):
@@ -29,3 +31,14 @@ class Source(Protocol):
         again. A source never restarts itself.
         """
         ...
+
+
+class SourceObserver(Protocol):
+    """Is told what becomes of one source."""
+
+    def on_state(self, state: State, reason: DownReason | None, message: str) -> None:
+        """The source's state has changed. Called on the loop for the first state, then in the source's own thread.
+
+        `ended` is the last state, and means that the source came to its own end: a file was read. A source that is
+        stopped has no such state. Must not raise.
+        """

@@ -1,9 +1,9 @@
-"""The queue half of a worker: its place in the consumer groups, its leases on entries, its readers.
+"""The queue half of a worker: its place in the consumer groups, its leases on entries, its sources.
 
 Puts together what decides, and decides nothing itself.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -13,48 +13,45 @@ from coatstream.broker.connection import Client, connect
 from coatstream.broker.keys import Queue, by_slot
 from coatstream.broker.location import location
 from coatstream.engine.protocol import Engine
-from coatstream.errors import REDIS_TROUBLE, DeadReason, EngineBroken, RedisRefuses
-from coatstream.frames.model import ModelInfo
+from coatstream.errors import REDIS_TROUBLE, EngineBroken, RedisRefuses
 from coatstream.frames.resizing import prepare
-from coatstream.pipeline.holdings import Holdings
+from coatstream.pipeline.accounting import Accounting
 from coatstream.pipeline.intake import Intake
-from coatstream.pipeline.source import Source
+from coatstream.pipeline.metrics import PipelineMetrics
 from coatstream.pipeline.threads import in_thread
+from coatstream.queue.decoding import EntryDecoder
 from coatstream.queue.group import ConsumerGroup
 from coatstream.queue.heartbeat import BEATS_A_LEASE, Heartbeat
+from coatstream.queue.metrics import QueueMetrics
 from coatstream.queue.monitor import Monitor
+from coatstream.queue.observer import QueueReports
 from coatstream.queue.reader import EntryReader
 from coatstream.queue.source import QueueSource
 from coatstream.results.publisher import Publisher
-from coatstream.settings.model import RedisSettings
+from coatstream.results.settler import Settler, SettlingTerms
+from coatstream.settings.model import RedisSettings, SettingsTree
 from coatstream.telemetry.telemetry import Telemetry
 
 
 class QueueConsumer:
-    """Does nothing where `queue.enabled` is false.
-
-    holdings   entries that were read and are not settled
-    publisher  makes one with a connection and a name of its own
-    """
+    """Reads nothing where `queue.enabled` is false."""
 
     def __init__(
         self,
+        settings: SettingsTree,
         telemetry: Telemetry,
-        queues: Sequence[Queue],
-        *,
-        publisher: Callable[[Client, ModelInfo, str], Publisher],
+        metrics: PipelineMetrics,
+        accounting: Accounting,
+        terms: SettlingTerms,
     ) -> None:
-        self.holdings = Holdings()
-        self._settings = telemetry.settings
-        self._worker = telemetry.worker
-        self._lineage = telemetry.lineage
-        self._ledger = telemetry.ledger
-        self._status = telemetry.status
-        self._metrics = telemetry.metrics
-        self._outages = telemetry.outages
-        self._labels = queues[0].labels  # where those of cameras go
-        self._queues = queues if telemetry.settings.queue.enabled else ()
-        self._publisher = publisher
+        self._settings = settings
+        self._telemetry = telemetry
+        self._stages = metrics
+        self._metrics = QueueMetrics(telemetry.metrics.registry)
+        self._accounting = accounting
+        self._observer = QueueReports(self._metrics, accounting)
+        self._terms = terms
+        self._queues = terms.queues if settings.queue.enabled else ()
         self._log = structlog.get_logger("service")
 
     @property
@@ -62,38 +59,41 @@ class QueueConsumer:
         """Entries that are read ahead."""
         return self._settings.queue.prefetch or 2 * self._settings.batch.max_size
 
-    def succeed(self, client: Client) -> None:
-        """Join, and hand back what workers held that are dead for certain: others need not wait for `min_idle`, nor for
-        this one's model.
+    def join(self, client: Client) -> None:
+        """Join the groups, and hand back what crashed workers held: others need not wait for `min_idle` then, nor until
+        this worker's model is loaded.
         """
         if not self._queues:
             return
         groups = self._groups(client, self._queues)
         for group in groups:
             group.join()
-        for dead in self._lineage.predecessors:
-            handed_back = sum(group.inherit(dead) for group in groups)
+        for dead in self._telemetry.lineage.predecessors:
+            handed_back = sum(group.take_over_from(dead) for group in groups)
             self._log.info("entries of a worker that crashed can be taken", worker=dead, entries=handed_back)
 
+    # ---- the leases
+
     @contextmanager
-    def monitored(self) -> Iterator[None]:
+    def membership(self) -> Iterator[None]:
+        """The queues are watched, and leases renewed, until all that was read has its outcome; then this worker leaves
+        its groups.
+        """
+        with self._monitored(), self._leasing():
+            yield
+
+    @contextmanager
+    def _monitored(self) -> Iterator[None]:
         with connect(self._settings.redis) as client:
-            reports = self._outages.of("monitor")
-            monitor = Monitor(
-                client,
-                self._queues,
-                self._metrics,
-                labels=self._labels,
-                on_up=reports["on_success"],
-                on_down=reports["on_trouble"],
-            )
+            labels = self._terms.queues[0].labels  # where those of cameras go
+            health = self._telemetry.outages.of("monitor")
+            monitor = Monitor(client, self._queues, self._metrics, health, labels=labels)
             monitor.look()  # before the first scrape can ask
             with in_thread(monitor.run, "monitor"):
                 yield
 
     @contextmanager
-    def leasing(self) -> Iterator[None]:
-        """Leases are renewed until all that was read has its outcome; then this worker leaves its groups."""
+    def _leasing(self) -> Iterator[None]:
         if not self._queues:
             yield
             return
@@ -112,11 +112,11 @@ class QueueConsumer:
     def _heartbeat(self, groups: Sequence[ConsumerGroup]) -> Heartbeat:
         return Heartbeat(
             groups,
-            self.holdings,
+            self._accounting.holdings,
+            self._observer,
+            self._telemetry.outages.of("leases"),
             min_idle=self._settings.queue.min_idle,
-            stalled=self._status.unhealthy_because,
-            count=self._metrics.count,
-            **self._outages.of("leases"),
+            stalled=self._telemetry.status.unhealthy_because,
         )
 
     def _brisk(self) -> RedisSettings:
@@ -126,67 +126,73 @@ class QueueConsumer:
         return redis.model_copy(update={name: min(seconds, longest) for name, seconds in timeouts.items()})
 
     def _leave(self, groups: Sequence[ConsumerGroup], *, blameless: bool) -> None:
-        """What is unfinished now, this worker will never finish. `blameless`: and that is no frame's doing."""
-        if not self._status.redis_is_up():
-            self._log.warning("Redis is away: what this worker still held is taken over by others after queue.min_idle")
+        """Hand back what is unfinished. `blameless`: no frame is the reason, so this delivery does not count."""
+        if not self._telemetry.status.redis_is_up():
+            self._log.warning("Redis is away: other workers take over what this one held after queue.min_idle")
             return
         try:
             for group in groups:
-                group.release(self.holdings.entries(group.queue.stream), begun=not blameless)
+                group.release(self._accounting.holdings.entries(group.queue.stream), begun=not blameless)
                 group.leave()
         except REDIS_TROUBLE as trouble:
             self._log.warning("the consumer group could not be left", trouble=str(trouble))
 
-    def take_in(self, intake: Intake, engine: Engine, connections: ExitStack) -> list[Publisher]:
+    # ---- the sources
+
+    @contextmanager
+    def sources(self, engine: Engine) -> Iterator[list[QueueSource]]:
         """One source for all queues; on a cluster one for each slot, since one read cannot span two.
 
-        Returns who settles what can never be labelled: at the end they must give up.
+        Their connections are closed on leaving: the threads that read are stopped by then, or are left behind and try
+        no longer to settle anything.
         """
+        together = self._together()
+        prefetch = max(1, self.prefetch // max(1, len(together)))
+        decode = EntryDecoder(
+            self._settings.queue,
+            partial(prepare, spec=engine.spec),
+            self._telemetry.status,
+            self._stages,
+            spec=engine.spec,
+        )
+        with ExitStack() as connections:
+            sources = []
+            for number, queues in enumerate(together):
+                name = f"queue/{number}" if number else "queue"
+                reading, settling = (connections.enter_context(connect(self._settings.redis)) for _ in range(2))
+                settler = Settler(settling, self._terms, model=engine.info, name=name)
+                publisher = Publisher(settler, self._telemetry.outages.of(name))
+                connections.callback(publisher.give_up)
+                reader = self._reader(reading, queues, prefetch=prefetch)
+                health = self._telemetry.outages.of(f"{name} reader")
+                sources.append(QueueSource(name, reader, decode, publisher, self._accounting, health))
+            yield sources
+
+    @contextmanager
+    def reading_into(self, intake: Intake, sources: Sequence[QueueSource]) -> Iterator[None]:
+        """The sources are read. On leaving they are told to stop, and are not waited for."""
+        for source in sources:
+            intake.add(source)
+        try:
+            yield
+        finally:
+            for source in sources:
+                intake.remove(source.name)
+
+    def _together(self) -> Sequence[Sequence[Queue]]:
+        """The queues of each source."""
         if not self._queues:
             return []
-        together = by_slot(self._queues) if location(self._settings.redis).kind == "cluster" else [self._queues]
-        settlers = []
-        for number, queues in enumerate(together):
-            name = f"queue/{number}" if number else "queue"
-            reading, settling = (connections.enter_context(connect(self._settings.redis)) for _ in range(2))
-            settler = self._publisher(settling, engine.info, name)
-            reader = self._reader(reading, queues, prefetch=max(1, self.prefetch // len(together)))
-            intake.add(self._source(name, reader, settler, engine))
-            settlers.append(settler)
-        return settlers
+        return by_slot(self._queues) if location(self._settings.redis).kind == "cluster" else [self._queues]
 
     def _groups(self, client: Client, queues: Sequence[Queue]) -> list[ConsumerGroup]:
-        return [ConsumerGroup(client, queue, self._settings.queue, consumer=self._worker) for queue in queues]
+        return [ConsumerGroup(client, queue, self._settings.queue, consumer=self._telemetry.worker) for queue in queues]
 
     def _reader(self, client: Client, queues: Sequence[Queue], *, prefetch: int) -> EntryReader:
         return EntryReader(
-            client,
             self._groups(client, queues),
-            consumer=self._worker,
+            self._accounting.holdings,
+            self._observer,
             prefetch=prefetch,
             block=self._settings.redis.socket_timeout / 5,
-            holdings=self.holdings,
-            count=self._metrics.count,
-            on_buried=self._delivered_too_often,
         )
-
-    def _source(self, name: str, reader: EntryReader, settler: Publisher, engine: Engine) -> Source:
-        return QueueSource(
-            reader,
-            self._settings.queue,
-            name=name,
-            prepare=partial(prepare, spec=engine.spec),
-            spec=engine.spec,
-            settler=settler,
-            holdings=self.holdings,
-            ledger=self._ledger,
-            at_work=partial(self._status.at_work, "a picture"),
-            observe=self._metrics.observe,
-            count=self._metrics.count,
-            **self._outages.of(f"{name} reader"),
-        )
-
-    def _delivered_too_often(self, source: str) -> None:
-        self._log.error("a frame that no worker could finish is a dead letter now", source=source)
-        self._ledger.received(source)
-        self._ledger.dead(source, DeadReason.DELIVERY_LIMIT)

@@ -32,7 +32,7 @@ class RawPixels:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class FrameEntry:
     """One frame as its producer describes it. `picture` is encoded or raw pixels, `meta` the text of a JSON object."""
 
     entry_id: str
@@ -44,10 +44,10 @@ class Entry:
     picture: bytes | RawPixels = field(repr=False)
 
 
-def parse(entry_id: str, fields: Mapping[bytes, bytes]) -> Entry:
+def parse(entry_id: str, fields: Mapping[bytes, bytes]) -> FrameEntry:
     """The entry's fields by the contract; unknown ones are ignored. Raises BadFrame (invalid)."""
     captured_at = _moment(fields, b"captured_at")
-    return Entry(
+    return FrameEntry(
         entry_id=entry_id,
         source=source_of(fields),
         frame_id=_text(fields, b"frame_id", MAX_FRAME_ID) or entry_id,

@@ -75,6 +75,24 @@ class ConsumerGroup:
         with calls("the consumer group cannot be joined", self._client):
             return bool(_JOIN(self._client, keys=[queue.stream, queue.books], args=[queue.group]))
 
+    def read(self, streams: Sequence[str], most: int, *, block: float | None) -> list[tuple[str, str, Fields]]:
+        """New entries, at most so many of each stream: stream, id and fields. The streams are this queue's or others of
+        the same group. `block`: seconds to wait where there is none; None: do not wait.
+        """
+        with calls("frames cannot be read", self._client):
+            reply = self._client.xreadgroup(
+                self.queue.group,
+                self._consumer,
+                dict.fromkeys(streams, ">"),
+                count=most,
+                block=None if block is None else max(1, int(block * 1000)),
+            )
+        return [
+            (stream.decode(), entry_id.decode(), fields)
+            for stream, entries in reply or ()
+            for entry_id, fields in entries
+        ]
+
     def reclaim(self, want: int, *, alone: bool) -> Reclaimed:
         """Take over entries that have been idle for `min_idle`: up to `want` fresh ones, or else (`alone`) one suspect.
 
@@ -106,9 +124,11 @@ class ConsumerGroup:
         kind: Kind = "begun" if begun else "new"
         return sum(self._release(self._consumer, kind, some) for some in pieces(entries))
 
-    def inherit(self, consumer: str) -> int:
-        """Hand back everything of a consumer that is dead for certain. Others need not wait for `min_idle` then."""
-        return self._release(consumer, "begun", leave=True)
+    def take_over_from(self, dead: str) -> int:
+        """Hand back everything of a consumer that is certainly dead, so that no worker has to wait for `min_idle`.
+        Returns how many entries.
+        """
+        return self._release(dead, "begun", leave=True)
 
     def leave(self) -> None:
         """Leave the group, unless something of ours is still pending in it."""

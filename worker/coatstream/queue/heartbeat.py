@@ -11,9 +11,11 @@ from functools import partial
 
 import structlog
 
-from coatstream.errors import REDIS_TROUBLE, CoatstreamError
+from coatstream.errors import REDIS_TROUBLE
 from coatstream.pipeline.holdings import Holdings
 from coatstream.queue.group import ConsumerGroup
+from coatstream.queue.observer import QueueObserver
+from coatstream.telemetry.outages import RedisHealth
 
 LONGEST_BEAT = 3.0  # seconds between two renewals
 BEATS_A_LEASE = 4  # and never fewer than so many within `min_idle`: three may be lost
@@ -25,30 +27,28 @@ REAP_AFTER = 4  # times `min_idle` without a word; a consumer that has nothing t
 class Heartbeat:
     """Runs in a thread of its own until `stop`.
 
-    stalled     why this process makes no progress; empty: it does
-    count       told of leases that were lost ("leases_lost")
-    on_trouble  told of each call that failed; on_success of each round that went through
+    stalled   why this process makes no progress; empty: it does
+    observer  is told of leases that were lost
+    health    is told of each call that failed, and of each round that went through
     """
 
     def __init__(
         self,
         groups: Sequence[ConsumerGroup],
         holdings: Holdings,
+        observer: QueueObserver,
+        health: RedisHealth,
         *,
         min_idle: float,
         stalled: Callable[[], list[str]],
-        count: Callable[[str, int], None],
-        on_trouble: Callable[[CoatstreamError], None],
-        on_success: Callable[[], None],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._groups = groups
         self._holdings = holdings
         self._min_idle = min_idle
         self._stalled = stalled
-        self._count = count
-        self._on_trouble = on_trouble
-        self._on_success = on_success
+        self._observer = observer
+        self._health = health
         self._monotonic = monotonic
         self._log = structlog.get_logger("leases")
         self._silent = False
@@ -73,7 +73,7 @@ class Heartbeat:
         self._groups = sorted(self._groups, key=well.__getitem__, reverse=True)  # those in trouble last, next time
         all_well = all(well.values()) and self._goes_through(self._reap)
         if all_well:
-            self._on_success()
+            self._health.up()
         return all_well
 
     def _goes_through(self, step: Callable[[], None]) -> bool:
@@ -81,7 +81,7 @@ class Heartbeat:
         try:
             step()
         except REDIS_TROUBLE as trouble:
-            self._on_trouble(trouble)
+            self._health.down(trouble)
             return False
         return True
 
@@ -104,7 +104,7 @@ class Heartbeat:
         self._doubtful[stream] = not_ours - lost
         if lost:
             self._holdings.remove(stream, lost)
-            self._count("leases_lost", len(lost))
+            self._observer.count("leases_lost", len(lost))
             self._log.warning("entries went to another worker, or were deleted", stream=stream, entries=len(lost))
 
     def _reap(self) -> None:

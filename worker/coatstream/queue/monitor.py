@@ -2,17 +2,18 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from coatstream.broker.connection import Client
 from coatstream.broker.failures import calls
 from coatstream.broker.keys import Queue
 from coatstream.broker.script import Script
-from coatstream.errors import REDIS_TROUBLE, CoatstreamError
+from coatstream.errors import REDIS_TROUBLE
 from coatstream.queue.audit import audit
 from coatstream.queue.entry import milliseconds_of
-from coatstream.telemetry.metrics import Metrics
+from coatstream.queue.metrics import QueueMetrics
+from coatstream.telemetry.outages import RedisHealth
 
 EVERY = 2.0  # seconds
 AUDIT_EVERY = 5  # looks: the server copies two entries for it, which may hold megabytes each
@@ -40,28 +41,20 @@ def measure(client: Client, queue: Queue) -> QueueDepth:
 
 
 class Monitor:
-    """Runs in a thread of its own until `stop`; `on_up` and `on_down` hear of each look.
+    """Runs in a thread of its own until `stop`; `health` is told of each look.
 
     labels  the stream that a worker without a queue writes to: of a cluster it needs the node that has it, and no other
     """
 
     def __init__(
-        self,
-        client: Client,
-        queues: Sequence[Queue],
-        metrics: Metrics,
-        *,
-        labels: str,
-        on_up: Callable[[], None],
-        on_down: Callable[[CoatstreamError], None],
+        self, client: Client, queues: Sequence[Queue], metrics: QueueMetrics, health: RedisHealth, *, labels: str
     ) -> None:
         self._client = client
         self._queues = queues
+        self._metrics = metrics
+        self._health = health
         self._labels = labels
         self._looks = 0
-        self._metrics = metrics
-        self._on_up = on_up
-        self._on_down = on_down
 
     def run(self, stop: threading.Event) -> None:
         while not stop.is_set():
@@ -78,16 +71,16 @@ class Monitor:
             for queue in self._queues:
                 self._show(queue)
             self._looks += 1
-        except REDIS_TROUBLE as trouble:  # who only looks has no reason to end the process
-            self._on_down(trouble)
+        except REDIS_TROUBLE as trouble:  # a look that fails is no reason to end the process
+            self._health.down(trouble)
         else:
-            self._on_up()
+            self._health.up()
 
     def _show(self, queue: Queue) -> None:
         depth = measure(self._client, queue)
-        self._metrics.queue_depth.labels(queue.stream).set(depth.entries)
-        self._metrics.queue_pending.labels(queue.stream).set(depth.pending)
-        self._metrics.queue_oldest.labels(queue.stream).set(depth.oldest_age)
+        self._metrics.depth.labels(queue.stream).set(depth.entries)
+        self._metrics.pending.labels(queue.stream).set(depth.pending)
+        self._metrics.oldest.labels(queue.stream).set(depth.oldest_age)
         self._metrics.dead_letters.labels(queue.stream).set(depth.dead)
         if self._looks % AUDIT_EVERY == 0:
-            self._metrics.queue_trimmed.labels(queue.stream).set(audit(self._client, queue).gone)
+            self._metrics.trimmed.labels(queue.stream).set(audit(self._client, queue).gone)

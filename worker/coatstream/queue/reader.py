@@ -5,17 +5,17 @@ Knows nothing of pictures. Used from the thread of one queue source.
 
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import structlog
 
-from coatstream.broker.connection import Client
-from coatstream.broker.failures import calls
 from coatstream.broker.keys import Queue
 from coatstream.errors import REDIS_TROUBLE
 from coatstream.pipeline.holdings import Holdings
+from coatstream.queue.decoding import Taken
 from coatstream.queue.entry import source_or_default
-from coatstream.queue.group import ConsumerGroup, Fields, Reclaimed
+from coatstream.queue.group import ConsumerGroup, Reclaimed
+from coatstream.queue.observer import QueueObserver
 from coatstream.queue.shares import Shares
 
 TICK: Final = 0.25  # seconds between two looks at other workers' entries, and the longest wait for anything
@@ -24,51 +24,30 @@ MOST_BYTES: Final = 64 * 1024**2  # read and not decoded yet: 64 raw frames of 1
 SUPPOSED: Final = 4 * 1024**2  # bytes of an entry before one was seen
 
 
-class Taken(NamedTuple):
-    """An entry that is ours now."""
-
-    stream: str
-    entry_id: str
-    fields: Fields
-
-    @property
-    def size(self) -> int:
-        """Bytes of its fields."""
-        return sum(map(len, self.fields.values()))
-
-
 class EntryReader:
     """Reads ahead of the model: at most `prefetch` entries that no batch has taken yet.
 
     groups  this worker's place in each queue; on a cluster all of them lie in one slot
     block   longest wait for new entries in one call, seconds; less than the socket time-out
-    count   told of entries by what happened to them: redelivered, orphaned, released, and groups that were made
-    on_buried  told the source of each entry that was delivered too often
     """
 
     def __init__(
         self,
-        client: Client,
         groups: Sequence[ConsumerGroup],
+        holdings: Holdings,
+        observer: QueueObserver,
         *,
-        consumer: str,
         prefetch: int,
         block: float,
-        holdings: Holdings,
-        count: Callable[[str, int], None] = lambda what, number: None,
-        on_buried: Callable[[str], None] = lambda source: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._client = client
         self._groups = {group.queue: group for group in groups}
         self._streams = tuple(group.queue.stream for group in groups)
         self._shares = Shares(tuple(self._groups))
-        self._consumer = consumer
+        self._holdings = holdings
+        self._observer = observer
         self._prefetch = prefetch
         self._block = min(block, TICK)
-        self._holdings = holdings
-        self._count = count
-        self._on_buried = on_buried
         self._monotonic = monotonic
         self._log = structlog.get_logger("queue")
         self._sweep_at = self._look_at = float("-inf")
@@ -80,7 +59,7 @@ class EntryReader:
         """Make missing groups, and look at once for what a lost reply has left behind. Raises RedisUnavailable."""
         for queue, group in self._groups.items():
             if group.join() and self._joined:
-                self._count("groups_made", 1)
+                self._observer.count("groups_made", 1)
                 self._log.warning("the consumer group had vanished and is made again", stream=queue.stream)
         self._joined = True
         self._sweep_at = self._look_at = float("-inf")
@@ -124,8 +103,8 @@ class EntryReader:
             for queue, group in self._groups.items():
                 unbegun = self._holdings.give_up(queue.stream)
                 stuck = [entry_id for entry_id in unbegun if (queue.stream, entry_id) in hanging]
-                self._count("released", group.release(set(unbegun) - set(stuck), begun=False))
-                self._count("released", group.release(stuck, begun=True))
+                self._observer.count("released", group.release(set(unbegun) - set(stuck), begun=False))
+                self._observer.count("released", group.release(stuck, begun=True))
         except REDIS_TROUBLE as trouble:
             self._log.warning("entries could not be handed back: others take them later", trouble=str(trouble))
 
@@ -152,21 +131,10 @@ class EntryReader:
         return found
 
     def _read(self, streams: Sequence[str], most: int, *, wait: bool) -> list[Taken]:
-        """COUNT holds for each stream."""
-        group = next(iter(self._groups)).group
-        with calls("frames cannot be read", self._client):
-            reply = self._client.xreadgroup(
-                group,
-                self._consumer,
-                dict.fromkeys(streams, ">"),
-                count=most,
-                block=max(1, int(self._block * 1000)) if wait else None,
-            )
-        return self._hold(
-            Taken(stream.decode(), entry_id.decode(), fields)
-            for stream, entries in reply or ()
-            for entry_id, fields in entries
-        )
+        """At most so many of each stream."""
+        any_group = next(iter(self._groups.values()))
+        found = any_group.read(streams, most, block=self._block if wait else None)
+        return self._hold(Taken(stream, entry_id, fields) for stream, entry_id, fields in found)
 
     # ---- entries of workers that are silent
 
@@ -200,15 +168,15 @@ class EntryReader:
     def _reclaim(self, group: ConsumerGroup, want: int, *, alone: bool) -> Reclaimed:
         reclaimed = group.reclaim(want, alone=alone)
         for source in reclaimed.buried:
-            self._on_buried(source_or_default({b"source": source}))
-        self._count("letters_dropped", reclaimed.letters_dropped)
+            self._observer.gave_up(source_or_default({b"source": source}))
+        self._observer.letters_dropped(reclaimed.letters_dropped)
         if reclaimed.trimmed:
             stream = group.queue.stream
             self._log.error("entries were trimmed before they had a label", stream=stream, entries=reclaimed.trimmed)
         return reclaimed
 
     def _taken(self, group: ConsumerGroup, reclaimed: Reclaimed) -> list[Taken]:
-        self._count("redelivered", len(reclaimed.entries))
+        self._observer.count("redelivered", len(reclaimed.entries))
         return self._hold(Taken(group.queue.stream, entry_id, fields) for entry_id, fields in reclaimed.entries)
 
     # ---- entries that are ours and that nobody here knows
@@ -220,7 +188,7 @@ class EntryReader:
         for queue, group in self._groups.items():
             known = self._holdings.entries(queue.stream)
             lost = [entry_id for entry_id in group.orphans() if entry_id not in known]
-            self._count("orphaned", group.release(lost, begun=False))
+            self._observer.count("orphaned", group.release(lost, begun=False))
         self._sweep_at = self._monotonic() + SWEEP_EVERY
 
     def _hold(self, taken: Iterable[Taken]) -> list[Taken]:

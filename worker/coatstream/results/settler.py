@@ -41,34 +41,47 @@ class Settlement:
     letters_dropped: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class SettlingTerms:
+    """What all settlers of one worker have in common.
+
+    limits  of the dead letters
+    fences  the key of the newest lease numbers of cameras
+    """
+
+    queues: Sequence[Queue]
+    limits: QueueSettings
+    results: ResultsSettings
+    worker: str
+    fences: str
+
+
 class QueueSettler:
     """One caller's way to settle frames of one queue; used from one thread.
 
-    fences  key of the newest lease numbers of cameras, for the queue whose labels take theirs too
+    fenced  whether labels of cameras go to this queue's labels too; then the lease of each is checked
     """
 
     def __init__(
         self,
         client: Client,
         queue: Queue,
+        terms: SettlingTerms,
         *,
-        limits: QueueSettings,
-        results: ResultsSettings,
         model: ModelInfo,
-        worker: str,
         name: str,
-        fences: str | None = None,
+        fenced: bool = False,
         encode: Encode = encode,
     ) -> None:
         self._client = client
         self._queue = queue
-        self._fences = fences
-        self._limits = limits
-        self._results = results
+        self._fences = terms.fences if fenced else None
+        self._limits = terms.limits
+        self._results = terms.results
         self._model = model
-        self._worker = worker
+        self._worker = terms.worker
         self._encode = encode
-        self._memo = queue.memo(worker, name)
+        self._memo = queue.memo(terms.worker, name)
         self._number = 0
 
     def begin(self) -> None:
@@ -140,32 +153,14 @@ class Settler:
     """
 
     def __init__(
-        self,
-        client: Client,
-        queues: Sequence[Queue],
-        *,
-        limits: QueueSettings,
-        results: ResultsSettings,
-        model: ModelInfo,
-        worker: str,
-        name: str,
-        fences: str,
-        encode: Encode = encode,
+        self, client: Client, terms: SettlingTerms, *, model: ModelInfo, name: str, encode: Encode = encode
     ) -> None:
-        self._first = queues[0].stream
+        first = self._first = terms.queues[0].stream
         self._queues = {
             queue.stream: QueueSettler(
-                client,
-                queue,
-                limits=limits,
-                results=results,
-                model=model,
-                worker=worker,
-                name=name,
-                fences=fences if queue.stream == self._first else None,
-                encode=encode,
+                client, queue, terms, model=model, name=name, fenced=queue.stream == first, encode=encode
             )
-            for queue in queues
+            for queue in terms.queues
         }
         self._last: Sequence[Outcome] | None = None  # what the present numbers stand for
 

@@ -1,8 +1,6 @@
-"""Whether Redis is there, as each of its callers finds it: told to the status, the metrics and, once, to the log."""
+"""Whether Redis answers, as each caller in this worker finds it; written to the status, the metrics and the log."""
 
-from collections.abc import Callable
-from functools import partial
-from typing import TypedDict
+from typing import Protocol
 
 import structlog
 
@@ -11,32 +9,49 @@ from coatstream.telemetry.metrics import Metrics
 from coatstream.telemetry.status import Status
 
 
-class Reports(TypedDict):
-    """What one caller tells, as arguments of its constructor."""
+class RedisHealth(Protocol):
+    """Where one caller of Redis reports how its calls went. Called from any thread; neither blocks nor raises."""
 
-    on_trouble: Callable[[CoatstreamError], None]
-    on_success: Callable[[], None]
+    def up(self) -> None:
+        """A call went through."""
+
+    def down(self, trouble: CoatstreamError) -> None:
+        """A call failed. The caller will try again."""
+
+
+class CallerHealth:
+    """The reports of one caller, by name."""
+
+    def __init__(self, outages: "Outages", caller: str) -> None:
+        self._outages = outages
+        self._caller = caller
+
+    def up(self) -> None:
+        self._outages.up(self._caller)
+
+    def down(self, trouble: CoatstreamError) -> None:
+        self._outages.down(self._caller, trouble)
 
 
 class Outages:
-    """`reading`: before that is so, nobody has missed Redis. Any thread may tell."""
+    """The reports of all callers. An outage begins when the first caller fails, and ends when the last one is back."""
 
-    def __init__(self, status: Status, metrics: Metrics, *, reading: Callable[[], bool]) -> None:
+    def __init__(self, status: Status, metrics: Metrics) -> None:
         self._status = status
         self._metrics = metrics
-        self._reading = reading
         self._log = structlog.get_logger("service")
 
-    def of(self, caller: str) -> Reports:
-        return {"on_trouble": partial(self.down, caller), "on_success": partial(self.up, caller)}
+    def of(self, caller: str) -> CallerHealth:
+        """Where this caller reports."""
+        return CallerHealth(self, caller)
 
     def up(self, caller: str) -> None:
-        """A call of this caller has gone through."""
-        if self._status.redis_up(caller) and self._reading():
+        """A call of this caller went through. The log has it only once the worker reads: no frame waited before."""
+        if self._status.redis_up(caller) and self._status.reads:
             self._log.info("Redis is back")
 
     def down(self, caller: str, trouble: CoatstreamError) -> None:
-        """A call of this caller has failed."""
+        """A call of this caller failed."""
         self._metrics.redis_errors.inc()
         if self._status.redis_down(caller, str(trouble)):
             self._metrics.redis_outages.inc()

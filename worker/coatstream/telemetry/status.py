@@ -53,6 +53,7 @@ class Status:
         self._monotonic = monotonic
         self._lock = threading.Lock()  # guards all below
         self._warm = False
+        self._reads = False
         self._draining = False
         self._redis_trouble = {"start": "not connected yet"}  # caller -> its last call's failure
         self._sources: dict[str, SourceStatus] = {}
@@ -63,6 +64,17 @@ class Status:
         """The engine is warm and everything behind it runs."""
         with self._lock:
             self._warm = True
+
+    def reading(self) -> None:
+        """The first source is opened now: from here on there is something to drain."""
+        with self._lock:
+            self._reads = True
+
+    @property
+    def reads(self) -> bool:
+        """Whether any source was opened."""
+        with self._lock:
+            return self._reads
 
     def draining(self) -> None:
         with self._lock:

@@ -35,7 +35,8 @@ EVERY_FRAME: Final = 25.0  # frames a second that a camera of `fps: 0` is taken 
 
 
 class Fleet:
-    """`run` blocks until its `stop`; it calls back in its thread. All other methods may be called from any.
+    """`run` blocks until its `stop`, and takes part from `begin` on; it calls back in its thread. All other methods may
+    be called from any.
 
     start        read this camera; publish under the tenure's fence, and tell the tenure of its pictures. Raises
                  ConfigError for one that cannot be read here: it is left out until its settings change
@@ -76,7 +77,7 @@ class Fleet:
         self._on_trouble, self._on_success, self._on_finished = on_trouble, on_success, on_finished
         self._connected = connected
         self._monotonic = monotonic
-        self._wake = threading.Event()
+        self._begun, self._wake = threading.Event(), threading.Event()
         self._retired, self._left = threading.Event(), threading.Event()
         self._lock = threading.Lock()  # guards the next three
         self._mode: Mode = "stay"
@@ -96,6 +97,11 @@ class Fleet:
         self._finished = False
 
     # ---- for other threads
+
+    def begin(self) -> None:
+        """Read cameras from now on."""
+        self._begun.set()
+        self._wake.set()
 
     def ended(self, name: str) -> None:
         """This camera has come to its own end: a file was read. No worker shall begin it again."""
@@ -138,6 +144,10 @@ class Fleet:
         """Take part until `stop`. Tenures end then, readers are left to who stops them."""
         background_call = BackgroundCall(self._wake)
         try:
+            while not (stop.is_set() or self._begun.is_set()):
+                self._wake.wait(TICK)
+                if self._mode == "gone":
+                    self._left.set()  # it was never there
             self._tend_unshared()
             while not stop.is_set():
                 self._step(background_call)
@@ -316,7 +326,11 @@ class Fleet:
             return self._ended.get(name) == self._known.digest_of(name)
 
     def _begin(self, camera: CameraSettings, lease: Lease | None = None) -> None:
-        tenure = Tenure(monotonic=self._monotonic, on_warmth=self._wake.set) if camera.shared else Tenure.unshared()
+        on_end = partial(self.ended, camera.name)
+        if camera.shared:
+            tenure = Tenure(monotonic=self._monotonic, on_warmth=self._wake.set, on_end=on_end)
+        else:
+            tenure = Tenure.unshared(on_end=on_end)
         try:
             self._assignments.begin(camera, tenure, lease, until=self._until)
         except ConfigError as fault:  # tags that this model cannot have, say

@@ -18,19 +18,23 @@ class Tenure:
         *,
         monotonic: Callable[[], float] = time.monotonic,
         on_warmth: Callable[[], None] = lambda: None,
+        on_end: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_warmth` is told, in the camera's thread, when its pictures begin to come or stop."""
+        """`on_warmth` is told, in the camera's thread, when its pictures begin to come or stop; `on_end` when it has
+        come to its own end.
+        """
         self._monotonic = monotonic
         self._on_warmth = on_warmth
+        self._on_end = on_end
         self._lock = threading.Lock()  # guards all below
         self._fence: int | None = None
         self._until = 0.0
         self._warm = False
 
     @classmethod
-    def unshared(cls) -> "Tenure":
+    def unshared(cls, *, on_end: Callable[[], None] = lambda: None) -> "Tenure":
         """For a camera that is not shared: for ever, under the number 0."""
-        tenure = cls()
+        tenure = cls(on_end=on_end)
         tenure.grant(0, until=float("inf"))
         return tenure
 
@@ -60,6 +64,10 @@ class Tenure:
     def lost(self) -> None:
         """Its pictures have stopped."""
         self._set_warm(warm=False)
+
+    def read_out(self) -> None:
+        """The camera has come to its own end: it was a file."""
+        self._on_end()
 
     def _set_warm(self, *, warm: bool) -> None:
         with self._lock:

@@ -1,0 +1,126 @@
+"""From a queue entry to a frame of the model's size, or to the outcome of one that cannot become a frame."""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import structlog
+
+from coatstream.engine.cores import usable_cores
+from coatstream.errors import BadFrame, DeadReason
+from coatstream.frames.decoding import Picture, decode_for, raw
+from coatstream.frames.frame import Frame, InputSpec, Pixels, Receipt
+from coatstream.pipeline.metrics import PipelineMetrics
+from coatstream.queue.entry import FrameEntry, RawPixels, admitted_of, frame_id_or_default, parse, source_or_default
+from coatstream.queue.group import Fields
+from coatstream.results.outcomes import Buried, Dropped
+from coatstream.settings.model import QueueSettings
+from coatstream.telemetry.ledger import DropReason
+from coatstream.telemetry.status import Status
+
+Prepared = Frame | Buried | Dropped
+
+
+class Taken(NamedTuple):
+    """An entry that this worker has taken."""
+
+    stream: str
+    entry_id: str
+    fields: Fields
+
+    @property
+    def size(self) -> int:
+        """Bytes of its fields."""
+        return sum(map(len, self.fields.values()))
+
+
+class EntryDecoder:
+    """Called from the decode pool, by all of its threads.
+
+    prepare  uint8 [height, width, 3] RGB of any size -> the same at the model's size
+    spec     of the model for which JPEGs may be decoded at half size (queue.decoding: auto); None: never
+    """
+
+    def __init__(
+        self,
+        settings: QueueSettings,
+        prepare: Callable[[Pixels], Pixels],
+        status: Status,
+        metrics: PipelineMetrics,
+        *,
+        spec: InputSpec | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.threads = settings.decode_threads or usable_cores()
+        self._limits = settings
+        self._prepare = prepare
+        self._status = status
+        self._metrics = metrics
+        self._spec = spec if settings.decoding == "auto" else None
+        self._clock = clock
+        self._log = structlog.get_logger("queue")
+        self._in_hand: set[tuple[str, str]] = set()  # stream and entry of each picture that a thread has in hand
+
+    @property
+    def in_hand(self) -> frozenset[tuple[str, str]]:
+        """Stream and entry of each picture that is being decoded."""
+        return frozenset(self._in_hand)
+
+    def __call__(self, taken: Taken) -> Prepared:
+        receipt = _receipt(taken)
+        self._in_hand.add((taken.stream, taken.entry_id))
+        try:
+            entry = parse(taken.entry_id, taken.fields)
+            if entry.expires_at is not None and entry.expires_at < self._clock():
+                return Dropped(entry.source, DropReason.EXPIRED, receipt, entry.frame_id)
+            with self._status.at_work("a picture"):  # so that a decoder that hangs is noticed
+                return self._frame(entry, receipt)
+        except BadFrame as bad:
+            return _buried(taken, bad.reason, str(bad))
+        except Exception as error:  # a decoder works on a stranger's bytes: no picture may end the worker
+            self._log.error("an entry could not be prepared", entry_id=taken.entry_id, error=repr(error)[:200])
+            return _buried(taken, DeadReason.UNDECODABLE, f"{type(error).__name__} while preparing")
+        finally:
+            self._in_hand.discard((taken.stream, taken.entry_id))
+
+    def _frame(self, entry: FrameEntry, receipt: Receipt) -> Frame:
+        started = time.perf_counter()
+        picture = self._picture(entry.picture)
+        decoded = time.perf_counter()
+        pixels = self._prepare(picture.pixels)
+        self._metrics.observe("decode", decoded - started)
+        self._metrics.observe("prepare", time.perf_counter() - decoded)
+        return Frame(
+            source=entry.source,
+            frame_id=entry.frame_id,
+            captured_at=entry.captured_at,
+            pixels=pixels,
+            width=picture.width,
+            height=picture.height,
+            receipt=receipt,
+            expires_at=entry.expires_at,
+            meta=entry.meta,
+        )
+
+    def _picture(self, picture: bytes | RawPixels) -> Picture:
+        limits = self._limits
+        if isinstance(picture, bytes):
+            return decode_for(self._spec, picture, max_bytes=limits.max_bytes, max_pixels=limits.max_pixels)
+        if len(picture.data) > limits.max_bytes or picture.width * picture.height > limits.max_pixels:
+            raise BadFrame(
+                DeadReason.TOO_LARGE,
+                f"{picture.width} x {picture.height} raw pixels in {len(picture.data)} bytes are over queue.max_pixels "
+                f"({limits.max_pixels}) or queue.max_bytes ({limits.max_bytes})",
+            )
+        pixels = raw(picture.data, width=picture.width, height=picture.height, pixel_format=picture.format)
+        return Picture(pixels, picture.width, picture.height)
+
+
+def _receipt(taken: Taken) -> Receipt:
+    return Receipt(taken.stream, taken.entry_id, admitted_of(taken.fields))
+
+
+def _buried(taken: Taken, reason: DeadReason, error: str) -> Buried:
+    """Under the frame's own names, as far as they can be read."""
+    source, frame_id = source_or_default(taken.fields), frame_id_or_default(taken.fields)
+    return Buried(source, reason, error, _receipt(taken), frame_id)

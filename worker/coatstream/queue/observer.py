@@ -1,0 +1,40 @@
+"""Who is told what happens to queue entries besides their labels."""
+
+from typing import Protocol
+
+import structlog
+
+from coatstream.pipeline.accounting import Accounting
+from coatstream.queue.metrics import QueueEvent, QueueMetrics
+
+
+class QueueObserver(Protocol):
+    """Called by the readers and the heartbeat, each in its own thread. Neither blocks nor raises."""
+
+    def count(self, event: QueueEvent, number: int) -> None:
+        """So many entries, by what happened to them."""
+
+    def gave_up(self, source: str) -> None:
+        """An entry of this source was delivered too often; it is a dead letter now."""
+
+    def letters_dropped(self, number: int) -> None:
+        """So many dead letters had to go for newer ones."""
+
+
+class QueueReports:
+    """The observer of a worker: metrics, ledger and log."""
+
+    def __init__(self, metrics: QueueMetrics, accounting: Accounting) -> None:
+        self._metrics = metrics
+        self._accounting = accounting
+        self._log = structlog.get_logger("queue")
+
+    def count(self, event: QueueEvent, number: int) -> None:
+        self._metrics.count(event, number)
+
+    def gave_up(self, source: str) -> None:
+        self._log.error("a frame that no worker could finish is a dead letter now", source=source)
+        self._accounting.gave_up(source)
+
+    def letters_dropped(self, number: int) -> None:
+        self._accounting.letters_dropped(number)

@@ -50,6 +50,7 @@ def main(worker: str, document: str) -> None:
     cameras, stop = Cameras(), threading.Event()
     client = connect(brisk(settings.redis, settings.fleet.lease))
     fleet = Fleet(client, fleet_keys(settings), settings, worker=worker, start=cameras.start, stop=cameras.stop)
+    fleet.begin()
     threading.Thread(target=fleet.run, args=(stop,), daemon=True).start()
     threading.Thread(target=_obey, args=(fleet, stop), daemon=True).start()
     while not stop.is_set():

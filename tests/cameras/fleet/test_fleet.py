@@ -114,6 +114,7 @@ def working(
 ) -> Iterator[Worker]:
     worker = Worker(client, settings, name, more, blind, unable)
     worker.thread.start()
+    worker.fleet.begin()
     try:
         yield worker
     finally:
@@ -313,7 +314,7 @@ def test_that_pictures_come_is_said_at_once_and_not_with_the_next_beat(
         assert worker.fleet.leave()
 
 
-@pytest.mark.parametrize("parting", ["removed", "paused"])
+@pytest.mark.parametrize("departure", ["removed", "paused"])
 def test_a_camera_that_a_beat_takes_away_before_the_registry_was_read_is_said_to_be_removed_or_paused(
     client: Client, monkeypatch: pytest.MonkeyPatch, departure: Departure
 ) -> None:
@@ -449,6 +450,7 @@ def test_a_late_answer_gives_no_right(client: Client) -> None:
 
     worker = Worker(client, tree(1), more={"monotonic": lambda: now[0]})
     worker.fleet._leases = Slow(client, KEYS, worker="a", lease=LEASE)
+    worker.fleet.begin()
     worker.thread.start()
     eventually(lambda: now[0] > 1000 + 3 * LEASE, "it asked several times")
     worker.stopping.set()

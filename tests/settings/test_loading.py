@@ -178,7 +178,7 @@ class TestEnvironment:
 
     def test_a_variable_for_one_camera_is_refused_with_the_form_for_all(self) -> None:
         assert line(environ={"COATSTREAM_CAMERAS__0__URL": "rtsp://me:hunter2@host"}) == (
-            "COATSTREAM_CAMERAS__0__URL (environment): no such setting; cameras are set whole: "
+            "COATSTREAM_CAMERAS__0__URL (environment): no such setting; set cameras as a whole: "
             """COATSTREAM_CAMERAS='[{"name": "door", "url": "rtsp://10.0.0.7/stream1"}]'"""
         )
 
@@ -330,16 +330,14 @@ class TestFile:
             ("redis:\n  url: a: b\n", "line 2, column 9: mapping values are not allowed here"),
             ("redis:\n\turl: x\n", r"line 2, column 1: found character '\t' that cannot start any token"),
             ("redis:\n  url: @x\n", "line 2, column 8: found character '@' that cannot start any token"),
-            ("redis:\n  password: !hunter2 x\n", "line 2, column 13: tags (!name) are not read here"),
+            ("redis:\n  password: !hunter2 x\n", "line 2, column 13: tags (!name) are not allowed"),
             ("batch: {prepared: [1, 8}\n", "line 1, column 24: expected ',' or ']', but got '}'"),
         ],
     )
     def test_wrong_yaml_is_located(self, file: File, text: str, told: str) -> None:
         path = file(text)
 
-        assert line(config=path) == (
-            f"file {path}, {told}; text that holds : # @ ! & * or quotes needs quotes around it"
-        )
+        assert line(config=path) == (f"file {path}, {told}; put text that holds : # @ ! & * or quotes into quotes")
 
     @pytest.mark.parametrize(
         ("text", "told"),
@@ -350,7 +348,7 @@ class TestFile:
             ("[1]: 1\n", "line 1, column 1: this key is not text; put it in quotes"),
             (
                 "cameras: [&a {name: x}, *a]\n",
-                "line 1, column 25: aliases (*name) are not read here; write the value out",
+                "line 1, column 25: aliases (*name) are not allowed; write the value out",
             ),
         ],
     )
@@ -364,7 +362,7 @@ class TestFile:
 
         told = line(config=file(f"redis: !!python/object/apply:pathlib.Path.touch [{target}]"))
 
-        assert "tags (!name) are not read here" in told
+        assert "tags (!name) are not allowed" in told
         assert not target.exists()
 
     @pytest.mark.parametrize(
@@ -710,3 +708,56 @@ class TestAnything:
             answered = answer(overrides={key: value})
 
         assert is_an_answer(answered)
+
+
+class TestOverridden:
+    def test_a_key_of_the_file_that_loses_against_a_variable_is_named_without_its_value(self, tmp_path: Path) -> None:
+        file = tmp_path / "settings.yaml"
+        file.write_text("batch: {max_size: 4, max_wait: 1.0}\nredis: {url: 'redis://me:hunter2@a'}\ncameras: []")
+
+        tree = load(
+            config=file,
+            environ={
+                "COATSTREAM_BATCH__MAX_SIZE": "8",
+                "COATSTREAM_REDIS__URL": "redis://me:hunter3@b",
+                "COATSTREAM_CAMERAS": '[{"name": "door", "url": "0"}]',
+                "COATSTREAM_LOG__LEVEL": "debug",
+            },
+            secrets_dir=None,
+        )
+
+        assert tree.overridden == (
+            f"redis.url of the file {file} is overridden by COATSTREAM_REDIS__URL (environment)",
+            f"batch.max_size of the file {file} is overridden by COATSTREAM_BATCH__MAX_SIZE (environment)",
+            f"cameras of the file {file} is overridden by COATSTREAM_CAMERAS (environment)",
+        )
+
+    def test_a_secret_file_that_wins_is_named_too(self, tmp_path: Path) -> None:
+        (tmp_path / "COATSTREAM_REDIS__PASSWORD").write_text("hunter2")
+        file = tmp_path / "settings.yaml"
+        file.write_text("redis: {password: hunter1}")
+
+        [line] = load(config=file, environ={}, secrets_dir=tmp_path).overridden
+
+        assert line.startswith(
+            f"redis.password of the file {file} is overridden by COATSTREAM_REDIS__PASSWORD (secrets"
+        )
+
+    @pytest.mark.parametrize(("written", "variable"), [("true", "True"), ("8080", "8080"), ("'text'", "text")])
+    def test_the_same_value_twice_is_no_news(self, tmp_path: Path, written: str, variable: str) -> None:
+        key = {"true": "model.embeddings", "8080": "http.port", "'text'": "model.name"}[written]
+        section, _, name = key.partition(".")
+        file = tmp_path / "settings.yaml"
+        file.write_text(f"{section}: {{{name}: {written}}}")
+
+        tree = load(config=file, environ={f"COATSTREAM_{section}__{name}".upper(): variable}, secrets_dir=None)
+
+        assert tree.overridden == ()
+
+    def test_the_command_line_is_meant_to_win_and_is_not_named(self, tmp_path: Path) -> None:
+        file = tmp_path / "settings.yaml"
+        file.write_text("batch: {max_size: 4}")
+
+        tree = load(config=file, overrides={"batch.max_size": 2}, environ={}, secrets_dir=None)
+
+        assert (tree.batch.max_size, tree.overridden) == (2, ())

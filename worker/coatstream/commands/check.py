@@ -72,6 +72,7 @@ def _findings(load: Callable[[], SettingsTree]) -> Iterator[Finding]:
     yield Finding(
         "settings", "ok", f"{len(settings.cameras)} cameras, queue {'on' if settings.queue.enabled else 'off'}"
     )
+    yield from (Finding("settings", "ok", line) for line in settings.overridden)
     redis = list(_redis(settings))
     yield from redis
     if settings.queue.enabled and all(finding.verdict != "fault" for finding in redis):

@@ -32,6 +32,8 @@ def run_worker(settings: SettingsTree, exit_code: Callable[[Callable[[], int]], 
             "redis.url is not set: say where Redis is, for example COATSTREAM_REDIS__URL=redis://localhost:6379/0"
         )
     logs.configure(settings.log)
+    for line in settings.overridden:
+        _log.info(line)
     tune_allocator()
     _allow_files()
     restarts = settings.process.restarts_per_minute

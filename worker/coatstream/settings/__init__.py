@@ -1,1 +1,1 @@
-"""Every option of coatstream, and how it is read."""
+"""Every setting of coatstream, and how it is read."""

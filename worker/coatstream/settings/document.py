@@ -1,4 +1,4 @@
-"""YAML text to plain values, strictly: bounded, no objects, no aliases, no key twice. Knows nothing of settings.
+"""YAML text to plain values, strictly: bounded in size, no objects, no aliases, no key twice. Knows no settings.
 
 Aliases are refused because merged ones grow without bound.
 """
@@ -15,7 +15,7 @@ MAX_BYTES = 1024 * 1024
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The mapping in the file at `path`. Raises SettingsError, one line, if there is no such thing."""
+    """The mapping in the file at `path`. Raises SettingsError, one line, if there is none."""
     what = f"file {path}"
     try:
         with path.open("rb") as file:
@@ -34,7 +34,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def parse(text: str | bytes, what: str) -> Any:
-    """The value of one YAML document. `what` names the text in the SettingsError that wrong YAML raises."""
+    """The value of one YAML document. Raises SettingsError, in which `what` names the text."""
     try:
         loader = _StrictLoader(text)
         try:
@@ -43,11 +43,11 @@ def parse(text: str | bytes, what: str) -> Any:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
         raise SettingsError([f"{what}{_position(error)}: {_problem(error)}"]) from None
-    except yaml.YAMLError:  # of the reader: what it cannot decode, and control characters
+    except yaml.YAMLError:  # PyYAML's reader: bytes that are not UTF-8, and control characters
         raise SettingsError([f"{what}: not text in UTF-8; save it as plain UTF-8 text"]) from None
     except RecursionError:
         raise SettingsError([f"{what}: nested too deeply; settings have at most four levels"]) from None
-    except (ValueError, OverflowError):  # what looks like a date or a number and is none, e.g. 2024-13-45
+    except (ValueError, OverflowError):  # a value that looks like a date or a number and is not one: 2024-13-45
         raise SettingsError([f"{what}: holds an impossible date or number; put text in quotes"]) from None
 
 
@@ -60,22 +60,22 @@ def _problem(error: yaml.MarkedYAMLError) -> str:
     problem = error.problem or "not YAML"
     if isinstance(error, _Refused):
         return problem
-    if "tag" in problem:  # PyYAML quotes the tag, and in `password: !hunter2` that is the password
-        problem = "tags (!name) are not read here"
-    return f"{problem}; text that holds : # @ ! & * or quotes needs quotes around it"
+    if "tag" in problem:  # PyYAML quotes the tag, and in `password: !hunter2` the tag is the password
+        problem = "tags (!name) are not allowed"
+    return f"{problem}; put text that holds : # @ ! & * or quotes into quotes"
 
 
 class _Refused(yaml.MarkedYAMLError):
-    """YAML that is right, and not wanted here."""
+    """Correct YAML that settings do not use."""
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader without aliases, and without the last of two equal keys winning in silence."""
+    """SafeLoader that refuses aliases, and a key that is there twice (SafeLoader takes the last one)."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise _Refused(problem="aliases (*name) are not read here; write the value out", problem_mark=mark)
+            raise _Refused(problem="aliases (*name) are not allowed; write the value out", problem_mark=mark)
         node: yaml.Node | None = super().compose_node(parent, index)
         return node
 

@@ -1,4 +1,4 @@
-"""The one error that settings raise. It holds lines for a person; whoever raises it leaves credentials out."""
+"""The one error that the settings raise. Its lines are for a person and hold no credentials."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ _MOST_LINES = 50
 
 
 class SettingsError(Exception):
-    """Wrong settings: everything that was found wrong in one load, a line each. `str()` joins the lines."""
+    """Wrong settings: one line for each mistake of one load. `str()` joins the lines."""
 
     lines: tuple[str, ...]
 
@@ -18,5 +18,5 @@ class SettingsError(Exception):
 
 
 def _one_line(text: str) -> str:
-    """`text` with line ends, terminal controls and lone surrogates escaped: it may quote what a stranger wrote."""
+    """`text` with line ends, terminal controls and lone surrogates escaped: it may quote a stranger's input."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -1,6 +1,6 @@
-"""Wrong settings told to a person: which key, what was given, why not, what to do. One line each, no credentials.
+"""One line for each wrong setting: the key, the given value, why it is wrong, what to do. No credentials.
 
-Values of unknown keys are never shown: `pasword: hunter2` is one.
+The value of an unknown key is never shown: it may be a password under a misspelt key, as in `pasword: hunter2`.
 """
 
 import difflib
@@ -40,7 +40,7 @@ _WHY = {
 
 
 def wrong_value(error: ErrorDetails, origin: str) -> str:
-    """The line for one of pydantic's errors. `origin` says where the value came from: "environment"."""
+    """The line for one of pydantic's errors. `origin` is where the value came from, such as "environment"."""
     path, given = error["loc"], error["input"]
     if error["type"] == "extra_forbidden":
         return unknown_key(path, origin)
@@ -50,20 +50,20 @@ def wrong_value(error: ErrorDetails, origin: str) -> str:
 
 
 def not_a_section(name: str, origin: str) -> str:
-    """The line for a section that was given as one value. The value may be a misplaced password and is not shown."""
+    """The line for a section that was given as one value, which is not shown: it may be a misplaced password."""
     return f"{name} ({origin}): not a section; give {keys.expected(keys.schema((name,)))}{_environment_form((name,))}"
 
 
 def unknown_key(path: keys.Path, origin: str) -> str:
-    """The line for a key that the tree does not have."""
+    """The line for a key that does not exist."""
     return f"{keys.dotted(path)} ({origin}): no such setting; {_instead(path)}"
 
 
 def unknown_variable(name: str, origin: str) -> str:
-    """The line for a variable, or a file named like one, that has the prefix and sets nothing."""
+    """The line for a variable (or a secret file) that begins with COATSTREAM_ and names no setting."""
     section = name.removeprefix(keys.PREFIX).lower().partition(keys.NESTED)[0]
     if section in keys.LISTED:
-        instead = f"{section} are set whole: {keys.PREFIX}{section.upper()}='{keys.LISTED[section]}'"
+        instead = f"set {section} as a whole: {keys.PREFIX}{section.upper()}='{keys.LISTED[section]}'"
     elif near := _nearest(name.removeprefix(keys.PREFIX).lower(), [_suffix(path) for path in keys.settings()]):
         instead = f"did you mean {keys.PREFIX}{near.upper()}?"
     else:
@@ -73,7 +73,7 @@ def unknown_variable(name: str, origin: str) -> str:
 
 
 def not_json(path: keys.Path, origin: str, reason: str) -> str:
-    """The line for a variable whose text must be JSON and is not. The text may hold credentials and is not shown."""
+    """The line for a variable that must be JSON and is not. Its text may hold credentials and is not shown."""
     found, name = keys.schema(path), keys.environment_name(path)
     if found.get("type") == "object":
         first = keys.environment_name((*path, keys.children(path)[0]))
@@ -94,7 +94,7 @@ def _why(error: ErrorDetails) -> str:
 
 
 def _remedy(error: ErrorDetails, found: keys.Schema) -> str:
-    if error["type"] == "value_error":  # our own validators say what to do
+    if error["type"] == "value_error":  # the messages of our own validators already name the remedy
         return ""
     near = _nearest(error["input"], found.get("enum", [])) if isinstance(error["input"], str) else None
     meant = f"; did you mean {near}?" if near else ""
@@ -127,7 +127,7 @@ def _nearest(word: str, words: list[str] | tuple[str, ...]) -> str | None:
 
 
 def _shown(given: object, found: keys.Schema) -> str:
-    """` = value`, without what may be a credential. Of a section nothing: its text may be a misplaced password."""
+    """` = value` without anything that may be a credential; empty for a section, whose text may be a password."""
     if found.get("type") == "object":
         return ""
     if isinstance(given, str) and keys.is_secret(found):
@@ -144,22 +144,21 @@ def _shown(given: object, found: keys.Schema) -> str:
 def _scalar(given: Any) -> str:
     match given:
         case None | bool():
-            said = json.dumps(given)
-        case int() if given.bit_length() > 64:  # Python refuses to print the longest ones
-            said = "a huge number"
+            return json.dumps(given)
+        case int() if given.bit_length() > 64:  # Python refuses to print more than 4,300 digits
+            return "a huge number"
         case int() | float():
-            said = str(given)
+            return str(given)
         case str():
-            said = repr(_without_credentials(given)[:80])
+            return repr(_without_credentials(given)[:80])
         case dict():
-            said = "a mapping"
+            return "a mapping"
         case _:
-            said = f"a {type(given).__name__}"
-    return said
+            return f"a {type(given).__name__}"
 
 
 def _without_credentials(text: str) -> str:
-    """A text that should have been something else may be a URL with a password, in any state of repair."""
+    """`text` with what may be a password replaced: a wrong value may be a URL, even a broken one."""
     head, at, host = text.rpartition("@")
     scheme, slashes, _ = head.partition("://")
     text = f"{scheme}{slashes}***@{host}" if at and slashes else f"***@{host}" if at else text

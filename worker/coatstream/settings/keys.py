@@ -1,6 +1,6 @@
-"""The names of the settings: dotted keys, their environment form, and what each accepts. Reads nothing, judges nothing.
+"""The names of the settings: dotted keys, their variables, and what each accepts.
 
-All of it is derived from the JSON Schema of `SettingsTree`, so that a new field needs no second mention. A path is the
+Everything is derived from the JSON Schema of `SettingsTree`, so a new field needs no second mention. A path is the
 place of a value in the tree, as pydantic gives it: ("batch", "max_size") or ("cameras", 0, "fps").
 """
 
@@ -12,7 +12,7 @@ from coatstream.settings.model import SettingsTree
 
 PREFIX = "COATSTREAM_"
 NESTED = "__"
-LISTED = {  # what the lists of the tree look like in a variable
+LISTED = {  # examples of the two lists, as variables hold them
     "queues": '[{"stream": "urgent", "priority": 0}, {"stream": "frames", "priority": 1}]',
     "cameras": '[{"name": "door", "url": "rtsp://10.0.0.7/stream1"}]',
 }
@@ -22,19 +22,19 @@ Schema = dict[str, Any]
 
 
 def dotted(path: Path) -> str:
-    """The key as it is written to a person: batch.max_size, cameras.0.fps. Steps may be a stranger's: they are cut."""
+    """The key as people write it: batch.max_size, cameras.0.fps. Each step is cut, since it may be a stranger's."""
     return ".".join(str(step)[:64] for step in path)
 
 
 def environment_name(path: Path) -> str:
-    """The variable that sets the value at `path`. Lists are set whole, as JSON."""
+    """The variable that sets the value at `path`; a list has one variable, which is JSON."""
     depth = 1 if schema(path[:1]).get("type") == "array" else 2
     return PREFIX + NESTED.join(str(step) for step in path[:depth]).upper()
 
 
 @cache
 def settings() -> tuple[Path, ...]:
-    """Every setting that has a variable of its own, in the order of the tree. Cameras are one setting."""
+    """Every setting with a variable of its own, in the order of the tree. A list counts as one setting."""
     return tuple(_settings())
 
 
@@ -45,12 +45,12 @@ def _settings() -> Iterator[Path]:
 
 
 def children(path: Path) -> tuple[str, ...]:
-    """The keys of the section at `path`; of a list, nothing."""
+    """The keys of the section at `path`; empty for a list."""
     return tuple(schema(path).get("properties", ()))
 
 
 def schema(path: Path) -> Schema:
-    """The JSON Schema of the value at `path`, with `nullable` beside it; empty where the tree has no such place."""
+    """The JSON Schema of the value at `path`, with `nullable` beside it; empty if there is no such place."""
     found = _tree()
     for step in path:
         inner = found.get("items") if isinstance(step, int) else found.get("properties", {}).get(step)
@@ -73,41 +73,40 @@ def _resolved(found: Schema) -> Schema:
 
 
 def is_text(found: Schema) -> bool:
-    """Whether a value of this schema is written as text: names, paths, URLs, one of some words."""
+    """Whether a value of this schema is text: a name, a path, a URL, one of some words."""
     return found.get("type") == "string"
 
 
 def is_secret(found: Schema) -> bool:
-    """Whether a value of this schema may hold a credential, so that nobody may see it."""
+    """Whether a value of this schema may hold a credential and must not be shown."""
     return bool(found.get("writeOnly"))
 
 
 def expected(found: Schema) -> str:
-    """What a value of this schema may be, for a person: "a whole number from 1 to 1024"."""
+    """What a value of this schema may be, in words: "a whole number from 1 to 1024"."""
     return _value(found) + (", or null" if found.get("nullable") else "")
 
 
 def _value(found: Schema) -> str:
     match found:
-        case {"pattern": _, "description": str(words)}:
-            said = words
+        case {"pattern": _, "description": str(description)}:
+            return description
         case {"enum": words}:
-            said = "one of " + ", ".join(words)
+            return "one of " + ", ".join(words)
         case {"type": "integer"}:
-            said = "a whole number" + _range(found)
+            return "a whole number" + _range(found)
         case {"type": "number"}:
-            said = "a number" + _range(found)
+            return "a number" + _range(found)
         case {"type": "boolean"}:
-            said = "true or false"
+            return "true or false"
         case {"type": "object", "properties": names}:
-            said = "its keys: " + ", ".join(names)
+            return "its keys: " + ", ".join(names)
         case {"type": "array", "items": {"$ref": item}}:
-            said = f"a list such as {LISTED['queues' if 'Queue' in item else 'cameras']}"
+            return f"a list such as {LISTED['queues' if 'Queue' in item else 'cameras']}"
         case {"type": "array", "items": item}:
-            said = f"a list, each item {expected(item)}"
+            return f"a list, each item {expected(item)}"
         case _:
-            said = "text" + _length(found)
-    return said
+            return "text" + _length(found)
 
 
 def _range(found: Schema) -> str:

@@ -1,8 +1,8 @@
-"""Finds the settings and puts them together: command line over environment over secret files over YAML over defaults.
+"""Finds and merges the settings: command line over environment over secret files over the YAML file over defaults.
 
-pydantic-settings reads the environment and the secret files. Merging is done here rather than by its `BaseSettings`,
-which stops at the first source that fails, ignores misspelt variables, and cannot say where a wrong value came from.
-An empty variable or secret file counts as unset, and so does a section of the YAML file that holds nothing.
+pydantic-settings reads the environment and the secret files. This module merges, because the library's `BaseSettings`
+stops at the first source that fails, ignores misspelt variables, and does not know where a wrong value came from.
+An empty variable or secret file counts as unset, and so does an empty section of the YAML file.
 """
 
 import json
@@ -23,7 +23,7 @@ from coatstream.settings.model import SettingsTree
 
 SECRETS_DIR = Path("/etc/coatstream/secrets")
 
-# What Kubernetes injects for each Service of the namespace; ours are called coatstream or coatstream-something.
+# The variables that Kubernetes sets for each Service called coatstream or coatstream-something.
 # A bare ..._PORT must also look like a link, because COATSTREAM_HTTP_PORT=80 is a misspelt setting.
 _SERVICE_LINK = re.compile(
     r"COATSTREAM(_[A-Z0-9]+)*"
@@ -34,7 +34,7 @@ _SERVICE_LINK = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """What one origin sets, and what is wrong with it already."""
+    """The values of one origin, and the mistakes found while reading it."""
 
     origin: str
     values: dict[str, Any]
@@ -42,7 +42,7 @@ class _Layer:
 
 
 class _Variables(BaseSettings, SettingsTree):
-    """Tells pydantic-settings' sources how variables are named. Never instantiated."""
+    """How variables are named, for the sources of pydantic-settings. Never instantiated."""
 
     model_config = SettingsConfigDict(env_prefix=keys.PREFIX, env_nested_delimiter=keys.NESTED)
 
@@ -54,11 +54,16 @@ def load(
     environ: Mapping[str, str] | None = None,
     secrets_dir: Path | None = SECRETS_DIR,
 ) -> SettingsTree:
-    """The settings of this process. `config` is a YAML file, `overrides` has dotted keys, `environ` is `os.environ`.
+    """The settings of this process.
 
-    Raises SettingsError with every problem of all origins, so that one correction is enough.
+    config       a YAML file
+    overrides    dotted keys and their values, from the command line
+    environ      `os.environ` unless given
+    secrets_dir  a folder of files named like variables
+
+    Raises SettingsError with the mistakes of all origins, so that one correction is enough.
     """
-    found = [  # the lowest first
+    found = [  # the weakest first
         _from_file(config),
         _from_secrets(secrets_dir),
         _from_environment(os.environ if environ is None else environ),
@@ -72,7 +77,7 @@ def load(
     if password_file := _password_file(merged, layers, secrets_dir):
         merged["redis"]["password_file"] = password_file
     try:
-        tree = SettingsTree.model_validate(merged)
+        tree = SettingsTree.model_validate(merged, context={"overridden": _overridden(*layers[:3])})
     except ValidationError as failure:
         errors = failure.errors(include_url=False)
         problems += [explaining.wrong_value(error, _origin(error["loc"], layers)) for error in errors]
@@ -82,16 +87,16 @@ def load(
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """("batch.max_size", 8) of "batch.max_size=8". Text settings take the value as typed, others as YAML; null is null.
+    """("batch.max_size", 8) of "batch.max_size=8". Settings that are text take the value as typed, others as YAML.
 
-    Raises SettingsError if there is no key, or the value is no YAML.
+    Raises SettingsError if there is no key, or the value is not YAML.
     """
     key, equals, value = text.partition("=")
     key = key.strip()
     if not equals or not key:
         raise SettingsError(["--set takes KEY=VALUE, for instance --set batch.max_size=8"])
     found = keys.schema(tuple(key.split(".")))
-    if keys.is_text(found) or not found:  # `load` says that there is no such key
+    if keys.is_text(found) or not found:  # `load` reports an unknown key
         return key, None if value == "null" else value
     return key, document.parse(value, f"--set {key}")
 
@@ -139,7 +144,7 @@ def _from_secrets(folder: Path | None) -> _Layer:
 
 
 def _password_file(merged: Mapping[str, Any], layers: list[_Layer], secrets: Path | None) -> Path | None:
-    """The mounted secret that `redis.password` comes from: read anew for each connection, it may be rotated."""
+    """The secret file that `redis.password` comes from. It is read for each connection, since it may be rotated."""
     redis = merged.get("redis")
     if (
         secrets is None
@@ -152,15 +157,15 @@ def _password_file(merged: Mapping[str, Any], layers: list[_Layer], secrets: Pat
     if _origin(path, layers) != _secrets_origin(secrets):
         return None
     named = (entry for entry in secrets.iterdir() if entry.name.upper() == keys.environment_name(path))
-    return next(named, None)  # None where all of `redis` is one secret, as JSON
+    return next(named, None)  # None if the whole section `redis` is one secret, as JSON
 
 
 def _holds_password(url: object) -> bool:
-    """A password in the URL wins over the settings."""
+    """Whether the URL holds a password, which is stronger than the settings."""
     try:
         parts = urlsplit(str(url))
         return bool(parts.password) or "password" in parse_qs(parts.query)
-    except ValueError:  # whoever connects says what is wrong with it
+    except ValueError:  # `connect` reports what is wrong with it
         return False
 
 
@@ -169,7 +174,7 @@ def _secrets_origin(folder: Path | None) -> str:
 
 
 def _from_variables(origin: str, variables: Mapping[str, str], source: EnvSettingsSource) -> _Layer:
-    """The layer of variables named in upper case. The source is shown only what it can read; the rest are problems."""
+    """The layer of variables named in upper case. The source gets what it can read; the rest are problems."""
     paths = {keys.environment_name(path): path for path in keys.settings()}
     paths |= {keys.environment_name((name,)): (name,) for name in keys.children(())}
     readable, problems = {}, []
@@ -187,7 +192,7 @@ def _from_variables(origin: str, variables: Mapping[str, str], source: EnvSettin
 
 
 def _not_json(path: keys.Path, value: str) -> str | None:
-    """Why `value` cannot be read, if the setting at `path` is written as JSON."""
+    """Why `value` cannot be read; None if it can, or if the setting at `path` is not JSON."""
     if keys.schema(path).get("type") not in {"array", "object"}:
         return None
     try:
@@ -209,7 +214,7 @@ def _from_file(path: Path | None) -> _Layer:
 
 
 def _sections_only(layer: _Layer) -> _Layer:
-    """`layer` without sections that are no mappings. Merging would hide them under the keys of a higher layer."""
+    """`layer` without sections that are not mappings: merging would hide them under the keys of a stronger layer."""
     sections = {name for name in keys.children(()) if keys.schema((name,)).get("type") == "object"}
     wrong = [name for name, value in layer.values.items() if name in sections and not isinstance(value, dict)]
     values = {name: value for name, value in layer.values.items() if name not in wrong}
@@ -218,7 +223,7 @@ def _sections_only(layer: _Layer) -> _Layer:
 
 
 def _merged(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
-    """`low` with everything that `high` sets; sections are merged, lists are not."""
+    """`low`, overridden by everything that `high` sets; sections are merged, lists are replaced."""
     both = {
         name: _merged(low[name], value)
         for name, value in high.items()
@@ -234,8 +239,27 @@ def _origin(path: keys.Path, layers: list[_Layer]) -> str:
 def _sets(values: Any, path: keys.Path) -> bool:
     for step in path:
         if not isinstance(values, dict):
-            return True  # into a list, which one layer sets whole
+            return True  # a list, which one layer sets as a whole
         if step not in values:
             return False
         values = values[step]
     return True
+
+
+def _overridden(file: _Layer, *stronger: _Layer) -> tuple[str, ...]:
+    """A line for each key of the file that has another value in a variable or a secret file. Values are not shown."""
+    found = []
+    for path in keys.settings():
+        layer = next((layer for layer in reversed(stronger) if _sets(layer.values, path)), None)
+        if layer is None or not _sets(file.values, path):
+            continue
+        if _text_at(file.values, path) != _text_at(layer.values, path):
+            name = keys.environment_name(path)
+            found.append(f"{keys.dotted(path)} of the {file.origin} is overridden by {name} ({layer.origin})")
+    return tuple(found)
+
+
+def _text_at(values: Any, path: keys.Path) -> str:
+    for step in path:
+        values = values[step]
+    return str(values).lower()  # a variable holds text: true and True, 8 and "8" are the same

@@ -1,13 +1,13 @@
-"""Every option of coatstream: frozen sections, defaults, units, cross-checks. Unknown keys are refused.
+"""Every setting of coatstream: frozen sections with defaults, bounds and cross-checks. Unknown keys are errors.
 
-Durations are seconds, sizes are counts unless a name says otherwise. How settings are found and how a wrong one is
-reported is `coatstream.settings.loading`'s business.
+Durations are seconds. What each key means stands once, in the comments of config/coatstream.yaml, from which the
+documents and the JSON Schema for editors are made. `coatstream.settings.loading` finds and merges the values.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationInfo, field_validator
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Name = Annotated[str, Field(min_length=1, max_length=128)]
@@ -32,35 +32,33 @@ _REDIS_SCHEMES = (
 
 
 class Section(BaseModel):
-    """One block of the settings tree."""
+    """One section of the settings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
 
 
 def _not_above(lower: float, info: ValidationInfo, other: str) -> float:
-    upper = info.data.get(other)  # absent when it is wrong itself
+    upper = info.data.get(other)  # absent if it is wrong and reported already
     if upper is not None and lower > upper:
         raise ValueError(f"must not be above {other} ({upper:g})")
     return lower
 
 
 class RedisSettings(Section):
-    """Where labels go, and where queue frames come from."""
+    """The server."""
 
-    url: SecretStr | None = None  # redis://, rediss://, unix://, ...+sentinel:// or ...+cluster://; may hold a password
-    prefix: Prefix = ""  # what all keys and channels of this installation begin with
+    url: SecretStr | None = None
+    prefix: Prefix = ""
     username: str | None = None
     password: SecretStr | None = None
-    password_file: Path | None = (
-        None  # read anew for each connection; `coatstream.settings.loading` sets it for a mounted secret
-    )
-    tls_ca: Path | None = None  # PEM; None: the system's authorities
-    tls_cert: Path | None = None  # of this client, PEM
+    password_file: Path | None = None
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
     tls_key: Path | None = None
     sentinel_username: str | None = None
     sentinel_password: SecretStr | None = None
     connect_timeout: Seconds = 5.0
-    socket_timeout: Seconds = 5.0  # for one reply; a blocking read waits for at most a fifth of it
+    socket_timeout: Seconds = 5.0
 
     @field_validator("url")
     @classmethod
@@ -74,63 +72,61 @@ class RedisSettings(Section):
 
 
 class QueueSettings(Section):
-    """Frames from a Redis stream with a consumer group."""
+    """Frames from a Redis stream."""
 
     enabled: bool = True
     stream: Key = "frames"
     group: Key = "coatstream"
     dead_stream: Key = "frames:dead"
-    dead_max_length: Count = 10_000  # entries kept for inspection; the oldest go first
-    dead_max_bytes: Annotated[int, Field(ge=1, le=2**50)] = 1024**3  # of all dead letters; the oldest go first
-    max_length: Count = 10_000  # unfinished entries at which our producers wait; a plain XADD knows no bound
-    max_total_bytes: Annotated[int, Field(ge=1, le=2**50)] = 1024**3  # of their fields, likewise
-    partitions: Annotated[int, Field(ge=1, le=1024)] = (
-        1  # streams that one name stands for, to spread it over a cluster
-    )
-    prefetch: Annotated[int, Field(ge=0, le=4096)] = 0  # frames read ahead of the model; 0 = two batches
-    decode_threads: Annotated[int, Field(ge=0, le=256)] = 0  # 0 = one per core that this process may use
-    max_bytes: Annotated[int, Field(ge=1, le=512 * 1024**2)] = 16 * 1024**2  # of one encoded or raw picture
-    max_pixels: Count = 50_000_000  # of one decoded picture: 150 MB
-    decoding: Literal["auto", "full"] = "auto"  # auto: a JPEG at half its size where twice the model's is left
-    min_idle: Seconds = 15.0  # how long an entry may lie with a silent worker before another takes it
-    max_deliveries: Annotated[int, Field(ge=1, le=1000)] = 5  # tries before a frame becomes a dead letter
+    dead_max_length: Count = 10_000
+    dead_max_bytes: Annotated[int, Field(ge=1, le=2**50)] = 1024**3
+    max_length: Count = 10_000
+    max_total_bytes: Annotated[int, Field(ge=1, le=2**50)] = 1024**3
+    partitions: Annotated[int, Field(ge=1, le=1024)] = 1
+    prefetch: Annotated[int, Field(ge=0, le=4096)] = 0
+    decode_threads: Annotated[int, Field(ge=0, le=256)] = 0
+    max_bytes: Annotated[int, Field(ge=1, le=512 * 1024**2)] = 16 * 1024**2
+    max_pixels: Count = 50_000_000
+    decoding: Literal["auto", "full"] = "auto"
+    min_idle: Seconds = 15.0
+    max_deliveries: Annotated[int, Field(ge=1, le=1000)] = 5
 
 
 class QueueEntry(Section):
-    """One of several queues. What is not said here is as in `queue`."""
+    """One of several queues. All other settings are those of `queue`."""
 
     stream: Key
-    dead_stream: Key | None = None  # None: <stream>:dead
-    priority: Annotated[int, Field(ge=0, le=1000)] = 0  # lower ones first, strictly
-    weight: Annotated[int, Field(ge=1, le=1000)] = 1  # share among queues of the same priority
+    dead_stream: Key | None = None
+    priority: Annotated[int, Field(ge=0, le=1000)] = 0
+    weight: Annotated[int, Field(ge=1, le=1000)] = 1
 
 
 class ResultsSettings(Section):
-    """Labels out. The channel of a source is `<stream>:<source>`, the hash of newest labels `<stream>:latest`."""
+    """Where labels go."""
 
     stream: Key = "labels"
-    max_length: Count = 100_000  # entries kept, approximately; about 1 kB each
+    max_length: Count = 100_000
     latest_max_sources: Count = 10_000
 
 
 class ModelSettings(Section):
-    """What classifies."""
+    """The classifier and its engine."""
 
-    name: Name = "coat_lite_mini.in1k"  # any timm classifier
-    weights: Annotated[str, Field(min_length=1)] = "hub"  # hub, random, package:<name>, or a .safetensors or .pth file
-    labels: Path | None = None  # one class name a line, or a JSON list; None: ImageNet's where the head is ImageNet's
+    name: Name = "coat_lite_mini.in1k"
+    weights: Annotated[str, Field(min_length=1)] = "hub"
+    labels: Path | None = None
     engine: Literal["auto", "eager", "fused", "compile", "openvino", "noop"] = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: the fastest that passes the self-check
-    tolerance: Annotated[float, Field(gt=0, le=1)] = 0.02  # of the largest probability; fp32: 0.001 at most
-    cache: Path | None = Path("~/.cache/coatstream")  # converted models, measured choices; null: nothing is kept
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    tolerance: Annotated[float, Field(gt=0, le=1)] = 0.02
+    cache: Path | None = Path("~/.cache/coatstream")
     device: Annotated[
         str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto, cpu, cuda, cuda:<number> or mps")
     ] = "auto"
-    threads: Annotated[int, Field(ge=0, le=1024)] = 0  # of one stream on a CPU; 0 = share the cores out
-    streams: Annotated[int, Field(ge=0, le=64)] = 0  # batches at once; 0 = the engine's choice
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    streams: Annotated[int, Field(ge=0, le=64)] = 0
     top_k: Annotated[int, Field(ge=1, le=100)] = 5
     embeddings: bool = False
-    noop_delay: Annotated[float, Field(ge=0, le=3600)] = 0.0  # the noop engine's time for a batch
+    noop_delay: Annotated[float, Field(ge=0, le=3600)] = 0.0
 
     @field_validator("cache", mode="before")
     @classmethod
@@ -141,46 +137,46 @@ class ModelSettings(Section):
 
 
 class BatchSettings(Section):
-    """When a batch leaves."""
+    """How frames are gathered into batches."""
 
     max_size: Annotated[int, Field(ge=1, le=1024)] = 8
-    max_wait: Annotated[float, Field(ge=0, le=60)] = 0.0  # after the batch's first frame; 0 = take what is there
-    timeout: Seconds = 60.0  # in the engine; then /healthz says no, and its entries are left to other workers
-    target_latency: Seconds | None = None  # from arrival to label, seconds: waiting and batch sizes keep to it
-    prepared: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = ()  # sizes to pad to; () = the engine's choice
+    max_wait: Annotated[float, Field(ge=0, le=60)] = 0.0
+    timeout: Seconds = 60.0
+    target_latency: Seconds | None = None
+    prepared: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = ()
 
     @field_validator("prepared")
     @classmethod
     def _sizes_fit(cls, prepared: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
-        max_size = info.data.get("max_size")  # absent when it is wrong itself
+        max_size = info.data.get("max_size")  # absent if it is wrong and reported already
         if prepared and max_size is not None and (prepared[-1] != max_size or list(prepared) != sorted(set(prepared))):
             raise ValueError(f"must ascend and end with batch.max_size ({max_size}), or be empty")
         return prepared
 
 
 class HealthSettings(Section):
-    """When a camera's picture counts as sick. Each fault must last so long before it is said; 0 = never look for it."""
+    """When a camera's picture counts as faulty."""
 
-    frozen_after: Patience = 15.0  # seconds without any change
+    frozen_after: Patience = 15.0
     black_after: Patience = 5.0
-    covered_after: Patience = 5.0  # nothing but one plain surface: a hand, a cloth, paint
+    covered_after: Patience = 5.0
     blurred_after: Patience = 15.0
-    corrupt_after: Patience = 2.0  # seconds with damaged pictures, as the decoder reports them
-    well_after: Patience = 2.0  # seconds without a fault until the picture counts as well again
+    corrupt_after: Patience = 2.0
+    well_after: Patience = 2.0
 
 
 class ReuseSettings(Section):
-    """The change gate: a frame like the last classified one reuses its labels, and is not classified."""
+    """When a frame takes over the labels of a similar one instead of being classified."""
 
     enabled: bool = False
-    difference: Annotated[float, Field(gt=0, le=255)] = 4.0  # grey levels that any part of the picture may differ by
-    heartbeat: Seconds = 10.0  # classified at least so often
-    check: Annotated[float, Field(ge=0, le=1)] = 0.02  # share of like frames that are classified all the same
-    budget: Annotated[float, Field(gt=0, le=1)] = 0.01  # share of those checks that may disagree; above, it tightens
+    difference: Annotated[float, Field(gt=0, le=255)] = 4.0
+    heartbeat: Seconds = 10.0
+    check: Annotated[float, Field(ge=0, le=1)] = 0.02
+    budget: Annotated[float, Field(gt=0, le=1)] = 0.01
 
 
 class Thresholds(Section):
-    """Own thresholds of one tag."""
+    """The thresholds of one tag."""
 
     start_at: Probability  # not `on` and `off`, which YAML takes for true and false
     end_below: Probability
@@ -192,24 +188,22 @@ class Thresholds(Section):
 
 
 class TagSettings(Section):
-    """From labels that flicker to tags that start and end."""
+    """How labels become tags that start and end."""
 
     enabled: bool = True
     smoothing: Literal["mean", "votes"] = "mean"
-    memory: Seconds = 1.0  # mean: the time constant of the moving average of scores
-    votes: Annotated[int, Field(ge=1, le=100)] = (
-        3  # votes: a tag is seen when so many of the last `window` frames say so
-    )
+    memory: Seconds = 1.0
+    votes: Annotated[int, Field(ge=1, le=100)] = 3
     window: Annotated[int, Field(ge=1, le=100)] = 5
-    start_at: Probability = 0.4  # a tag starts at this score
-    end_below: Probability = 0.2  # and ends below this one
-    min_duration: Annotated[float, Field(ge=0, le=3600)] = 1.0  # seconds for which a tag must hold before it is said
-    min_gap: Annotated[float, Field(ge=0, le=3600)] = 1.0  # seconds for which it must be gone before it ends
-    lost_after: Seconds = 30.0  # seconds without a frame after which the camera's tags end
-    include: tuple[Name, ...] = ()  # only these tags; () = all
+    start_at: Probability = 0.4
+    end_below: Probability = 0.2
+    min_duration: Annotated[float, Field(ge=0, le=3600)] = 1.0
+    min_gap: Annotated[float, Field(ge=0, le=3600)] = 1.0
+    lost_after: Seconds = 30.0
+    include: tuple[Name, ...] = ()
     exclude: tuple[Name, ...] = ()
-    groups: dict[Name, tuple[ClassName, ...]] = Field(default_factory=dict)  # one tag for many classes
-    thresholds: dict[Name, Thresholds] = Field(default_factory=dict)  # a tag's own, else the two above
+    groups: dict[Name, tuple[ClassName, ...]] = Field(default_factory=dict)
+    thresholds: dict[Name, Thresholds] = Field(default_factory=dict)
 
     @field_validator("end_below")
     @classmethod
@@ -229,25 +223,25 @@ class CameraSettings(Section):
     """One camera, or a file or folder that is read like one."""
 
     name: Name
-    url: SecretStr  # rtsp(s)://, http(s)://, udp://, tcp://, a path, or a device index; may hold a user and password
-    username: str | None = None  # apart from the URL, percent-encoded for you
+    url: SecretStr
+    username: str | None = None
     password: SecretStr | None = None
-    password_file: Path | None = None  # read at each opening, so that a password can be changed without a restart
-    fps: Annotated[float, Field(ge=0, le=1000)] = 5.0  # frames sampled a second, fractions allowed; 0 = every one
-    priority: Annotated[float, Field(ge=0.001, le=1000)] = 1.0  # its share of the engine when not all frames can be had
-    realtime: bool | None = None  # None: live sources yes, files no (lossless, as fast as the model takes them)
-    loop: bool = False  # files only: begin again at the end
-    backlog: bool = False  # folders only: also the pictures that are there already
-    shared: bool = True  # among all workers on this Redis, one reads it; False: each that has it in its settings
-    max_age: Seconds | None = None  # a frame older than this when its batch leaves is dropped as stale
-    open_timeout: Seconds = 10.0  # until the first picture, name resolution included
+    password_file: Path | None = None
+    fps: Annotated[float, Field(ge=0, le=1000)] = 5.0
+    priority: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
+    realtime: bool | None = None
+    loop: bool = False
+    backlog: bool = False
+    shared: bool = True
+    max_age: Seconds | None = None
+    open_timeout: Seconds = 10.0
     read_timeout: Seconds = 5.0
-    transport: Literal["tcp", "udp"] = "tcp"  # of RTSP
+    transport: Literal["tcp", "udp"] = "tcp"
     keyframes_only: bool = False
-    acceleration: Literal["none", "any", "vaapi", "d3d11", "mfx"] = "none"  # hardware decoding, where OpenCV has it
-    tls_verify: bool = True  # of rtsps:// and https://
-    tls_ca: Path | None = None  # PEM; None: the system's authorities
-    health: HealthSettings | None = None  # None: as the section `health` says; likewise the next two
+    acceleration: Literal["none", "any", "vaapi", "d3d11", "mfx"] = "none"
+    tls_verify: bool = True
+    tls_ca: Path | None = None
+    health: HealthSettings | None = None
     reuse: ReuseSettings | None = None
     tags: TagSettings | None = None
 
@@ -258,51 +252,51 @@ class CameraSettings(Section):
 
 
 class FleetSettings(Section):
-    """How all workers on one Redis share all cameras, those from Redis included."""
+    """How workers share cameras."""
 
-    key: Key = "cameras"  # prefix of the keys; the cameras that were added at run time are in the hash of this name
-    lease: Annotated[float, Field(ge=1, le=600)] = 10.0  # seconds after which others take a silent worker's cameras
-    local: bool = False  # whether a camera from Redis may be a file, folder or device of this machine
+    key: Key = "cameras"
+    lease: Annotated[float, Field(ge=1, le=600)] = 10.0
+    local: bool = False
     max_cameras: Count = 1000
-    overload: Literal["degrade", "refuse"] = "degrade"  # what to do when cameras ask for more than the engine can do
+    overload: Literal["degrade", "refuse"] = "degrade"
 
 
 class EventsSettings(Section):
-    """Tags, states of cameras and sick pictures, as they begin and end."""
+    """Where events of cameras go."""
 
-    stream: Key = "events"  # the channel of a camera is `<stream>:<camera>`
+    stream: Key = "events"
     max_length: Count = 100_000
-    tags: Key = "tags"  # the present tags of a camera are in the hash `<tags>:<camera>`
+    tags: Key = "tags"
 
 
 class HttpSettings(Section):
-    """/metrics, /healthz and /readyz."""
+    """Where metrics and probes are served."""
 
     host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65_535)] = 8080  # 0 = any free one, said in the log
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8080
 
 
 class LogSettings(Section):
-    """Logs go to stderr."""
+    """Logs on stderr."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["auto", "console", "json"] = "auto"  # auto: console on a terminal, else JSON
+    format: Literal["auto", "console", "json"] = "auto"
 
 
 class DrainSettings(Section):
-    """What happens between the first signal and the end."""
+    """How the worker stops."""
 
-    timeout: Seconds = 20.0  # for publishing what has been read; the rest stays in the queue
+    timeout: Seconds = 20.0
 
 
 class ProcessSettings(Section):
-    """The parent that starts the worker again when a frame has killed it. On Linux; elsewhere there is none."""
+    """The parent that starts the worker again after a frame has killed it (Linux only)."""
 
-    restarts_per_minute: Annotated[int, Field(ge=0, le=600)] = 60  # 0 = no parent
+    restarts_per_minute: Annotated[int, Field(ge=0, le=600)] = 60
 
 
 class SettingsTree(Section):
-    """The whole tree. `settings.loading.load` fills it from the command line, the environment, secrets and a file."""
+    """All settings. `settings.loading.load` fills it from the command line, the environment, secrets and a file."""
 
     redis: RedisSettings = RedisSettings()
     queue: QueueSettings = QueueSettings()
@@ -321,15 +315,25 @@ class SettingsTree(Section):
     drain: DrainSettings = DrainSettings()
     process: ProcessSettings = ProcessSettings()
 
+    _overridden: tuple[str, ...] = PrivateAttr(())
+
+    def model_post_init(self, context: Any, /) -> None:
+        self._overridden = (context or {}).get("overridden", ())
+
+    @property
+    def overridden(self) -> tuple[str, ...]:
+        """Lines for the log: which keys of the settings file have another value in the environment or a secret."""
+        return self._overridden
+
     @field_validator("events")
     @classmethod
     def _keys_are_their_own(cls, events: EventsSettings, info: ValidationInfo) -> EventsSettings:
-        """Events among labels, or a camera's tags in the hash of the newest labels, nobody could take apart again."""
+        """Refuse one name for two things: events among labels, say, could not be told apart again."""
         fleet, queue, results = (info.data.get(section) for section in ("fleet", "queue", "results"))
-        if fleet is None or queue is None or results is None:  # one of them is wrong itself
+        if fleet is None or queue is None or results is None:  # one of them is wrong and reported already
             return events
         if not info.data.get("cameras") and (events, fleet) == (EventsSettings(), FleetSettings()):
-            return events  # nobody has asked for cameras
+            return events  # this installation has no cameras
         others = [queue.stream, queue.dead_stream, results.stream, *(one.stream for one in info.data.get("queues", ()))]
         names = [*others, fleet.key, events.stream, events.tags]
         for name in (fleet.key, events.stream, events.tags):
@@ -348,6 +352,6 @@ class SettingsTree(Section):
             raise ValueError(f"camera names must be unique, and {', '.join(twice)} is there twice")
         if taken := sorted(name for name in names if name == "other" or name.partition("/")[0] == "queue"):
             raise ValueError(
-                f"the name {taken[0]} is taken: queue is the queue's own, other stands for many in metrics"
+                f"the name {taken[0]} is taken: queue is the queue's own source, other stands for many in metrics"
             )
         return cameras

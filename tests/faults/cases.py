@@ -24,6 +24,7 @@ class Case:
     quick    its size inside the test suite; None: only at full size
     full     its size for `python -m tests.faults`
     kinds    servers that it can run on
+    command  what plays it again
     seeds    how often it runs at full size, each time with the next seed
     """
 
@@ -38,6 +39,7 @@ class Case:
     seeds: int = 1
     quick_limit: float = 45.0  # seconds
     full_limit: float = 300.0
+    command: str = "python -m tests.faults"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class Row:
         verdict = "; ".join(self.failures) or "ok"
         if self.protocol:
             return f"{self.case.name} with the control {self.protocol}, seed {self.seed}: {verdict} ({stats})"
-        again = f"python -m tests.faults {self.case.name} --server {self.kind} --seed {self.seed} --size {self.size}"
+        again = f"{self.case.command} {self.case.name} --server {self.kind} --seed {self.seed} --size {self.size}"
         return f"{self.case.name} {self.case.title}, {self.kind}, seed {self.seed}: {verdict} ({stats}); again: {again}"
 
 

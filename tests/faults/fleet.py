@@ -5,16 +5,16 @@ import os
 import queue
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, cycle, islice
 from pathlib import Path
 
 from tests.faults import processes
 from tests.faults.controls import Protocol, running_control
-from tests.support.workers import PATIENCE, Worker, run_worker
+from tests.support.workers import PATIENCE, THIS_TREE, Program, Worker, run_worker
 
 INSIDE = Path(__file__).parent / "inside"
 ROOT = Path(__file__).parents[2]
@@ -23,10 +23,16 @@ START_ATTEMPTS = 5
 
 @dataclass(slots=True)
 class Member:
-    """One process: the parent that was started, and the child that works where there is one."""
+    """One process: the parent that was started, and the child that works where there is one.
+
+    kind      which of the fleet's kinds it is
+    stopping  it was told to stop
+    """
 
     process: subprocess.Popen[str]
     worker: Worker | None = None  # None: a control
+    kind: int = 0
+    stopping: bool = False
 
     @property
     def pid(self) -> int:
@@ -49,6 +55,11 @@ class Member:
         for pid in working:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+    def stop(self) -> None:
+        """SIGTERM: it drains and ends."""
+        self.stopping = True
+        self.process.send_signal(signal.SIGTERM)
 
     def freeze(self) -> int:
         """SIGSTOP for the process that works; which one that was."""
@@ -96,42 +107,48 @@ class Member:
 
 @dataclass(slots=True)
 class Fleet:
-    """Several members on one server. A dead one is replaced when asked, and a started one is always ended."""
+    """Several members on one server. A dead one is replaced when asked, and a started one is always ended.
 
-    make: Callable[[], AbstractContextManager[Member]]
+    kinds  what starts a member, one for each kind that the fleet mixes
+    ended  exit codes of members that were replaced
+    """
+
+    kinds: Sequence[Callable[[], AbstractContextManager[Member]]]
     members: list[Member] = field(default_factory=list)
-    deaths: int = 0
+    ended: list[int] = field(default_factory=list)
     _starter: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4))
-    _starting: list[Future[list[Member]]] = field(default_factory=list)
+    _starting: list[Future[Member]] = field(default_factory=list)
     _open: list[AbstractContextManager[Member]] = field(default_factory=list)
 
     def start(self, number: int) -> list[Member]:
-        """Start some, at once, and wait until all are ready."""
+        """Start this many members of each kind in turn, all at once, and wait until they are ready."""
+        kinds = islice(cycle(range(len(self.kinds))), number)
         with ThreadPoolExecutor(number) as pool:
-            starting = [pool.submit(self._start) for _ in range(number)]
+            starting = [pool.submit(self._start, kind) for kind in kinds]
         return [future.result() for future in starting]
 
-    def _start(self) -> Member:
+    def _start(self, kind: int) -> Member:
         """One member. One that ends because Redis does not answer is started again, as Kubernetes would do."""
         for attempt in count(1):
-            context = self.make()
+            context = self.kinds[kind]()
             try:
                 member = context.__enter__()
             except AssertionError as ended:
                 if "ended with 4" not in str(ended) or attempt == START_ATTEMPTS:
                     raise
             else:
+                member.kind = kind
                 self._open.append(context)
-                self.members.append(member)
+                self.members = sorted([*self.members, member], key=lambda member: member.kind)
                 return member
         raise AssertionError("unreachable")
 
     def replace_dead(self, *, wait: bool = True) -> None:
-        """Start as many as have died. Without waiting they join when they are ready, or at the next call that waits."""
+        """Start one for each that has ended. Without waiting they join when they are ready, or at the next wait."""
         dead = [member for member in self.members if not member.alive]
         self.members = [member for member in self.members if member.alive]
-        self.deaths += len(dead)
-        self._starting += [self._starter.submit(self.start, 1) for _ in dead]
+        self.ended += [member.process.returncode for member in dead]
+        self._starting += [self._starter.submit(self._start, member.kind) for member in dead]
         if wait or not self.members:
             for future in self._starting:
                 future.result(timeout=PATIENCE)
@@ -143,12 +160,12 @@ class Fleet:
         return next((member for member in self.members if pid in (member.process.pid, member.pid)), None)
 
     def crashes(self) -> int:
-        """Deaths of children that their parents have told of, and of members that had to be replaced."""
-        told = 0
+        """Deaths of children that their parents have logged, and ends of members that had to be replaced."""
+        logged = 0
         for member in self.members:
             member.catch_up()
-            told += sum(entry["event"] == "worker crashed" for entry in member.worker.log) if member.worker else 0
-        return told + self.deaths
+            logged += sum(entry["event"] == "worker crashed" for entry in member.worker.log) if member.worker else 0
+        return logged + len(self.ended)
 
     def wake(self, stopped: list[int]) -> None:
         """SIGCONT for processes that `freeze` has stopped."""
@@ -169,9 +186,11 @@ class Fleet:
 
 
 @contextmanager
-def running_member(url: str, faults: Mapping[str, object], settings: Mapping[str, object]) -> Iterator[Member]:
+def running_member(
+    url: str, faults: Mapping[str, object], settings: Mapping[str, object], program: Program = THIS_TREE
+) -> Iterator[Member]:
     """A worker with the harness's troubles inside, ready."""
-    with run_worker(url, environment=inside(faults), **settings) as worker:
+    with run_worker(url, environment=inside(faults), program=program, **settings) as worker:
         yield Member(worker.process, worker)
 
 

@@ -91,7 +91,7 @@ def everything(stage: Stage, *, frame_count: int, each: int, poison: int, worker
     sent = frames.names(frame_count)
     greys = {name: stage.rng.choice((KILL, SEGFAULT)) for name in stage.rng.sample(sent, poison)}
     frames.send(client, sent, greys)
-    faults = schedule(stage.rng, frame_count - poison, dict.fromkeys(Kind, each))
+    faults = schedule(stage.rng, frame_count - poison, {kind: each for kind in Kind if kind is not Kind.STOP})
     fleet = stage.fleet(
         proxy.url, workers, stall=FREEZE_SECONDS, share=0.005, queue__max_deliveries=5, batch__max_size=16
     )

@@ -27,6 +27,7 @@ FREEZE_SECONDS = 1.6 * MIN_IDLE  # long enough for others to take the frames ove
 class Kind(StrEnum):
     KILL = "kills"  # of the process that works; its parent starts another
     KILL_ALL = "workers killed whole"
+    STOP = "workers stopped"  # SIGTERM: a rolling update
     FREEZE = "freezes"
     FLUSH = "scripts flushed"
     CLOSE = "connections closed"
@@ -63,6 +64,7 @@ def play(
         played[fault.kind] += 1
         fleet.replace_dead(wait=False)
     stage.until(lambda: not _wake(sleeping), "the last one thaws")
+    stage.until(lambda: not any(member.stopping and member.alive for member in fleet.members), "the last one stops")
     for kind, count in played.items():
         stage.findings.note(kind.value, count)
     return played
@@ -90,6 +92,8 @@ def _strike(client: Client, fleet: Fleet, fault: Fault, sleeping: list[tuple[flo
             victim.kill_child()
         case Kind.KILL_ALL:
             victim.kill()
+        case Kind.STOP:
+            victim.stop()
         case Kind.FREEZE:
             sleeping.append((time.monotonic() + FREEZE_SECONDS, victim.freeze()))
         case Kind.FLUSH:

@@ -3,7 +3,7 @@
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,7 @@ from tests.faults.findings import Findings
 from tests.faults.fleet import Fleet, Member, running_control_member, running_member
 from tests.faults.proxy import Proxy, running_proxy
 from tests.faults.servers import Server, running_server
+from tests.support.workers import THIS_TREE, Program
 
 T = TypeVar("T")
 
@@ -52,8 +53,17 @@ class Stage:
     def proxy(self, target: int) -> Proxy:
         return self.enter(running_proxy(target, random.Random(self.rng.random())))
 
-    def fleet(self, url: str, count: int, *, stall: float = 0.0, share: float = 0.0, **settings: object) -> Fleet:
-        """So many workers (or controls), ready. `share` of their batches stop the process for `stall` seconds."""
+    def fleet(
+        self,
+        url: str,
+        count: int,
+        *,
+        stall: float = 0.0,
+        share: float = 0.0,
+        programs: Sequence[Program] = (THIS_TREE,),
+        **settings: object,
+    ) -> Fleet:
+        """This many workers (or controls), ready. `share` of their batches stop the process for `stall` seconds."""
         faults = {"seed": self.seed, "folder": str(self.folder), "stall": stall, "share": share}
         chosen: dict[str, Any] = {
             "batch__max_size": 32,
@@ -65,12 +75,12 @@ class Stage:
             **settings,
         }
 
-        def make() -> AbstractContextManager[Member]:
+        def make(program: Program) -> AbstractContextManager[Member]:
             if self.protocol is not None:
                 return running_control_member(url, self.protocol, chosen["batch__max_size"], faults)
-            return running_member(url, faults, chosen)
+            return running_member(url, faults, chosen, program)
 
-        fleet = Fleet(make)
+        fleet = Fleet([partial(make, program) for program in programs])
         self._stack.callback(fleet.close)
         fleet.start(count)
         return fleet

@@ -20,6 +20,24 @@ from prometheus_client.parser import text_string_to_metric_families
 PATIENCE = 40.0  # seconds; generous, for a busy machine
 
 
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Which worker is started: a Python package, and the folder it is imported from (None: as it is installed)."""
+
+    package: str = "coatstream"
+    folder: Path | None = None
+
+    def environment(self, variables: Mapping[str, str]) -> dict[str, str]:
+        """These variables, with the folder first on Python's path."""
+        if self.folder is None:
+            return dict(variables)
+        path = filter(None, (str(self.folder), variables.get("PYTHONPATH")))
+        return {**variables, "PYTHONPATH": os.pathsep.join(path)}
+
+
+THIS_TREE = Program()
+
+
 @dataclass
 class Worker:
     """One `coatstream run`. `log` fills as the process writes."""
@@ -86,17 +104,29 @@ class Worker:
 
 
 @contextmanager
-def run_worker(url: str, *, environment: Mapping[str, str] | None = None, **settings: object) -> Iterator[Worker]:
+def run_worker(
+    url: str,
+    *,
+    environment: Mapping[str, str] | None = None,
+    program: Program = THIS_TREE,
+    **settings: object,
+) -> Iterator[Worker]:
     """`coatstream run` on a server, ready; settings as keywords, `model__engine="noop"`; other variables by name."""
-    with starting_worker(url, environment=environment, **settings) as worker:
+    with starting_worker(url, environment=environment, program=program, **settings) as worker:
         worker.wait_for("ready")
         yield worker
 
 
 @contextmanager
-def starting_worker(url: str, *, environment: Mapping[str, str] | None = None, **settings: object) -> Iterator[Worker]:
+def starting_worker(
+    url: str,
+    *,
+    environment: Mapping[str, str] | None = None,
+    program: Program = THIS_TREE,
+    **settings: object,
+) -> Iterator[Worker]:
     """The same, as soon as it listens: its model may still be loading."""
-    worker = Worker(_process(url, settings, environment or {}))
+    worker = Worker(_process(program, url, settings, environment or {}))
     reader = threading.Thread(target=_read, args=(worker.process, worker.lines), daemon=True)
     reader.start()
     try:
@@ -111,10 +141,12 @@ def starting_worker(url: str, *, environment: Mapping[str, str] | None = None, *
         worker.process.stderr.close()
 
 
-def _process(url: str, settings: dict[str, object], variables: Mapping[str, str]) -> subprocess.Popen[str]:
+def _process(
+    program: Program, url: str, settings: dict[str, object], variables: Mapping[str, str]
+) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COATSTREAM_")}
     environment |= {
-        **variables,
+        **program.environment(variables),
         "COATSTREAM_REDIS__URL": url,
         "COATSTREAM_HTTP__PORT": "0",
         "COATSTREAM_MODEL__ENGINE": "noop",
@@ -122,7 +154,11 @@ def _process(url: str, settings: dict[str, object], variables: Mapping[str, str]
         **{f"COATSTREAM_{name.upper()}": str(value) for name, value in settings.items()},
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "coatstream", "run"], env=environment, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", program.package, "run"],
+        cwd=program.folder,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 

@@ -12,15 +12,17 @@ RUNS ?= engine host pipeline queue cameras preparation footprint
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 COLLECT := $(BIN)/python -m bench.collect $(LINES)
 
-.PHONY: help setup demo test check bench faults camera-faults deploy-check clean
+.PHONY: help setup demo test test-slow check bench faults camera-faults upgrade-check deploy-check clean
 
 help:
 	@echo "make demo          a real clip and real photos through an embedded server (SECONDS=20 ends it)"
-	@echo "make test          all tests, with coverage"
+	@echo "make test          the tests, with coverage: some minutes; what takes longer is in make test-slow"
+	@echo "make test-slow     faults, cameras under faults, a mixed fleet, real models: their quick forms"
 	@echo "make check         format, lint, types"
 	@echo "make bench         benchmarks of this machine, docs/performance.md anew (RUNS=\"engine host\": some; PEERS=1)"
 	@echo "make faults        the promises under faults, at full size"
 	@echo "make camera-faults the promises on cameras, at full size"
+	@echo "make upgrade-check workers of the last release and of this tree share one server (FROM=COMMIT: another release)"
 	@echo "make deploy-check  the manifests, the image and the compose file"
 	@echo "make setup         only the virtual environment; make clean removes it"
 
@@ -45,14 +47,19 @@ $(BENCH): $(READY)
 demo: $(READY)
 	$(BIN)/coatstream demo $(if $(SECONDS),--seconds $(SECONDS))
 
-# Most tests wait for something, so some run side by side; those that judge by the clock have the machine to themselves.
+# Most tests wait for something, so some run side by side.
 test: $(DEV)
 ifdef PYTEST_ARGS
 	$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS)
 else
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --cov --cov-report= --ignore=tests/faults --ignore=tests/camera_faults
-	$(BIN)/python -m pytest --cov --cov-append --cov-report=term tests/faults tests/camera_faults
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal -m "not slow" --cov --cov-report=term
 endif
+
+# The suites that start several workers with cameras or faults run one test at a time. Coverage adds to that of `make test`.
+ALONE := tests/faults tests/camera_faults tests/upgrade
+test-slow: $(DEV)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal -m slow $(ALONE:%=--ignore=%) --cov --cov-append --cov-report=term
+	$(BIN)/python -m pytest -m slow $(ALONE)
 
 check: $(DEV)
 	$(BIN)/ruff format --check .
@@ -98,6 +105,9 @@ faults: $(DEV)
 
 camera-faults: $(DEV)
 	$(BIN)/python -m tests.camera_faults $(CAMERA_FAULTS_ARGS)
+
+upgrade-check: $(DEV)
+	$(BIN)/python -m tests.upgrade $(if $(FROM),--from $(FROM)) $(UPGRADE_ARGS)
 
 deploy-check: $(DEV)
 	$(BIN)/python deploy/check/check_manifests.py

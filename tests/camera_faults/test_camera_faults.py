@@ -20,6 +20,7 @@ def test_what_is_promised_of_cameras_holds_under(case: Case) -> None:
     assert row.ok, str(row)
 
 
+@pytest.mark.slow
 def test_the_harness_sees_workers_that_all_read_all_cameras() -> None:
     case = case_named("C4")
     unshared = replace(

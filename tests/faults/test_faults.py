@@ -16,6 +16,7 @@ QUICK = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "kind"), QUICK)
 def test_what_is_promised_holds_under(case: Case, kind: str) -> None:
     servers.binary(kind)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.paths import PACKAGE
+from tests.support.paths import PACKAGE, ROOT
 
 LAYERS = [
     {"__main__"},
@@ -99,3 +99,7 @@ def test_the_root_of_the_package_is_small() -> None:
     assert sum(entry.suffix == ".py" for entry in entries) <= 8
     assert sum(entry.is_dir() for entry in entries) <= 12
     assert len(LAYERS) <= 11
+
+
+def test_config_holds_files_and_no_python() -> None:
+    assert list((ROOT / "config").rglob("*.py")) == []

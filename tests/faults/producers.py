@@ -3,8 +3,9 @@
 from coatstream.broker.connection import Client
 from coatstream.broker.keys import Queue
 from coatstream.queue.audit import audit
-from coatstream.queue.producing.picture import RawPicture
-from coatstream.queue.producing.producer import Picture, Producer, Terms
+from coatstream.queue.producing.outbox import Terms
+from coatstream.queue.producing.picture import Picture, RawPicture
+from coatstream.queue.producing.producer import Producer
 from coatstream.settings.model import SettingsTree
 
 from tests.faults import frames

@@ -19,8 +19,9 @@ from coatstream.queue import entry
 from coatstream.queue.entry import RawPixels, admitted_of, parse
 from coatstream.queue.producing import picture as pictures
 from coatstream.queue.producing.admission import MAX_BYTES, MAX_ENTRIES
-from coatstream.queue.producing.picture import fields_of
-from coatstream.queue.producing.producer import Picture, Producer, QueueFull, RawPicture, Terms, name_of_queue
+from coatstream.queue.producing.outbox import QueueFull, Terms
+from coatstream.queue.producing.picture import Picture, RawPicture, fields_of
+from coatstream.queue.producing.producer import Producer, name_of_queue
 from coatstream.results.outcomes import Dropped
 from coatstream.settings.model import QueueSettings, RedisSettings, SettingsTree
 from coatstream.telemetry.ledger import DropReason

@@ -14,11 +14,12 @@ from typing import Final
 
 import pytest
 from coatstream.broker.connection import Client
+from coatstream.broker.driver import Driver
 from coatstream.broker.script import Script
 from coatstream.queue import group
 from coatstream.queue.audit import audit
 from coatstream.queue.producing import admission
-from coatstream.queue.producing.admission import Admission, Candidate, Confirmation, Verdict
+from coatstream.queue.producing.admission import Admission, Answer, Candidate, Confirmation, Verdict
 from coatstream.results import settler as settling
 from coatstream.results.outcomes import Outcome
 from coatstream.settings.model import QueueSettings
@@ -97,9 +98,7 @@ class Protocol(RuleBasedStateMachine):
         self.admitted_bytes = 0
         self.sources: Counter[str] = Counter()
         self.sequence = 1
-        self.admission = Admission(
-            self.client, QUEUE, QueueSettings(), confirmation=Confirmation("none", 0, 1.0), counts=False
-        )
+        self.admission = Admission(QUEUE, QueueSettings(), confirmation=Confirmation("none", 0, 1.0), counts=False)
         assert self.workers[0].patient.join()
         self.admit(count=4, size=7, again=False)
         self.add(count=4)
@@ -112,6 +111,9 @@ class Protocol(RuleBasedStateMachine):
     def add(self, count: int) -> None:
         self.model |= {entry_id: Entry(entry_id, 0) for entry_id in add(self.client, count)}
 
+    def _ask(self, frames: list[Candidate]) -> list[Answer]:
+        return Driver(self.client).run(self.admission.ask(frames))
+
     @rule(count=st.integers(1, 4), size=st.sampled_from([7, 100]), again=st.booleans())
     def admit(self, count: int, size: int, again: bool) -> None:
         """`again`: the reply was lost, and the same frames are sent once more."""
@@ -120,10 +122,12 @@ class Protocol(RuleBasedStateMachine):
         frames = [self._candidate(self.sequence + number, size) for number in range(count)]
         self.sequence += count
 
-        assert self.admission.ask(frames) == [Verdict.ADMITTED] * count
+        answers = self._ask(frames)
+        assert [answer.verdict for answer in answers] == [Verdict.ADMITTED] * count
         if again:
-            assert self.admission.ask(frames) == [Verdict.DUPLICATE] * count
+            assert self._ask(frames) == [Answer(Verdict.DUPLICATE)] * count
         found = [entry_id.decode() for entry_id, _ in reversed(self.client.xrevrange("frames", count=count))]
+        assert [answer.entry_id for answer in answers] == found
         self.model |= {entry_id: Entry(entry_id, size) for entry_id in found}
         self.admitted_bytes += size * count
         self.sources["door"] += count
@@ -482,7 +486,7 @@ MISTAKES: Final = {
     ),
     "what was trimmed is not counted": ((group, "_RECLAIM"), "note('trimmed', 1)", ""),
     "a frame that is sent again is let in again": (
-        (admission, "_ADMIT"),
+        (admission, "ADMIT"),
         "if tonumber(sequence) <= last[key] then",
         "if false then",
     ),

@@ -5,7 +5,8 @@ import json
 import pytest
 from coatstream.broker.connection import Client
 from coatstream.errors import RedisRefuses
-from coatstream.results.labels import READ_COUNT, LabelReader
+from coatstream.results.following import READ_COUNT
+from coatstream.results.labels import LabelReader
 
 
 def publish(client: Client, frame_id: str, **fields: str) -> bytes:
@@ -28,7 +29,7 @@ def reader(client: Client, *, after: str | None = None) -> LabelReader:
 
 
 def frame_ids(reader: LabelReader) -> list[str]:
-    return [json.loads(label.document)["frame_id"] for label in reader.read()]
+    return [json.loads(label.json)["frame_id"] for label in reader.read()]
 
 
 def test_reading_begins_after_the_newest_label(client: Client) -> None:

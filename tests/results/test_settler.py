@@ -9,6 +9,7 @@ import jsonschema
 import numpy as np
 import pytest
 from coatstream.broker.connection import Client, connect
+from coatstream.broker.driver import Driver
 from coatstream.broker.keys import Queue
 from coatstream.broker.preflight import check_types
 from coatstream.errors import ConfigError, DeadReason, RedisRefuses
@@ -427,12 +428,12 @@ def test_counters_that_a_stranger_spoilt_let_no_frame_in_twice(client: Client) -
     add(client)
     client.hset(QUEUE.books, "admitted_bytes", "spoilt")
     client.hset(QUEUE.sources, "door", "spoilt")
-    admission = Admission(client, QUEUE, QueueSettings(), confirmation=Confirmation("none", 0, 1.0), counts=False)
+    admission = Admission(QUEUE, QueueSettings(), confirmation=Confirmation("none", 0, 1.0), counts=False)
     frame = Candidate("door", QUEUE.sequence("door"), 60.0, 1, [b"image", b"x"], 7)
 
-    verdicts = [admission.ask([frame]), admission.ask([frame])]
+    answers = [Driver(client).run(admission.ask([frame])) for _ in range(2)]
 
-    assert verdicts == [[Verdict.ADMITTED], [Verdict.DUPLICATE]]
+    assert [answer.verdict for (answer,) in answers] == [Verdict.ADMITTED, Verdict.DUPLICATE]
     assert client.xlen("frames") == 2
     assert (books(client)["admitted_bytes"], client.hgetall(QUEUE.sources)) == (7, {b"door": b"1"})
 

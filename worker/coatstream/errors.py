@@ -101,6 +101,27 @@ class BadFrame(CoatstreamError):
         self.reason = reason
 
 
+class FrameFailed(CoatstreamError):
+    """A frame of the queue ended without a label. `reason` as in the messages of `failures:<source>`."""
+
+    def __init__(self, message: str, *, frame_id: str, reason: str) -> None:
+        super().__init__(message)
+        self.frame_id = frame_id
+        self.reason = reason
+
+
+class FrameDead(FrameFailed):
+    """It is a dead letter now, for an operator to look at (`coatstream dead`)."""
+
+
+class FrameDropped(FrameFailed):
+    """It is gone: it had expired, or its entry was deleted."""
+
+
+class NoOutcome(CoatstreamError, TimeoutError):
+    """In the given time nothing became known of a frame. It may still be labelled later."""
+
+
 @dataclass(frozen=True, slots=True)
 class Backoff:
     """Waits are drawn from 0..min(longest, first * 2**attempt) seconds: many who lost the same server spread out.

@@ -37,7 +37,7 @@ def connect(settings: RedisSettings) -> Client:
     Only that of a cluster has connected: it asks for the slots. Raises ConfigError, and RedisUnavailable then.
     """
     place = location(settings)
-    options = _options(settings, place)
+    options = connection_options(settings)
     host, port = place.hosts[0] if place.hosts else ("", 0)
     match place.kind:
         case "server":
@@ -53,10 +53,7 @@ def connect(settings: RedisSettings) -> Client:
 
 def _primary(settings: RedisSettings, place: Location, options: dict[str, Any]) -> Client:
     """A client whose every new connection asks the Sentinels where the primary is."""
-    secret = settings.sentinel_password
-    own = {"username": settings.sentinel_username, "password": secret.get_secret_value() if secret else None}
-    shared = {name: value for name, value in options.items() if name not in {*own, "credential_provider"}}
-    sentinels = Sentinel(place.hosts, sentinel_kwargs=shared | own)
+    sentinels = Sentinel(place.hosts, sentinel_kwargs=sentinel_options(settings, options))
     return sentinels.master_for(place.service, connection_pool_class=_SentinelPool, db=place.db, **options)
 
 
@@ -70,7 +67,16 @@ class _SentinelPool(SentinelConnectionPool):
                 sentinel.close()
 
 
-def _options(settings: RedisSettings, place: Location) -> dict[str, Any]:
+def sentinel_options(settings: RedisSettings, options: dict[str, Any]) -> dict[str, Any]:
+    """Those of a client of the Sentinels: the primary's `options` with the Sentinels' own user."""
+    secret = settings.sentinel_password
+    own = {"username": settings.sentinel_username, "password": secret.get_secret_value() if secret else None}
+    return {name: value for name, value in options.items() if name not in {*own, "credential_provider"}} | own
+
+
+def connection_options(settings: RedisSettings) -> dict[str, Any]:
+    """What redis-py's clients are given, whatever their kind. Raises ConfigError."""
+    place = location(settings)
     options: dict[str, Any] = {
         "decode_responses": False,  # pictures are not text
         "protocol": 2,  # one reply shape on every server version

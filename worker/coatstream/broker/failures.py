@@ -132,6 +132,11 @@ def describe(error: BaseException) -> str:
     return redact(f"{meaning} ({text})" if meaning else text)[:LONGEST_LINE]
 
 
+def is_stale(reply: object) -> bool:
+    """Whether a reply says that its connection leads to the wrong server, or may."""
+    return isinstance(reply, Exception) and code_of(reply) in _STALE
+
+
 def drop_connections(client: Any) -> None:
     """Close what leads to servers that have changed their part; those in use by other threads find out themselves."""
     if isinstance(client, Cluster):

@@ -9,6 +9,8 @@ from redis.exceptions import NoScriptError
 
 from coatstream.broker.connection import Client
 
+Argument = str | bytes | int | float
+
 
 class Script:
     """One .lua file of coatstream; `after` are files that are put in front of it.
@@ -21,12 +23,20 @@ class Script:
         self.source = "\n".join((package / f"{part}.lua").read_text("utf-8") for part in (*after, name))
         self._sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
-    def __call__(self, client: Client, *, keys: Sequence[str], args: Sequence[str | bytes | int | float]) -> Any:
+    def __call__(self, client: Client, *, keys: Sequence[str], args: Sequence[Argument]) -> Any:
         """Run it in one round trip; two where the server has forgotten it (restart, failover, SCRIPT FLUSH)."""
         try:
             return client.evalsha(self._sha, len(keys), *keys, *args)
         except NoScriptError:
             return client.eval(self.source, len(keys), *keys, *args)
+
+    def by_hash(self, keys: Sequence[str], args: Sequence[Argument]) -> tuple[Argument, ...]:
+        """The command that runs it where the server knows it."""
+        return ("EVALSHA", self._sha, len(keys), *keys, *args)
+
+    def by_text(self, keys: Sequence[str], args: Sequence[Argument]) -> tuple[Argument, ...]:
+        """The command that runs it anywhere."""
+        return ("EVAL", self.source, len(keys), *keys, *args)
 
 
 def unix_seconds(moment: float) -> str:

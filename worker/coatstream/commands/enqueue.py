@@ -27,8 +27,9 @@ from coatstream.frames.encoding import encode_jpeg
 from coatstream.frames.files import expand, is_clip, is_picture
 from coatstream.queue.entry import DEFAULT_SOURCE, MAX_FRAME_ID, MAX_SOURCE
 from coatstream.queue.producing.admission import MAX_ENTRIES, Confirm
+from coatstream.queue.producing.outbox import QueueFull, Terms
 from coatstream.queue.producing.picture import Picture
-from coatstream.queue.producing.producer import Producer, QueueFull, Terms, name_of_queue, queues_to_fill
+from coatstream.queue.producing.producer import Producer, name_of_queue, queues_to_fill
 from coatstream.settings.model import CameraSettings, SettingsTree
 
 JPEG_QUALITY = 90

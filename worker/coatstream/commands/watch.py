@@ -1,31 +1,26 @@
 """`coatstream watch`: labels or events as they are published, one line each."""
 
 import random
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.text import Text
 
 from coatstream.broker.connection import Client, connect
 from coatstream.broker.fleet_keys import fleet_keys
-from coatstream.broker.keys import queues_of
 from coatstream.broker.preflight import check_server, check_types
 from coatstream.commands.exit_codes import discard_stdout
 from coatstream.commands.terminal import complain, shown, shown_json, time_of_day
-from coatstream.errors import Backoff, ConfigError, RedisUnavailable
+from coatstream.errors import Backoff, RedisUnavailable
 from coatstream.results.events.reader import EventReader, PublishedEvent
-from coatstream.results.labels import LabelReader, PublishedLabel
+from coatstream.results.labels import LabelReader, PublishedLabel, streams_of
+from coatstream.results.since import entry_before
 from coatstream.settings.model import SettingsTree
 
 RETRY = Backoff(first=0.05, longest=2.0)
 LONGEST_BLOCK = 1.0  # seconds
-_ENTRY: Final = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
-_AGO: Final = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([smhd])", re.ASCII)
-_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 class _Item(Protocol):
@@ -33,7 +28,7 @@ class _Item(Protocol):
     def source(self) -> str: ...
 
     @property
-    def document(self) -> str: ...
+    def json(self) -> str: ...
 
 
 _ItemT = TypeVar("_ItemT", bound=_Item)
@@ -67,31 +62,11 @@ def run_watch(
     return 0
 
 
-def entry_before(since: str, *, now: float) -> str:
-    """The id that comes before all entries since then. Raises ConfigError.
-
-    `since` is an age (`10m`), an ISO date and time (local where it names no zone), or an entry's id.
-    """
-    if _ENTRY.fullmatch(since):
-        return since
-    try:
-        if ago := _AGO.fullmatch(since):
-            moment = now - float(ago[1]) * _UNITS[ago[2]]
-        else:
-            moment = datetime.fromisoformat(since).timestamp()
-    except (ValueError, OverflowError, OSError):
-        raise ConfigError(
-            f"--since {shown(since)}: give an age such as 90s, 10m, 2h or 1d, a date and time such as "
-            "2026-11-29T14:00, or the id of an entry"
-        ) from None
-    return f"{max(1, int(moment * 1000)) - 1}-{2**64 - 1}"
-
-
 _Feed = tuple[Callable[[], Sequence[Any]], Callable[[Any], Text]]  # reads the next items, makes a line of one
 
 
 def _labels(client: Client, settings: SettingsTree, after: str | None, block: float) -> _Feed:
-    streams = sorted({queue.labels for queue in queues_of(settings)})
+    streams = streams_of(settings)
     check_types(client, dict.fromkeys(streams, "stream"))
     reader = LabelReader(client, streams, after=after, block=block)
     reader.start()
@@ -101,7 +76,7 @@ def _labels(client: Client, settings: SettingsTree, after: str | None, block: fl
 def _events(client: Client, settings: SettingsTree, after: str | None, block: float) -> _Feed:
     stream = fleet_keys(settings).events
     check_types(client, {stream: "stream"})
-    reader = EventReader(client, stream, after=after, block=block)
+    reader = EventReader(client, [stream], after=after, block=block)
     reader.start()
     return reader.read, _event_line
 
@@ -120,7 +95,7 @@ def _show(
         if source is not None and item.source != source:
             continue
         if as_json:
-            print(shown_json(item.document), flush=True)
+            print(shown_json(item.json), flush=True)
         elif console.is_terminal:
             console.print(line(item), soft_wrap=True)
         else:  # print, because rich ends a process with code 1 when its reader has gone

@@ -1,14 +1,14 @@
-"""The reader's side of the labels stream: what is published, from a given entry on. Retries nothing."""
+"""Labels as they are published: what one is, and who reads the stream of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import cycle
-from typing import Final
+from typing import ClassVar, Final
 
-from coatstream.broker.connection import Client
-from coatstream.broker.failures import calls
+from coatstream.broker.keys import queues_of
+from coatstream.results.documents import LabelDocument
+from coatstream.results.following import AsyncStreamReader, Feed, StreamReader
+from coatstream.settings.model import SettingsTree
 
-READ_COUNT: Final = 256  # labels of one reply: some 300 kB
 LATEST_MOMENT: Final = 10_000_000_000.0  # Unix seconds: the year 2286
 
 
@@ -16,8 +16,10 @@ LATEST_MOMENT: Final = 10_000_000_000.0  # Unix seconds: the year 2286
 class PublishedLabel:
     """One label as it stands in the stream.
 
+    entry                        its id there: `since=label.entry` goes on behind it
+    label, score                 of the best class, 0..1
     captured_at, published_at    Unix seconds
-    document                     the JSON document, as it was written
+    json                         the document, as it was written
     """
 
     entry: str
@@ -26,53 +28,21 @@ class PublishedLabel:
     score: float
     captured_at: float
     published_at: float
-    document: str = field(repr=False)
+    json: str = field(repr=False)
+
+    @property
+    def document(self) -> LabelDocument:
+        """All that is known of the frame, parsed anew at each call. Raises ValueError where a stranger wrote it."""
+        return LabelDocument.model_validate_json(self.json)
 
 
-class LabelReader:
-    """Reads on where it left off, also after a failure. Used from one thread.
-
-    streams  more than one where a queue is spread over a cluster; they are looked at in turn then
-    after    the entry after which reading begins; None: after the newest one, which the first call finds out
-    block    seconds to wait for something new; less than the connection's socket timeout
-    """
-
-    def __init__(self, client: Client, streams: Sequence[str], *, after: str | None, block: float) -> None:
-        self._client = client
-        self._after = dict.fromkeys(streams, after)
-        self._turn = cycle(streams)
-        self._block = max(1, int(block * 1000 / len(streams)))
-
-    def start(self) -> None:
-        """Fix where reading begins, unless that is known. Raises RedisUnavailable."""
-        for stream, after in self._after.items():
-            if after is None:
-                with calls("labels cannot be read", self._client):
-                    newest = self._client.xrevrange(stream, count=1)
-                self._after[stream] = newest[0][0].decode() if newest else "0-0"
-
-    def read(self) -> list[PublishedLabel]:
-        """What came since the last call, each stream's oldest first; empty if nothing did within `block`.
-
-        Entries that coatstream did not write are passed over. Raises RedisUnavailable.
-        """
-        self.start()
-        labels: list[PublishedLabel] = []
-        for _ in self._after:
-            labels += self._read(next(self._turn), block=None if labels else self._block)
-        return labels
-
-    def _read(self, stream: str, *, block: int | None) -> list[PublishedLabel]:
-        with calls("labels cannot be read", self._client):
-            reply = self._client.xread({stream: self._after[stream] or "0-0"}, count=READ_COUNT, block=block)
-        entries = reply[0][1] if reply else []
-        if entries:
-            self._after[stream] = entries[-1][0].decode()
-        labels = (_label(entry_id.decode(), fields) for entry_id, fields in entries)
-        return [label for label in labels if label is not None]
+def streams_of(settings: SettingsTree) -> Sequence[str]:
+    """All streams that labels go to."""
+    return sorted({queue.labels for queue in queues_of(settings)})
 
 
-def _label(entry: str, fields: dict[bytes, bytes]) -> PublishedLabel | None:
+def parse_label(entry: str, fields: Mapping[bytes, bytes]) -> PublishedLabel | None:
+    """None for what coatstream did not write."""
     try:
         return PublishedLabel(
             entry=entry,
@@ -81,7 +51,7 @@ def _label(entry: str, fields: dict[bytes, bytes]) -> PublishedLabel | None:
             score=float(fields[b"score"]),
             captured_at=_moment(fields[b"captured_at"]),
             published_at=_moment(fields[b"published_at"]),
-            document=fields[b"json"].decode(),
+            json=fields[b"json"].decode(),
         )
     except (KeyError, ValueError):
         return None
@@ -92,3 +62,18 @@ def _moment(text: bytes) -> float:
     if not 0 <= moment < LATEST_MOMENT:
         raise ValueError(moment)
     return moment
+
+
+FEED: Final = Feed("labels cannot be read", streams_of, parse_label)
+
+
+class LabelReader(StreamReader[PublishedLabel]):
+    """Labels of all sources, each stream's oldest first."""
+
+    feed: ClassVar[Feed[PublishedLabel]] = FEED
+
+
+class AsyncLabelReader(AsyncStreamReader[PublishedLabel]):
+    """`LabelReader` for an event loop."""
+
+    feed: ClassVar[Feed[PublishedLabel]] = FEED

@@ -1,25 +1,27 @@
-"""Asks one queue to take frames, in one call, and has what is in confirmed. Tries nothing again, waits for no room."""
+"""Asks one queue to take frames, in one call, and has what is in confirmed. Does no I/O, tries nothing again.
+
+The protocol, for producers in other languages too, is in docs/admission.md.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Literal
 
-from coatstream.broker.cluster import Cluster
-from coatstream.broker.connection import Client
-from coatstream.broker.failures import REDIRECTIONS, RefusedCall, calls
+from coatstream.broker.failures import RefusedCall
 from coatstream.broker.keys import Queue
 from coatstream.broker.script import Script
+from coatstream.broker.steps import Call, Command, Steps, checked, run_script
 from coatstream.errors import ConfigError, RedisUnavailable
 from coatstream.settings.model import QueueSettings
 
-NEWCOMER_LIFE: Final = 30.0  # seconds that a full queue remembers who found no room and has nothing in it
+NEWCOMER_LIFE: Final = 30.0  # seconds that a full queue remembers the source that found no room and has nothing in it
 MAX_ENTRIES: Final = 64  # frames of one call: a script holds up the server while it runs
 MAX_BYTES: Final = 8 * 1024**2  # of one call's frames; a larger frame goes alone
 
 Confirm = Literal["none", "replicas", "disk"]
 
-_ADMIT: Final = Script("queue/producing/admit", after=("broker/keys", "broker/accounts"))
+ADMIT: Final = Script("queue/producing/admit", after=("broker/keys", "broker/accounts"))
 
 
 class Verdict(Enum):
@@ -48,6 +50,14 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """What the queue answered for one frame. `entry_id`: of the new entry, empty unless the frame was admitted now."""
+
+    verdict: Verdict
+    entry_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Confirmation:
     """When a frame counts as safe: as soon as the server has it, or as soon as so many replicas or the disk have."""
 
@@ -56,9 +66,16 @@ class Confirmation:
     timeout: float  # seconds
 
     @property
-    def command(self) -> Sequence[str | int]:
+    def commands(self) -> Sequence[Command]:
+        """What is sent behind the script: WAIT counts from the last write of its own connection."""
         milliseconds = max(1, int(self.timeout * 1000))
-        return ("WAIT", self.replicas, milliseconds) if self.by == "replicas" else ("WAITAOF", 1, 0, milliseconds)
+        match self.by:
+            case "none":
+                return ()
+            case "replicas":
+                return (("WAIT", self.replicas, milliseconds),)
+            case "disk":
+                return (("WAITAOF", 1, 0, milliseconds),)
 
     def missing(self, reply: Any) -> str:
         """What the server's answer lacks; empty where it lacks nothing."""
@@ -70,36 +87,35 @@ class Confirmation:
 class Admission:
     """The way into one queue. `counts`: a refused frame is lost, so the queue's books count it."""
 
-    def __init__(
-        self, client: Client, queue: Queue, limits: QueueSettings, *, confirmation: Confirmation, counts: bool
-    ) -> None:
+    def __init__(self, queue: Queue, limits: QueueSettings, *, confirmation: Confirmation, counts: bool) -> None:
         self.queue = queue
-        self._client = client
         self._limits = limits
         self._confirmation = confirmation
         self._counts = counts
 
-    def check(self) -> None:
+    def check(self) -> Steps[None]:
         """Raises ConfigError where the server cannot confirm as asked, so that this is known before a frame is sent."""
         if self._confirmation.by == "disk":
-            with calls("the server cannot be asked to confirm", self._client):
-                self._confirming().ask("PING")
+            what = "the server cannot be asked to confirm"
+            _, reply = yield Call(what, self.queue.stream, [("PING",), *self._confirmation.commands])
+            _confirmed(what, reply)
 
-    def ask(self, frames: Sequence[Candidate]) -> list[Verdict]:
-        """At most MAX_ENTRIES. Raises RedisUnavailable: then nobody knows, and the same frames may be sent again."""
+    def ask(self, frames: Sequence[Candidate]) -> Steps[list[Answer]]:
+        """At most MAX_ENTRIES frames. Raises RedisUnavailable: the frames may be in, and may be sent again."""
+        what = f"frames cannot be put into {self.queue.stream}"
         keys = [*admission_keys(self.queue), *dict.fromkeys(frame.key for frame in frames)]
         arguments = self._arguments(frames, {key: place for place, key in enumerate(keys, start=1)})
-        with calls(f"frames cannot be put into {self.queue.stream}", self._client):
-            if self._confirmation.by == "none":
-                digits = _ADMIT(self._client, keys=keys, args=arguments)
-            else:
-                confirming = self._confirming()
-                digits = _ADMIT(confirming, keys=keys, args=arguments)
-                confirming.check()
-        return [Verdict(digit) for digit in digits.decode()]
-
-    def _confirming(self) -> "_Confirming":
-        return _Confirming(self._client, self._confirmation, self.queue.stream)
+        reply, *confirmations = yield from run_script(
+            ADMIT, what, keys=keys, args=arguments, behind=self._confirmation.commands
+        )
+        digits, *entries = checked(what, reply)
+        for confirmation in confirmations:
+            if missing := self._confirmation.missing(_confirmed(what, confirmation)):
+                timeout = self._confirmation.timeout
+                raise RedisUnavailable(
+                    f"frames in {self.queue.stream} were not confirmed within {timeout:g} s: {missing}"
+                )
+        return _answers(digits.decode(), entries)
 
     def _arguments(self, frames: Sequence[Candidate], places: Mapping[str, int]) -> list[str | bytes | int | float]:
         arguments: list[str | bytes | int | float] = [
@@ -112,59 +128,23 @@ class Admission:
         return arguments
 
 
-class _Confirming:
-    """What the script takes for a client: behind each run, on the same connection, it asks for the confirmation.
+def _answers(digits: str, entries: Sequence[bytes]) -> list[Answer]:
+    ids = iter(entries)
+    verdicts = map(Verdict, digits)
+    return [Answer(verdict, next(ids).decode() if verdict is Verdict.ADMITTED else "") for verdict in verdicts]
 
-    WAIT counts from the last write of its own connection, and may not be used within a script.
-    """
 
-    def __init__(self, client: Client, confirmation: Confirmation, stream: str) -> None:
-        self._client = client
-        self._confirmation = confirmation
-        self._stream = stream
-        self._reply: Any = None
-
-    def evalsha(self, *arguments: Any) -> Any:
-        return self.ask("EVALSHA", *arguments)
-
-    def eval(self, *arguments: Any) -> Any:
-        return self.ask("EVAL", *arguments)
-
-    def ask(self, *command: Any) -> Any:
-        """The command's reply; that of the confirmation is kept."""
-        with self._node().pipeline(transaction=False) as pipe:
-            pipe.execute_command(*command)
-            pipe.execute_command(*self._confirmation.command)
-            reply, self._reply = pipe.execute(raise_on_error=False)
-        for answer in (reply, self._reply):
-            if isinstance(answer, Exception):
-                raise self._meaning(answer)
-        return reply
-
-    def check(self) -> None:
-        """Raises RedisUnavailable where less was confirmed than asked for."""
-        if missing := self._confirmation.missing(self._reply):
-            timeout = self._confirmation.timeout
-            raise RedisUnavailable(f"frames in {self._stream} were not confirmed within {timeout:g} s: {missing}")
-
-    def _node(self) -> Any:
-        """Who has the stream: a cluster's own pipeline has no place for WAIT, which names no key."""
-        client = self._client
-        return client.node_of(client.slot_of([self._stream])) if isinstance(client, Cluster) else client
-
-    def _meaning(self, error: Exception) -> Exception:
-        if isinstance(self._client, Cluster) and isinstance(error, REDIRECTIONS):  # MOVED is an ASK
-            self._client.look_around()
-            return RedisUnavailable(f"the cluster has moved {self._stream} to another node")
-        text = str(error)
-        if isinstance(error, RefusedCall) and "unknown command" in text and "WAITAOF" in text:
-            return ConfigError("confirmation by the disk needs WAITAOF, which this server lacks: Redis 7.2 or Valkey")
-        if isinstance(error, RefusedCall) and "appendonly is disabled" in text:
-            return ConfigError(
-                "confirmation by the disk needs the append-only file, which is off on this server: "
-                "CONFIG SET appendonly yes"
-            )
-        return error
+def _confirmed(what: str, reply: Any) -> Any:
+    """The reply of WAIT or WAITAOF. Raises ConfigError where the server will never confirm."""
+    text = str(reply) if isinstance(reply, RefusedCall) else ""
+    if "unknown command" in text and "WAITAOF" in text:
+        raise ConfigError("confirmation by the disk needs WAITAOF, which this server lacks: Redis 7.2 or Valkey")
+    if "appendonly is disabled" in text:
+        raise ConfigError(
+            "confirmation by the disk needs the append-only file, which is off on this server: "
+            "CONFIG SET appendonly yes"
+        )
+    return checked(what, reply)
 
 
 def admission_keys(queue: Queue) -> Sequence[str]:

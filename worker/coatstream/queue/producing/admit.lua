@@ -1,5 +1,5 @@
--- Lets frames into the frames stream, or says why not: each one once, and no more than there is room for.
--- Stands behind accounts.lua.
+-- Lets frames into the frames stream, or tells why not: each one once, and no more than there is room for.
+-- Stands behind keys.lua and accounts.lua; docs/admit.lua has all three, for producers in other languages.
 --
 -- KEYS  1 frames in  2 books  3 admitted entries per source  4 the newcomer
 --       from 5 on: last sequence, one key for each source of this call
@@ -7,7 +7,8 @@
 --       then one block per frame:
 --         which key has its sequence, source, sequence, life of the sequence in ms, bytes, length of the rest,
 --         and its own fields: name value ...
--- Reply one digit per frame: 1 = it is in, 2 = it was in already, 0 = no room, 3 = no room: the server is at `maxmemory`
+-- Reply { one digit per frame: 1 = it is in, 2 = it was in already, 0 = no room, 3 = no room: the server is at `maxmemory`;
+--         then the entry's id of each frame that is in now }
 --
 -- Why it may be sent twice. A frame whose sequence is not above its source's last one has been here. For that to be
 -- true, what comes after a refused frame of the same source is refused too: the frames that are in are the first ones.
@@ -16,8 +17,8 @@
 -- Why XADD comes first of all writes. At `maxmemory` a script's first write is refused, and later ones no more. So
 -- nothing else has happened then. One call may go over `maxmemory` by its own bytes, which the caller bounds.
 -- Fairness. In a queue that is half full each source has an equal share, by entries and by bytes; a frame stands for the
--- size of its source's others. A full queue has no place for a source that has nothing in it, and who floods it takes
--- the next one that becomes free. So that source is remembered for a while, and counted when shares are computed.
+-- size of its source's others. A full queue has no place for a source that has nothing in it, and a source that floods it
+-- takes the next one that becomes free. So that source is remembered for a while, and counted when shares are computed.
 
 local frames, books, sources, newcomer = unpack(KEYS, 1, 4)
 local max_length, max_bytes, counts, newcomer_ms = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3] == '1', ARGV[4]
@@ -60,6 +61,7 @@ local function has_room(source, size)
 end
 
 local admitted, refused, added_bytes, problem = 0, 0, 0, nil
+local ids = {} -- of the new entries
 local stored, renewed = {}, {} -- key -> { sequence, life }; key -> life
 local risen = {} -- source -> entries added
 local turned_away = {} -- key of a source whose frame was refused -> that digit
@@ -87,6 +89,7 @@ local function admit(key, source, sequence, life, size, first, final)
     problem = added
     return nil
   end
+  ids[#ids + 1] = added
   if held_by(source) == 0 then holders = holders + 1 end
   held[source] = held[source] + 1
   risen[source] = (risen[source] or 0) + 1
@@ -120,4 +123,4 @@ end
 -- pcall: where nothing came in, `maxmemory` may refuse these, and nothing is lost by that
 if counts and refused > 0 then redis.pcall('HINCRBY', books, 'refused', refused) end
 if new_guest then redis.pcall('SET', newcomer, new_guest, 'PX', newcomer_ms) end
-return problem or table.concat(digits)
+return problem or {table.concat(digits), unpack(ids)}

@@ -1,101 +1,86 @@
-"""Puts pictures into the frames stream: bounded, each one once, and with back-pressure for whoever makes them.
+"""Puts pictures into the frames stream: bounded, each one once, and with back-pressure for the program that makes them.
 
-    with Producer.connect(settings) as producer:
+    with Producer.connect("redis://localhost:6379/0") as producer:
         producer.put(Picture(jpeg, source="door-1"))
+        label = producer.classify(Picture(jpeg, source="door-1"), timeout=5)
 
-Decodes nothing. A plain XADD does as well, but knows no bound: this is for who wants to be told when the queue is full.
+Decodes nothing. A plain XADD does as well, but knows no bound: use this class when the producer must know that the
+queue is full, or what became of a frame. `AsyncProducer` is the same for an event loop.
 """
 
+import asyncio
 import random
-import secrets
 import threading
 import time
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Final, Literal, Self
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Self, TypeVar
 
+from coatstream.broker.async_driver import AsyncDriver
 from coatstream.broker.connection import Client, connect
+from coatstream.broker.driver import Driver
 from coatstream.broker.keys import Queue, queues_of
 from coatstream.broker.preflight import check_rights, check_server, check_slots, check_types
-from coatstream.errors import SLOW_RETRY, Backoff, BadFrame, CoatstreamError, ConfigError, DeadReason, RedisUnavailable
-from coatstream.queue.producing.admission import (
-    MAX_BYTES,
-    MAX_ENTRIES,
-    Admission,
-    Candidate,
-    Confirm,
-    Confirmation,
-    Verdict,
-    admission_keys,
-    admission_rights,
-    admission_types,
-)
-from coatstream.queue.producing.picture import Picture, RawPicture, fields_of
+from coatstream.broker.steps import Enter, Event, Lock, Steps
+from coatstream.errors import ConfigError
+from coatstream.queue.producing.admission import admission_keys, admission_rights, admission_types
+from coatstream.queue.producing.awaiting import Awaiting, Ear
+from coatstream.queue.producing.outbox import AS_USUAL, Outbox, Terms
+from coatstream.queue.producing.picture import Picture
+from coatstream.results.documents import LabelDocument
+from coatstream.settings.direct import settings_for
 from coatstream.settings.model import QueueSettings, SettingsTree
 
-__all__ = ["Picture", "Producer", "QueueFull", "RawPicture", "Terms", "name_of_queue", "queues_to_fill"]
+T = TypeVar("T")
 
-ROOM: Final = Backoff(first=0.01, longest=1.0)  # between two looks at a full queue
-RETRY: Final = Backoff(first=0.05, longest=2.0)  # between two tries while Redis is away
-GIVEN_LIFE: Final = 7 * 86_400.0  # seconds that the server remembers a sequence that the caller gave
-MADE_LIFE: Final = 86_400.0  # and one that was made here: nobody else repeats it, so it has only to outlive an outage
+WHILE_CLOSING = 5.0  # seconds that the listening thread has to end
 
 
-class QueueFull(CoatstreamError):
-    """No room in time. What was not taken is held: put the same again with `flush`, or give it up with `forget`."""
+def _ignore(_seconds: float, _why: str) -> None:
+    """Nobody wants to be told."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """How pictures are put. Durations are seconds.
+class _Counts:
+    """Every frame that was put is counted once: put = sent + refused + doubtful + held."""
 
-    when_full        wait: for room, `full_timeout` at most (None: for ever); drop: lose the frame and count it
-    batch            frames of one call; more than 1 is faster, and the last ones wait for `flush`
-    retry_time       how long a call is tried again while Redis is away
-    confirm          when a frame counts as sent. none: the server has it. replicas: so many replicas have it as well
-                     (WAIT). disk: it is on the server's disk (WAITAOF, from Redis 7.2 and Valkey 7.2 on)
-    confirm_timeout  how long one call waits for that
-    """
+    _outbox: Outbox
 
-    when_full: Literal["wait", "drop"] = "wait"
-    full_timeout: float | None = None
-    batch: int = 1
-    retry_time: float = 10.0
-    confirm: Confirm = "none"
-    replicas: int = 1
-    confirm_timeout: float = 2.0
+    @property
+    def sent(self) -> int:
+        """Frames that the server has, as safely as was asked for."""
+        return self._outbox.sent
 
-    def __post_init__(self) -> None:
-        if not 1 <= self.batch <= MAX_ENTRIES:
-            raise ConfigError(f"batch is {self.batch}; give 1 to {MAX_ENTRIES}")
-        if self.when_full not in ("wait", "drop"):
-            raise ConfigError(f"when_full is {self.when_full!r}, not wait or drop")
-        if self.confirm not in ("none", "replicas", "disk"):
-            raise ConfigError(f"confirm is {self.confirm!r}, not none, replicas or disk")
-        if self.replicas < 1:
-            raise ConfigError(f"replicas is {self.replicas}; give at least 1")
+    @property
+    def duplicates(self) -> int:
+        """Those of them that it had before: they came again, and were not taken twice."""
+        return self._outbox.duplicates
 
+    @property
+    def refused(self) -> int:
+        """Frames for which there was no room, and that were dropped."""
+        return self._outbox.refused
 
-@dataclass(slots=True, eq=False)
-class _Held:
-    """A frame that was put and is not settled. `doubtful`: it was sent, and no answer came."""
+    @property
+    def doubtful(self) -> int:
+        """Frames that were given up with `forget` while it was not known whether they had arrived."""
+        return self._outbox.doubtful
 
-    frame: Candidate
-    admission: Admission
-    doubtful: bool = False
+    @property
+    def held(self) -> int:
+        """Frames that were put and are neither sent nor given up."""
+        return self._outbox.held
+
+    @property
+    def unsure(self) -> int:
+        """How many of those were sent, and no answer came: they may have arrived."""
+        return self._outbox.unsure
 
 
-class Producer:
-    """One thread's way into one queue, whose partitions are `queues`; a source always goes to the same of them.
+class Producer(_Counts):
+    """The way into one queue, whose partitions are `queues`; a source always goes to the same of them.
 
-    Every frame that was put is counted once: put = sent + refused + doubtful + held.
-
-    sent        frames that the server has, as safely as was asked for
-    duplicates  those of them that it had before: they came again, and were not taken twice
-    refused     frames for which there was no room, and that were dropped
-    doubtful    frames that were given up with `forget` while nobody knew whether they had arrived
+    May be used from any number of threads: frames are sent by one at a time, and all wait together for what becomes of
+    theirs.
     """
 
     def __init__(
@@ -103,64 +88,53 @@ class Producer:
         client: Client,
         queues: Sequence[Queue],
         limits: QueueSettings,
-        terms: Terms = Terms(),
+        terms: Terms = AS_USUAL,
         *,
         stop: threading.Event | None = None,
-        on_wait: Callable[[float, str], None] = lambda _seconds, _why: None,
+        on_wait: Callable[[float, str], None] = _ignore,
         clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
     ) -> None:
-        """`stop` ends every wait. `on_wait` hears before each wait for room how many seconds it has lasted, and why."""
-        self.sent = self.duplicates = self.refused = self.doubtful = 0
-        confirmation = Confirmation(terms.confirm, terms.replicas, terms.confirm_timeout)
-        self._ways = [
-            Admission(client, queue, limits, confirmation=confirmation, counts=terms.when_full == "drop")
-            for queue in queues
-        ]
-        self._limits = limits
-        self._terms = terms
+        """`stop` ends every wait. `on_wait` is told before each wait for room its seconds so far, and its reason."""
+        self._driver = Driver(client)
         self._stop = stop or threading.Event()
-        self._on_wait = on_wait
-        self._clock = clock
-        self._rng = rng or random.Random()
-        self._name = secrets.token_hex(8)  # so that producers of one source do not take each other's for repetitions
-        self._sequence = 0
-        self._held: list[_Held] = []
-        self._checked: set[Admission] = set()
+        self._outbox = Outbox(
+            queues, limits, terms, stop=self._stop, on_wait=on_wait, clock=clock, rng=rng or random.Random()
+        )
+        self._turn = threading.Lock()
+        self._closing = threading.Event()
+        self._ear = self._driver.ear(queues[0].stream)
+        self._awaiting = _awaiting(
+            self._outbox, queues, self._driver, ear=self._ear, turn=self._turn, stop=self._closing
+        )
+        self._starting = threading.Lock()
+        self._listener: threading.Thread | None = None
 
     @classmethod
     @contextmanager
     def connect(
         cls,
-        settings: SettingsTree,
-        terms: Terms = Terms(),
+        where: str | SettingsTree,
+        terms: Terms = AS_USUAL,
         *,
         stream: str | None = None,
         stop: threading.Event | None = None,
     ) -> Iterator[Self]:
         """A producer with a client of its own; what is held is sent on leaving, unless by an exception.
 
-        `stream` names one of several queues; None is the first. Raises ConfigError and RedisUnavailable.
+        `where`: the URL of Redis, or settings. `stream` names one of several queues; None is the first. Raises
+        ConfigError and RedisUnavailable.
         """
-        if terms.confirm != "none" and terms.confirm_timeout >= settings.redis.socket_timeout:
-            raise ConfigError(
-                f"confirm_timeout ({terms.confirm_timeout:g}) must be shorter than redis.socket_timeout "
-                f"({settings.redis.socket_timeout:g}), or no reply would come in time"
-            )
+        settings = settings_for(where)
+        _check_terms(terms, settings)
         with connect(settings.redis) as client:
-            producer = cls(client, queues_to_fill(client, settings, stream), settings.queue, terms, stop=stop)
-            yield producer
-            producer.flush()
-
-    @property
-    def held(self) -> int:
-        """Frames that were put and are neither sent nor given up."""
-        return len(self._held)
-
-    @property
-    def unsure(self) -> int:
-        """How many of those were sent, and no answer came: they may have arrived."""
-        return sum(held.doubtful for held in self._held)
+            queues = queues_to_fill(client, settings, stream)
+            producer = cls(client, queues, settings.queue, terms, stop=stop)
+            try:
+                yield producer
+                producer.flush()
+            finally:
+                producer.close()
 
     def put(self, picture: Picture) -> None:
         """Take this picture, and send when `batch` of them are there.
@@ -168,12 +142,7 @@ class Producer:
         Raises BadFrame for what no worker would take. Raises as `flush` does: then this picture is held too. While as
         much is held as one call takes, that is sent first; where that fails, this picture is not taken.
         """
-        held = self._candidate(picture)
-        if self._held and (len(self._held) >= self._terms.batch or self._bytes() + held.frame.size > MAX_BYTES):
-            self.flush()
-        self._held.append(held)
-        if len(self._held) >= self._terms.batch or self._bytes() >= MAX_BYTES:
-            self.flush()
+        self._driver.run(_in_turn(self._turn, self._outbox.put(picture)))
 
     def flush(self) -> None:
         """Send what is held, again and again if need be; each frame goes in once however often it is sent.
@@ -182,123 +151,146 @@ class Producer:
         confirmed until then), RedisRefuses and ConfigError (waiting is no use). Then the rest is held: flush it later,
         within a day, or forget it.
         """
-        while self._held:
-            self._send(self._held[0].admission)
+        self._driver.run(_in_turn(self._turn, self._outbox.flush()))
 
     def forget(self) -> int:
         """Give up what is held. Returns how many frames that were."""
-        for held in self._held:
-            self.doubtful += held.doubtful
-            self.refused += not held.doubtful
-        forgotten, self._held = len(self._held), []
-        return forgotten
+        return self._outbox.forget()
 
-    def _send(self, admission: Admission) -> None:
-        """Everything that is held for one queue."""
-        away = _Wait(RETRY, self._terms.retry_time, self._stop, self._rng)
-        full = _Wait(ROOM, self._terms.full_timeout, self._stop, self._rng)
-        while mine := [held for held in self._held if held.admission is admission]:
+    def classify(self, picture: Picture, *, timeout: float = 30.0) -> LabelDocument:
+        """Put this picture at once, and wait for its label, `timeout` seconds in all.
+
+        Raises FrameDead (a dead letter now), FrameDropped (expired, or deleted from the queue), NoOutcome (nothing is
+        known yet; it is a TimeoutError too), BadFrame, QueueFull, RedisUnavailable and RedisRefuses. The user must be
+        allowed to read the streams. Without the right to subscribe to `<labels>:<source>` and `failures:<source>` an
+        answer comes a second late.
+        """
+        self._listen()
+        return self._driver.run(self._awaiting.classify(picture, timeout))
+
+    def wait_for(self, frame_id: str, *, timeout: float = 30.0, source: str | None = None) -> LabelDocument:
+        """Wait for the label of a frame that was put before, by its `frame_id`, or by its entry's id where it has none.
+
+        `source` is needed for quick answers about frames that another producer put: for those, the last 20,000 labels
+        are looked through. Raises FrameDead, FrameDropped and NoOutcome.
+        """
+        self._listen()
+        return self._driver.run(self._awaiting.wait_for(frame_id, timeout, source))
+
+    def close(self) -> None:
+        """End the waits for labels. `connect` does so on leaving."""
+        with self._starting:
+            self._closing.set()
+            listener, self._listener = self._listener, None
+        deadline = time.monotonic() + WHILE_CLOSING
+        while listener is not None and listener.is_alive() and time.monotonic() < deadline:
+            self._ear.close()
+            listener.join(0.1)
+        self._ear.leave()
+
+    def _listen(self) -> None:
+        with self._starting:
+            if self._listener is None and not self._closing.is_set():
+                run = self._driver.run
+                self._listener = threading.Thread(
+                    target=lambda: run(self._awaiting.listen()), name="labels", daemon=True
+                )
+                self._listener.start()
+
+
+class AsyncProducer(_Counts):
+    """`Producer` for an event loop; all its methods mean the same. Made by `connect`."""
+
+    def __init__(self, driver: AsyncDriver, queues: Sequence[Queue], limits: QueueSettings, terms: Terms) -> None:
+        self._driver = driver
+        self._stop = asyncio.Event()
+        self._outbox = Outbox(
+            queues, limits, terms, stop=self._stop, on_wait=_ignore, clock=time.time, rng=random.Random()
+        )
+        self._turn = asyncio.Lock()
+        self._ear = driver.ear(queues[0].stream)
+        self._awaiting = _awaiting(self._outbox, queues, driver, ear=self._ear, turn=self._turn, stop=self._stop)
+        self._listener: asyncio.Task[None] | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(
+        cls, where: str | SettingsTree, terms: Terms = AS_USUAL, *, stream: str | None = None
+    ) -> AsyncIterator[Self]:
+        """As `Producer.connect`."""
+        settings = settings_for(where)
+        _check_terms(terms, settings)
+        queues = await asyncio.to_thread(_looked_at, settings, stream)
+        async with AsyncDriver.connect(settings.redis) as driver:
+            producer = cls(driver, queues, settings.queue, terms)
             try:
-                verdicts = self._ask(admission, mine)
-            except RedisUnavailable as trouble:
-                if not away.once_more(SLOW_RETRY if trouble.slow else 0):
-                    raise
-                continue
-            away.end()
-            if self._book(mine, verdicts):
-                full.end()
-            else:
-                why = _want(admission.queue, verdicts)
-                self._on_wait(full.lasted(), why)
-                if not full.once_more():
-                    raise QueueFull(f"{why}, and no room came in time")
+                yield producer
+                await producer.flush()
+            finally:
+                await producer.aclose()
 
-    def _ask(self, admission: Admission, some: Sequence[_Held]) -> list[Verdict]:
-        if admission not in self._checked:
-            admission.check()
-            self._checked.add(admission)
-        for held in some:
-            held.doubtful = True  # unless an answer comes
-        verdicts = admission.ask([held.frame for held in some])
-        for held in some:
-            held.doubtful = False
-        return verdicts
+    async def put(self, picture: Picture) -> None:
+        """As `Producer.put`."""
+        await self._driver.run(_in_turn(self._turn, self._outbox.put(picture)))
 
-    def _book(self, some: Sequence[_Held], verdicts: Sequence[Verdict]) -> bool:
-        """Count, and let go of what is settled. False if nothing was."""
-        settled = set()
-        for held, verdict in zip(some, verdicts, strict=True):
-            if verdict in (Verdict.ADMITTED, Verdict.DUPLICATE):
-                self.sent += 1
-                self.duplicates += verdict is Verdict.DUPLICATE
-            elif self._terms.when_full == "drop":
-                self.refused += 1
-            else:
-                continue
-            settled.add(held)
-        self._held = [held for held in self._held if held not in settled]
-        return bool(settled)
+    async def flush(self) -> None:
+        """As `Producer.flush`."""
+        await self._driver.run(_in_turn(self._turn, self._outbox.flush()))
 
-    def _candidate(self, picture: Picture) -> _Held:
-        """Raises BadFrame."""
-        fields = fields_of(picture)
-        size, most = sum(map(len, fields)), self._limits.max_total_bytes
-        if size > most:
-            raise BadFrame(
-                DeadReason.TOO_LARGE, f"it has {size} bytes, more than queue.max_total_bytes ({most}) for all together"
-            )
-        source = picture.source
-        admission = self._ways[zlib.crc32(source.encode()) % len(self._ways)]
-        if picture.sequence is not None:
-            frame = Candidate(source, admission.queue.sequence(source), GIVEN_LIFE, picture.sequence, fields, size)
-        else:
-            key = admission.queue.sequence(f"{source}:{self._name}")
-            frame = Candidate(source, key, MADE_LIFE, self._next(), fields, size)
-        return _Held(frame, admission)
+    def forget(self) -> int:
+        """As `Producer.forget`."""
+        return self._outbox.forget()
 
-    def _next(self) -> int:
-        """From the clock, so that a reader sees them rise over restarts, and by one at least."""
-        self._sequence = max(self._sequence + 1, int(self._clock() * 1_000_000))
-        return self._sequence
+    async def classify(self, picture: Picture, *, timeout: float = 30.0) -> LabelDocument:
+        """As `Producer.classify`."""
+        self._listen()
+        return await self._driver.run(self._awaiting.classify(picture, timeout))
 
-    def _bytes(self) -> int:
-        return sum(held.frame.size for held in self._held)
+    async def wait_for(self, frame_id: str, *, timeout: float = 30.0, source: str | None = None) -> LabelDocument:
+        """As `Producer.wait_for`."""
+        self._listen()
+        return await self._driver.run(self._awaiting.wait_for(frame_id, timeout, source))
+
+    async def aclose(self) -> None:
+        """End all waits. `connect` does so on leaving."""
+        self._stop.set()
+        if self._listener is not None:
+            self._listener.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._listener
+        await self._ear.leave()
+
+    def _listen(self) -> None:
+        if self._listener is None:
+            self._listener = asyncio.create_task(self._driver.run(self._awaiting.listen()), name="labels")
 
 
-@dataclass(slots=True)
-class _Wait:
-    """A time in which nothing goes forward. `longest` is its bound, None for none."""
-
-    backoff: Backoff
-    longest: float | None
-    stop: threading.Event
-    rng: random.Random
-    since: float | None = field(default=None, init=False)
-    attempts: int = field(default=0, init=False)
-
-    def once_more(self, least: float = 0) -> bool:
-        """Wait before the next try; False where the time is up, or `stop` is set."""
-        left = float("inf") if self.longest is None else self.longest - self.lasted()
-        if left <= 0:
-            return False
-        delay = max(least, self.backoff.delay(self.attempts, self.rng))
-        self.attempts += 1
-        return not self.stop.wait(min(delay, left))
-
-    def lasted(self) -> float:
-        """Seconds since this began: now, if it had not."""
-        now = time.monotonic()
-        if self.since is None:
-            self.since = now
-        return now - self.since
-
-    def end(self) -> None:
-        self.since, self.attempts = None, 0
+def _awaiting(
+    outbox: Outbox, queues: Sequence[Queue], driver: Driver | AsyncDriver, *, ear: Ear, turn: Lock, stop: Event
+) -> Awaiting:
+    return Awaiting(outbox, queues, ear=ear, turn=turn, looking=driver.lock(), event=driver.event, stop=stop)
 
 
-def _want(queue: Queue, verdicts: Sequence[Verdict]) -> str:
-    """Why there is no room."""
-    return "Redis is at its maxmemory" if Verdict.OUT_OF_MEMORY in verdicts else f"the queue {queue.stream} is full"
+def _in_turn(turn: Lock, steps: Steps[T]) -> Steps[T]:
+    """The outbox has one caller at a time."""
+    yield Enter(turn, None)
+    try:
+        return (yield from steps)
+    finally:
+        turn.release()
+
+
+def _check_terms(terms: Terms, settings: SettingsTree) -> None:
+    if terms.confirm != "none" and terms.confirm_timeout >= settings.redis.socket_timeout:
+        raise ConfigError(
+            f"confirm_timeout ({terms.confirm_timeout:g}) must be shorter than redis.socket_timeout "
+            f"({settings.redis.socket_timeout:g}), or no reply would come in time"
+        )
+
+
+def _looked_at(settings: SettingsTree, stream: str | None) -> list[Queue]:
+    with connect(settings.redis) as client:
+        return queues_to_fill(client, settings, stream)
 
 
 def name_of_queue(settings: SettingsTree, stream: str | None = None) -> str:

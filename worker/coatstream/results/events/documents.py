@@ -69,9 +69,10 @@ class PictureWell(_Document):
     event: Literal["picture.well"]
 
 
-class EventDocument(
-    RootModel[Annotated[TagStarted | TagEnded | CameraState | PictureSick | PictureWell, Field(discriminator="event")]]
-):
+EventUnion = TagStarted | TagEnded | CameraState | PictureSick | PictureWell
+
+
+class EventDocument(RootModel[Annotated[EventUnion, Field(discriminator="event")]]):
     """What coatstream says of one thing that happened to one camera."""
 
 

@@ -1,25 +1,26 @@
-"""The reader's side of the events stream: what is said, from a given entry on. Retries nothing."""
+"""Events as they are published: what one is, and who reads the stream of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from pydantic_core import from_json
 
-from coatstream.broker.connection import Client
-from coatstream.broker.failures import calls
+from coatstream.broker.fleet_keys import fleet_keys
+from coatstream.results.events.documents import EventDocument, EventUnion
+from coatstream.results.following import AsyncStreamReader, Feed, StreamReader
 from coatstream.results.labels import LATEST_MOMENT
-
-READ_COUNT: Final = 256  # events of one reply
 
 
 @dataclass(frozen=True, slots=True)
 class PublishedEvent:
     """One event as it stands in the stream.
 
-    at        Unix seconds
-    detail    the document's fields
-    document  the JSON document, as it was written
+    entry   its id there: `since=event.entry` goes on behind it
+    kind    tag.started, tag.ended, camera.state, picture.sick, picture.well; later versions may have others
+    at      Unix seconds
+    detail  the document's fields
+    json    the document, as it was written
     """
 
     entry: str
@@ -27,52 +28,37 @@ class PublishedEvent:
     source: str
     at: float
     detail: Mapping[str, Any]
-    document: str = field(repr=False)
+    json: str = field(repr=False)
+
+    @property
+    def document(self) -> EventUnion:
+        """The same as the model of its kind. Raises ValueError for a kind that this version does not know."""
+        return EventDocument.model_validate_json(self.json).root
 
 
-class EventReader:
-    """Reads on where it left off, also after a failure. Used from one thread.
-
-    after  the entry after which reading begins; None: after the newest one, which the first call finds out
-    block  seconds to wait for something new; less than the connection's socket timeout
-    """
-
-    def __init__(self, client: Client, stream: str, *, block: float, after: str | None = None) -> None:
-        self._client = client
-        self._stream = stream
-        self._block = max(1, int(block * 1000))
-        self._after = after
-
-    def start(self) -> str:
-        """Reading begins after what is there now; that entry. Raises RedisUnavailable."""
-        if self._after is None:
-            with calls("events cannot be read", self._client):
-                newest = self._client.xrevrange(self._stream, count=1)
-            self._after = newest[0][0].decode() if newest else "0-0"
-        return self._after
-
-    def read(self) -> list[PublishedEvent]:
-        """What came since the last call, oldest first; empty if nothing did within `block`. Raises RedisUnavailable.
-
-        Entries that coatstream did not write are passed over.
-        """
-        after = self.start()
-        with calls("events cannot be read", self._client):
-            reply = self._client.xread({self._stream: after}, count=READ_COUNT, block=self._block)
-        entries = reply[0][1] if reply else []
-        if entries:
-            self._after = entries[-1][0].decode()
-        events = (_event(entry_id.decode(), fields) for entry_id, fields in entries)
-        return [event for event in events if event is not None]
-
-
-def _event(entry: str, fields: Mapping[bytes, bytes]) -> PublishedEvent | None:
+def parse_event(entry: str, fields: Mapping[bytes, bytes]) -> PublishedEvent | None:
+    """None for what coatstream did not write."""
     try:
-        document = fields[b"json"].decode()
-        detail = from_json(document)
+        json = fields[b"json"].decode()
+        detail = from_json(json)
         at = float(detail["at"])
         if not 0 <= at < LATEST_MOMENT:
             return None
-        return PublishedEvent(entry, str(detail["event"]), str(detail["source"]), at, detail, document)
+        return PublishedEvent(entry, str(detail["event"]), str(detail["source"]), at, detail, json)
     except (KeyError, ValueError, TypeError):
         return None
+
+
+FEED: Final = Feed("events cannot be read", lambda settings: (fleet_keys(settings).events,), parse_event)
+
+
+class EventReader(StreamReader[PublishedEvent]):
+    """Events of all cameras, oldest first."""
+
+    feed: ClassVar[Feed[PublishedEvent]] = FEED
+
+
+class AsyncEventReader(AsyncStreamReader[PublishedEvent]):
+    """`EventReader` for an event loop."""
+
+    feed: ClassVar[Feed[PublishedEvent]] = FEED

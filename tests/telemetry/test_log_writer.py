@@ -32,7 +32,7 @@ def test_lines_arrive_in_order_and_whole(pipe: tuple[int, int]) -> None:
 
     for number in range(100):
         writer.write(f"line {number}\n")
-    writer.flush(within=60)
+    writer.drain(within=60)
 
     assert os.read(pipe[0], 4096).decode().splitlines() == [f"line {number}" for number in range(100)]
     assert writer.dropped == 0
@@ -99,11 +99,11 @@ def test_the_end_waits_for_a_stuck_log_no_longer_than_it_may(pipe: tuple[int, in
     writer.write("x" * 10_000)
     done = threading.Event()
 
-    def flush() -> None:
-        writer.flush(within=0.1)
+    def drain() -> None:
+        writer.drain(within=0.1)
         done.set()
 
-    threading.Thread(target=flush, daemon=True).start()
+    threading.Thread(target=drain, daemon=True).start()
 
     assert done.wait(60)
 

@@ -1,6 +1,7 @@
 """Logs: JSON for machines, lines for people, never a credential."""
 
 import json
+import logging
 import sys
 from collections.abc import Iterator
 
@@ -48,3 +49,21 @@ def test_people_get_lines_that_are_no_json(capsys: pytest.CaptureFixture[str]) -
     assert "8080" in text
     assert not text.startswith("{")
     assert sys.stderr is not None
+
+
+def test_a_kind_of_line_that_libraries_repeat_is_logged_once_a_second_with_the_number_left_out() -> None:
+    now = 0.0
+    throttle = logs.Throttle(monotonic=lambda: now)
+
+    def passes(text: str, number: int) -> str | None:
+        record = logging.LogRecord("asyncio", logging.ERROR, "base_events.py", 7, text, (number,), None)
+        return record.getMessage() if throttle.filter(record) else None
+
+    first = [passes("socket.accept() out of system resource: %d", number) for number in range(1000)]
+    other = passes("a task was destroyed: %d", 1)
+    now = 1.5
+    later = passes("socket.accept() out of system resource: %d", 1000)
+
+    assert [line for line in first if line] == ["socket.accept() out of system resource: 0"]
+    assert other == "a task was destroyed: 1"
+    assert later == "socket.accept() out of system resource: 1000 (and 999 more like it)"

@@ -27,6 +27,7 @@ from coatstream.commands.options import (
     number,
     optional,
 )
+from coatstream.telemetry.log_writer import drain_log, keep_standard_descriptors
 
 app = group(
     "Classify video streams: cameras or a Redis queue in, labels out, every frame accounted for.", completion=True
@@ -41,10 +42,11 @@ app.add_typer(bench_app, name="bench")
 
 def main() -> None:
     """The console script."""
+    keep_standard_descriptors()
     code = run(sys.argv[1:])
+    drain_log()
     if _threads_are_stuck():  # in a dead call of a camera or the engine; a normal exit would wait for them for ever
         sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 

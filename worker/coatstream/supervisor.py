@@ -25,6 +25,7 @@ import structlog
 from coatstream.errors import CoatstreamError
 from coatstream.settings.process import end_with_parent
 from coatstream.telemetry.identity import Lineage, draw_suffix, worker_name
+from coatstream.telemetry.log_writer import drain_log
 
 STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 EARLY_CRASHES = 3  # in a row, before the child was ready: no frame is to blame, so a restart does not help
@@ -56,9 +57,9 @@ class Lifeline:
     def leave(self, code: int) -> NoReturn:
         """End this process on purpose, now: no thread is waited for, no library's destructor can crash or hang."""
         try:
-            with suppress(OSError, ValueError):  # whoever read our lines may be gone
+            with suppress(OSError, ValueError):  # the reader of our lines may be gone
                 sys.stdout.flush()
-                sys.stderr.flush()
+            drain_log()
             self._say(f"end {code}\n")
         finally:
             os._exit(code)

@@ -16,6 +16,7 @@ from coatstream.settings.model import SettingsTree
 from coatstream.supervisor import STOP_SIGNALS, Lifeline, supervise
 from coatstream.telemetry import logs
 from coatstream.telemetry.identity import Lineage, worker_name
+from coatstream.telemetry.log_writer import LogWriter
 
 _ALONE = Lifeline()
 _log = structlog.get_logger("service")
@@ -31,6 +32,7 @@ def run_worker(settings: SettingsTree, exit_code: Callable[[Callable[[], int]], 
         raise ConfigError(
             "redis.url is not set: say where Redis is, for example COATSTREAM_REDIS__URL=redis://localhost:6379/0"
         )
+    log = sys.stderr = LogWriter()  # for libraries and tracebacks, too
     logs.configure(settings.log)
     for line in settings.overridden:
         _log.info(line)
@@ -38,9 +40,9 @@ def run_worker(settings: SettingsTree, exit_code: Callable[[Callable[[], int]], 
     _allow_files()
     restarts = settings.process.restarts_per_minute
     if restarts == 0 or sys.platform != "linux":
-        return _serve(settings, worker_name(), Lineage(), _ALONE)
+        return _serve(settings, log, worker_name(), Lineage(), _ALONE)
     return supervise(
-        lambda *place: exit_code(partial(_serve, settings, *place)),
+        lambda *place: exit_code(partial(_serve, settings, log, *place)),
         restarts_per_minute=restarts,
     )
 
@@ -55,8 +57,10 @@ def _allow_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _serve(settings: SettingsTree, name: str, lineage: Lineage, lifeline: Lifeline) -> int:
+def _serve(settings: SettingsTree, log: LogWriter, name: str, lineage: Lineage, lifeline: Lifeline) -> int:
+    log.start()
     service = Service(settings, worker=name, lineage=lineage, on_warm=lifeline.ready)
+    service.telemetry.metrics.lost_lines(lambda: log.dropped)
     asyncio.run(work(service, asyncio.Event(), lifeline))
     return int(not service.drained)
 

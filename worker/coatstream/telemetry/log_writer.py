@@ -9,6 +9,7 @@ import io
 import os
 import select
 import stat
+import sys
 import threading
 import time
 from collections import deque
@@ -61,7 +62,10 @@ class LogWriter(io.TextIOBase):
                 self._lose()
         return len(text)
 
-    def flush(self, within: float = LAST_WORDS) -> None:
+    def flush(self) -> None:
+        """Nothing: loggers flush after each line, and none of them shall wait. `drain` waits."""
+
+    def drain(self, within: float = LAST_WORDS) -> None:
         """Wait until all lines are written, for `within` seconds at most."""
         with self._changed:
             self._changed.wait_for(lambda: not self._lines and not self._busy, timeout=within)
@@ -111,9 +115,18 @@ class LogWriter(io.TextIOBase):
             self._untold += 1
 
 
+def drain_log() -> None:
+    """Let the last lines out before the process ends without its destructors. Waits for `LAST_WORDS` at most."""
+    if isinstance(sys.stderr, LogWriter):
+        sys.stderr.drain()
+    elif sys.stderr is not None:
+        with suppress(OSError, ValueError):  # the reader of the lines may be gone
+            sys.stderr.flush()
+
+
 def keep_standard_descriptors() -> None:
-    """Open 0, 1 and 2 where they are closed (`coatstream run >&-`): else the next socket would get such a number, and
-    whatever a C library prints would go to Redis.
+    """Open 0, 1 and 2 where they are closed (`coatstream run >&-`). Otherwise the next socket gets such a number, and
+    what a C library prints goes to Redis.
     """
     for number in (0, 1, 2):
         try:
@@ -123,6 +136,8 @@ def keep_standard_descriptors() -> None:
             if opened != number:
                 os.dup2(opened, number)
                 os.close(opened)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115  (for the whole process)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _own_opening(descriptor: int) -> int:

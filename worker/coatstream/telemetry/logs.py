@@ -2,8 +2,9 @@
 
 import logging
 import sys
-from collections.abc import MutableMapping
-from typing import Any
+import time
+from collections.abc import Callable, MutableMapping
+from typing import Any, Final
 
 import structlog
 
@@ -32,6 +33,35 @@ def configure(settings: LogSettings) -> None:
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(Throttle())
+
+
+class Throttle(logging.Filter):
+    """One line a second of each kind that a library logs, with the count of those left out: asyncio alone logs one for
+    each accept that finds no descriptor (cpython#151615).
+    """
+
+    EVERY: Final = 1.0  # seconds
+    KINDS: Final = 256  # remembered; then all are forgotten
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._monotonic = monotonic
+        self._kinds: dict[tuple[str, int, str], tuple[float, int]] = {}  # when it was logged, how many were left out
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        kind, now = (record.name, record.lineno, record.getMessage()[:40]), self._monotonic()
+        logged, left_out = self._kinds.get(kind, (float("-inf"), 0))
+        if now - logged < self.EVERY:
+            self._kinds[kind] = logged, left_out + 1
+            return False
+        if len(self._kinds) >= self.KINDS:
+            self._kinds.clear()
+        self._kinds[kind] = now, 0
+        if left_out:
+            record.msg, record.args = f"{record.getMessage()} (and {left_out} more like it)", None
+        return True
 
 
 def quiet(settings: LogSettings) -> LogSettings:

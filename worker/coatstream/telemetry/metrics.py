@@ -3,7 +3,7 @@
 The ledger and the status are not counted here a second time: each scrape reads them, so one scrape always balances.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import (
     GC_COLLECTOR,
@@ -47,10 +47,28 @@ class Metrics:
         for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
             self.registry.register(collector)
 
+    def lost_lines(self, dropped: Callable[[], int]) -> None:
+        """From now on each scrape shows how many log lines were dropped."""
+        self.registry.register(LogCollector(dropped))
+
     def expose(self, ledger: Ledger, status: Status) -> None:
         """From now on each scrape reads these two as well."""
         self.registry.register(LedgerCollector(ledger))
         self.registry.register(StatusCollector(status))
+
+
+class LogCollector(Collector):
+    """Log lines that found no reader."""
+
+    def __init__(self, dropped: Callable[[], int]) -> None:
+        self._dropped = dropped
+
+    def describe(self) -> Iterable[Metric]:
+        return self.collect()
+
+    def collect(self) -> Iterator[Metric]:
+        meaning = "Log lines that were lost: nothing read the log, or its disk was full."
+        yield CounterMetricFamily("coatstream_log_lines_dropped", meaning, value=self._dropped())
 
 
 class LedgerCollector(Collector):

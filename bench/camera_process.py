@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from coatstream.cameras.fleet.tenure import Tenure
+from coatstream.cameras.fleet.lease import CameraLease
 from coatstream.cameras.process.forkserver import ForkServer
 from coatstream.cameras.process.source import CameraProcess
 from coatstream.cameras.process.wire import Inbox, Message, Tally, send
@@ -43,7 +43,7 @@ def births(fork_server: ForkServer, count: int = 30) -> float:
     times = []
     for _ in range(count):
         before = time.perf_counter()
-        child = fork_server.bear(threading.Event())
+        child = fork_server.start(threading.Event())
         times.append(time.perf_counter() - before)
         if child is not None:
             with child:
@@ -58,7 +58,7 @@ def running(fork_server: ForkServer, spec: InputSpec, cameras: int) -> dict[str,
         sources, first = [], []
         for number in range(cameras):
             settings = CameraSettings.model_validate({"name": f"camera-{number}", "url": server.url(), "fps": 0})
-            source = CameraProcess(settings, spec, fork_server=fork_server, tenure=Tenure.unshared())
+            source = CameraProcess(settings, spec, fork_server=fork_server, lease=CameraLease.unshared())
             frames = source.frames(threading.Event())
             stack.callback(frames.close)
             before = time.perf_counter()
@@ -107,17 +107,17 @@ def main(cameras: int = 8, frames: int = 2000) -> None:
         frame_ms = per_frame(spec, frames)
         before = time.perf_counter()
         with ForkServer(spec) as fork_server:
-            child = fork_server.bear(threading.Event())
+            child = fork_server.start(threading.Event())
             ready = time.perf_counter() - before
             if child is not None:
                 with child:
                     pass
             stats = {
                 "preparation": interpolation,
-                "nursery_ready_s": round(ready, 2),
+                "fork_server_ready_s": round(ready, 2),
                 "birth_ms": births(fork_server),
                 **running(fork_server, spec, cameras),
-                "nursery_mb": median_of([memory_of(fork_server.pid)]),
+                "fork_server_mb": median_of([memory_of(fork_server.pid)]),
                 "frame_ms": frame_ms,
             }
         print(json.dumps(stats))

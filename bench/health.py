@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from coatstream.cameras.capture.vitals import measure
-from coatstream.cameras.health import _is_black, _is_covered, _spread
+from coatstream.cameras.health import is_black, is_covered, spread
 from coatstream.errors import ConfigError
 from coatstream.frames.files import expand, is_clip
 from coatstream.frames.frame import Pixels, Vitals
@@ -92,8 +92,8 @@ def _clock(picture: Pixels) -> Pixels:
 
 
 def _said(all_vitals: list[Vitals]) -> str:
-    black = np.mean([_is_black(vitals) for vitals in all_vitals])
-    covered = np.mean([_is_covered(vitals) for vitals in all_vitals])
+    black = np.mean([is_black(vitals) for vitals in all_vitals])
+    covered = np.mean([is_covered(vitals) for vitals in all_vitals])
     stats = np.array([_stats(vitals) for vitals in all_vitals])
     names = ("spread", "steps", "sharpness", "for its contrast")
     columns = zip(names, np.percentile(stats, [2, 50, 98], axis=0).T, strict=True)
@@ -102,7 +102,7 @@ def _said(all_vitals: list[Vitals]) -> str:
 
 
 def _stats(vitals: Vitals) -> tuple[float, float, float, float]:
-    low, high = _spread(vitals)
+    low, high = spread(vitals)
     middle = vitals.thumbnail[6:-6].astype(np.int16)
     steps = np.maximum(np.abs(np.diff(middle, axis=1))[:-1], np.abs(np.diff(middle, axis=0))[:, :-1])
     sharpness = (vitals.sharpness + 0.01) / (vitals.contrast + 1.0) ** 2

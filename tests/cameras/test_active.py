@@ -6,7 +6,7 @@ import random
 import signal
 import threading
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ import pytest
 from coatstream.broker.connection import Client
 from coatstream.broker.embedded import EmbeddedServer
 from coatstream.broker.fleet_keys import FleetKeys
-from coatstream.cameras.active import Cameras, Ward, demand
+from coatstream.cameras.active import ActiveCameras
+from coatstream.cameras.camera import CameraContext
+from coatstream.cameras.capacity import demand
+from coatstream.cameras.fleet.lease import CameraLease
 from coatstream.cameras.fleet.registry import Registry
-from coatstream.cameras.fleet.tenure import Tenure
 from coatstream.cameras.process.forkserver import ForkServer
 from coatstream.engine.backends.noop import NoopEngine
 from coatstream.errors import ConfigError, EngineBroken
@@ -25,6 +27,7 @@ from coatstream.pipeline.intake import Intake
 from coatstream.pipeline.mailbox import Mailbox
 from coatstream.pipeline.metrics import PipelineMetrics
 from coatstream.results.events.publisher import EventPublisher
+from coatstream.results.events.tag_classes import tag_classes
 from coatstream.service import Service
 from coatstream.settings.model import CameraSettings
 from coatstream.telemetry.status import Status
@@ -248,31 +251,31 @@ class Impatient(random.Random):
 
 
 @asynccontextmanager
-async def desk(client: Client, **sections: Any) -> AsyncIterator[tuple[Cameras, Status]]:
-    """Cameras without a fleet: a test says which there are."""
-    tree = settings("redis://", **sections)
+async def cameras_without_a_fleet(client: Client, **sections: Any) -> AsyncIterator[tuple[ActiveCameras, Status]]:
+    """A test says which cameras there are."""
+    tree, engine = settings("redis://", **sections), FixedEngine()
     telemetry, lost = Telemetry.of(tree), threading.Event()
     mailbox = Mailbox(8, telemetry.ledger)
     telemetry.status.redis_up("start")
-    event_publisher = EventPublisher(client, FleetKeys(), tree.events, worker="me")
+    health = telemetry.outages.of("events")
+    event_publisher = EventPublisher(client, FleetKeys(), tree.events, worker="me", health=health)
     intake = Intake(mailbox, telemetry, rng=Impatient())
-    with ExitStack() as stack:
-        wards: dict[str, Ward] = {}
-        cameras = Cameras(
+    with ForkServer(SPEC) as fork_server:
+        context = CameraContext(
             tree,
-            spec=SPEC,
-            labels=FixedEngine().labels,
-            fork_server=stack.enter_context(ForkServer(SPEC)),
-            intake=intake,
-            event_publisher=event_publisher,
-            telemetry=telemetry,
-            metrics=PipelineMetrics(CollectorRegistry()),
-            wards=wards,
+            SPEC,
+            engine.labels,
+            tag_classes(tree.tags, engine.labels),
+            fork_server,
+            event_publisher,
+            telemetry,
+            PipelineMetrics(CollectorRegistry()),
+            asyncio.get_running_loop(),
         )
         thread = threading.Thread(target=event_publisher.run, args=(lost,))
         thread.start()
         try:
-            yield cameras, telemetry.status
+            yield ActiveCameras({}, context, intake), telemetry.status
         finally:
             mailbox.close()
             assert await intake.halt(within=10) == []
@@ -284,13 +287,13 @@ async def desk(client: Client, **sections: Any) -> AsyncIterator[tuple[Cameras, 
 async def test_a_camera_that_was_down_before_it_became_ours_is_said_to_be_and_its_tags_end(client: Client) -> None:
     client.hset("tags:yard", "bird", '{"score":0.9,"started_at":1700000000.5,"first_frame_id":"f"}')
     camera = CameraSettings.model_validate({"name": "yard", "url": "rtsp://127.0.0.1:9/stream", "open_timeout": 2})
-    tenure = Tenure()
+    lease = CameraLease()
 
-    async with desk(client, tags={"lost_after": 0.5}) as (cameras, status):
-        cameras.start(camera, tenure)
+    async with cameras_without_a_fleet(client, tags={"lost_after": 0.5}) as (cameras, status):
+        cameras.start(camera, lease)
         await until(lambda: [source.state for source in status.sources().values()] == ["down"])
         assert client.exists("events") == 0  # another worker speaks for it
-        tenure.grant(7, until=float("inf"))
+        lease.grant(7, until=float("inf"))
         cameras.tick()
         await until(lambda: client.hexists("cameras:states", "yard"))
         async with asyncio.timeout(20):
@@ -305,7 +308,7 @@ async def test_a_camera_that_was_down_before_it_became_ours_is_said_to_be_and_it
 
 @ON_ONE_SERVER
 async def test_what_was_read_is_labelled_before_another_worker_gets_the_camera(client: Client, redis_url: str) -> None:
-    clip = {"name": "clip", "url": str(CLIP), "fps": 0}  # a file waits for the model, and cannot be opened by an heir
+    clip = {"name": "clip", "url": str(CLIP), "fps": 0}  # a file waits for the model, and cannot be opened by a standby
     tree, stop = settings(redis_url, cameras=[clip], batch={"max_size": 4}, queue={"prefetch": 16}), asyncio.Event()
     slow = Service(tree, load=lambda model, batch: NoopEngine("noop", (1, 2, 4), delay=0.3))
     run = asyncio.create_task(slow.run(stop))

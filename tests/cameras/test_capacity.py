@@ -10,7 +10,7 @@ from coatstream.cameras.capacity import (
     Sampling,
     admit,
     cores_of,
-    demand_of,
+    demand,
     measure_rates,
     overload_warning,
     served,
@@ -84,9 +84,9 @@ def test_what_fits_stays_below_the_load_and_one_more_does_not(
 
 
 def test_every_picture_is_taken_to_be_25_a_second_and_key_frames_come_every_two() -> None:
-    assert demand_of(camera(fps=0)) == 25
-    assert demand_of(camera(fps=0.2)) == 0.2
-    assert demand_of(camera(fps=0, keyframes_only=True)) == 0.5
+    assert demand(camera(fps=0)) == 25
+    assert demand(camera(fps=0.2)) == 0.2
+    assert demand(camera(fps=0, keyframes_only=True)) == 0.5
 
 
 def test_cameras_are_let_in_by_priority_and_stay_in_their_order() -> None:
@@ -119,8 +119,8 @@ def test_what_is_let_in_fits_and_all_are_let_in_where_all_fit(asked: list[tuple[
     accepted, refused = admit(cameras, rate)
 
     assert len(accepted) + len(refused) == len(cameras)
-    assert sum(map(demand_of, accepted)) <= 0.9 * rate + 1e-6
-    assert not refused or sum(map(demand_of, cameras)) > 0.9 * rate - 1e-6
+    assert sum(map(demand, accepted)) <= 0.9 * rate + 1e-6
+    assert not refused or sum(map(demand, cameras)) > 0.9 * rate - 1e-6
     if accepted and refused:
         assert min(one.priority for one in accepted) >= max(one.priority for one in refused)
 

@@ -70,11 +70,11 @@ def wall_with_a_clock() -> Pixels:
 
 
 class Seen:
-    """One camera's health, its pictures `every` seconds, and all that was announced."""
+    """One camera's health, its pictures `every` seconds, and all that was published."""
 
     def __init__(self, settings: HealthSettings | None = None, *, every: float = 0.2, at: float = 1000.0) -> None:
         self.events: list[Event] = []
-        self.health = PictureHealth(settings or HealthSettings(), "door", announce=self.events.append)
+        self.health = PictureHealth(settings or HealthSettings(), "door", publish=self.events.append)
         self.every = every
         self.at = at
         self.fingerprint = 0
@@ -231,7 +231,7 @@ def test_a_single_damaged_picture_of_a_slow_camera_is_not_corrupt(good: Vitals) 
 # ---- durations, events and clocks
 
 
-def test_each_change_is_announced_once_with_its_times(good: Vitals, hand: Vitals) -> None:
+def test_each_change_is_published_once_with_its_times(good: Vitals, hand: Vitals) -> None:
     seen = Seen(every=0.5)
     seen.watch(good, 5)
     seen.watch(hand, 10)
@@ -328,7 +328,7 @@ def test_figures_say_what_is_sick_since_when_and_how_often(good: Vitals, hand: V
 def test_sensor_noise_of_half_a_grey_level_keeps_a_still_scene_from_being_frozen() -> None:
     scene = photo("coffee.png").astype(np.float64)
     pictures = [measure(pixels(scene, 0.5), damage=0) for _ in range(20)]
-    health = PictureHealth(HealthSettings(), "door", announce=lambda event: None)
+    health = PictureHealth(HealthSettings(), "door", publish=lambda event: None)
 
     faults = [health.look(vitals, 1000.0 + number) for number, vitals in enumerate(pictures)]
 

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 from coatstream.cameras.capture.camera import Step
-from coatstream.cameras.fleet.tenure import Tenure
-from coatstream.cameras.process import source as camera_process
+from coatstream.cameras.fleet.lease import CameraLease
+from coatstream.cameras.process.conversation import CameraCounts, Conversation, Traits, Unobserved
 from coatstream.cameras.process.forkserver import ForkServer
 from coatstream.cameras.process.source import CameraProcess
 from coatstream.cameras.process.wire import Inbox, Message, Tally
 from coatstream.errors import BadFrame, ConfigError, DownReason, SourceLost
-from coatstream.frames.frame import Frame, InputSpec, PictureFault, Vitals
+from coatstream.frames.frame import Frame, InputSpec, PictureFault
 from coatstream.frames.opencv import cv2
 from coatstream.frames.resizing import prepare
 from coatstream.pipeline.source import Source
@@ -54,11 +54,39 @@ def jpeg() -> bytes:
 
 
 def camera(
-    fork_server: ForkServer, url: str | Path, *, callbacks: dict[str, Any] | None = None, **given: Any
+    fork_server: ForkServer, url: str | Path, *, more: dict[str, Any] | None = None, **given: Any
 ) -> CameraProcess:
     settings = {"name": "door", "url": str(url), "fps": 0, "open_timeout": 5.0, "read_timeout": 2.0} | given
-    arguments: dict[str, Any] = {"fork_server": fork_server, "tenure": Tenure.unshared()} | (callbacks or {})
+    arguments: dict[str, Any] = {"fork_server": fork_server, "lease": CameraLease.unshared()} | (more or {})
     return CameraProcess(CameraSettings.model_validate(settings), SPEC, **arguments)
+
+
+class Observer(Unobserved):
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.costs: list[tuple[str, float]] = []
+        self.gave_way = 0
+        self.flow: list[bool] = []
+        self.seen: list[Frame] = []
+        self.bad: list[BadFrame] = []
+        self.faults: tuple[PictureFault, ...] = ()
+
+    def faults_of(self, frame: Frame) -> tuple[PictureFault, ...]:
+        self.seen.append(frame)
+        return self.faults
+
+    def spent(self, stage: str, seconds: float) -> None:
+        self.costs.append((stage, seconds))
+
+    def unusable(self, bad: BadFrame) -> None:
+        self.bad.append(bad)
+
+    def replaced(self, count: int) -> None:
+        self.gave_way += count
+
+    def flows(self, flowing: bool) -> None:
+        self.flow.append(flowing)
 
 
 def opened(source: CameraProcess) -> Generator[Frame, None, None]:
@@ -133,12 +161,11 @@ def test_a_live_camera_gives_its_newest_pictures_in_order(fork_server: ForkServe
     assert max(lags) < FPS / 2
 
 
-def test_a_camera_that_is_faster_than_its_worker_gives_some_pictures_all_the_same(fork_server: ForkServer) -> None:
+def test_a_camera_that_is_faster_than_its_worker_gives_some_pictures_all_the_same() -> None:
     """Each message takes the worker longer than the next one takes to come, so there is always a newer picture."""
-    source = camera(fork_server, "rtsp://127.0.0.1:1/x")
     ours, theirs = socket.socketpair()
     frame = Frame("door", "door-1", 1.0, np.zeros((240, 320, 3), np.uint8), 320, 240)
-    stop = threading.Event()
+    stop, counts = threading.Event(), CameraCounts()
     enough = threading.Timer(5, stop.set)
 
     class Faster(Inbox):
@@ -146,17 +173,15 @@ def test_a_camera_that_is_faster_than_its_worker_gives_some_pictures_all_the_sam
             time.sleep(0.01)
             return Message(Tally(grabbed=1), frame=frame)
 
-    class Bare:
-        work = ours
-
-    with ours, theirs, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(camera_process, "Inbox", Faster)
+    with ours, theirs:
+        inbox, traits = Faster(ours, source="door", spec=SPEC), Traits(True, False, 5.0, 2.0)
+        conversation = Conversation(inbox, traits, CameraLease.unshared(), observer=Unobserved(), counts=counts)
         enough.start()
-        found = list(islice(source._read(Bare(), stop), 5))  # type: ignore[arg-type]
+        found = [conversation.next(stop) for _ in range(5)]
         enough.cancel()
 
-    assert len(found) == 5
-    assert source.stats().replaced >= 5 * 5
+    assert None not in found
+    assert counts.stats.replaced >= 5 * 5
 
 
 def test_a_file_loses_nothing_however_slowly_it_is_taken(fork_server: ForkServer) -> None:
@@ -206,15 +231,14 @@ def test_a_frame_says_where_and_when_and_has_vitals(fork_server: ForkServer) -> 
 
 
 def test_costs_and_counts_are_told(fork_server: ForkServer) -> None:
-    costs: list[tuple[str, float]] = []
-    callbacks = {"observe": lambda stage, seconds: costs.append((stage, seconds))}
-    source = camera(fork_server, COCKATOO, fps=5, callbacks=callbacks)
+    observer = Observer()
+    source = camera(fork_server, COCKATOO, fps=5, more={"observer": observer})
 
     assert len(list(opened(source))) == 70
 
     stats = source.stats()
-    assert {stage for stage, _ in costs} == {"decode", "prepare"}
-    assert sum(seconds for _, seconds in costs) == pytest.approx(stats.cpu)
+    assert {stage for stage, _ in observer.costs} == {"decode", "prepare"}
+    assert sum(seconds for _, seconds in observer.costs) == pytest.approx(stats.cpu)
     assert stats.grabbed == 280
     assert time.time() - 60 < stats.last_picture < time.time()
     assert (stats.started, stats.killed, stats.crashed, stats.pid) == (1, 0, 0, None)
@@ -229,7 +253,7 @@ def test_pictures_are_prepared_as_the_model_wants_them_with_torch_too() -> None:
     spec = InputSpec(224, 224, 0.9, "border", "bicubic", (0.1, 0.5, 0.9), (0.5, 0.5, 0.5))
     settings = CameraSettings.model_validate({"name": "clip", "url": str(COCKATOO), "fps": 1})
     with ForkServer(spec) as fork_server:
-        source = CameraProcess(settings, spec, fork_server=fork_server, tenure=Tenure.unshared())
+        source = CameraProcess(settings, spec, fork_server=fork_server, lease=CameraLease.unshared())
         theirs = first_of(source)
         tasks = list(Path(f"/proc/{fork_server.pid}/task").iterdir())
 
@@ -238,42 +262,42 @@ def test_pictures_are_prepared_as_the_model_wants_them_with_torch_too() -> None:
     assert len(tasks) == 1  # or its forks would not be safe
 
 
-# Tenure, faults
+# Leases, faults
 
 
 def test_while_another_worker_has_the_camera_its_pictures_are_held_back(fork_server: ForkServer) -> None:
-    tenure, bad = Tenure(), list[BadFrame]()
-    source = camera(fork_server, COCKATOO, realtime=True, callbacks={"tenure": tenure, "on_bad": bad.append})
+    lease, observer = CameraLease(), Observer()
+    source = camera(fork_server, COCKATOO, realtime=True, more={"lease": lease, "observer": observer})
     with Reading(source) as reading:
         eventually(lambda: source.stats().held_back >= 3, "pictures are held back")
-        assert tenure.warm
-        assert reading.frames == []
+        assert lease.warm
+        assert not any((reading.frames, observer.seen, observer.bad))
 
-        tenure.grant(7, until=time.monotonic() + 60)
-        eventually(lambda: bool(reading.frames), "the tenure is used")
-        tenure.end()
+        lease.grant(7, until=time.monotonic() + 60)
+        eventually(lambda: bool(reading.frames), "the lease is used")
+        lease.end()
         held, seen = source.stats().held_back, len(reading.frames)
         eventually(lambda: source.stats().held_back > held + 2, "held back again")
 
     assert len(reading.frames) <= seen + 1  # one was on its way
     assert {frame.fence for _, frame in reading.frames} == {7}
-    assert not tenure.warm
+    assert not lease.warm
 
 
 def test_a_file_waits_where_its_worker_may_not_speak_for_it_for_a_while_and_loses_nothing(
     fork_server: ForkServer,
 ) -> None:
-    tenure = Tenure()
-    tenure.grant(7, until=float("inf"))
-    source = camera(fork_server, COCKATOO, callbacks={"tenure": tenure})
+    lease = CameraLease()
+    lease.grant(7, until=float("inf"))
+    source = camera(fork_server, COCKATOO, more={"lease": lease})
     with Reading(source) as reading:
         eventually(lambda: len(reading.frames) >= 20, "it is read")
-        tenure.end()
+        lease.end()
         time.sleep(0.3)
         count = len(reading.frames)
         time.sleep(0.3)
         assert len(reading.frames) == count < 280
-        tenure.grant(8, until=float("inf"))
+        lease.grant(8, until=float("inf"))
 
         eventually(lambda: len(reading.frames) == 280, "it is read to its end")
 
@@ -282,16 +306,14 @@ def test_a_file_waits_where_its_worker_may_not_speak_for_it_for_a_while_and_lose
 
 
 def test_a_frame_bears_the_faults_that_were_found(fork_server: ForkServer) -> None:
-    seen: list[tuple[Vitals, float]] = []
+    observer = Observer()
+    observer.faults = (PictureFault.BLACK,)
 
-    def examine(vitals: Vitals, at: float) -> tuple[PictureFault, ...]:
-        seen.append((vitals, at))
-        return (PictureFault.BLACK,)
-
-    frame = first_of(camera(fork_server, COCKATOO, callbacks={"examine": examine}))
+    frame = first_of(camera(fork_server, COCKATOO, more={"observer": observer}))
 
     assert frame.faults == (PictureFault.BLACK,)
-    assert [at for _, at in seen] == [frame.captured_at]
+    assert [seen.captured_at for seen in observer.seen] == [frame.captured_at]
+    assert observer.seen[0].vitals is not None
 
 
 # Deadlines
@@ -332,17 +354,17 @@ def test_a_process_that_hangs_while_it_opens_is_killed_by_its_deadline(fork_serv
 
 
 def test_a_process_that_freezes_while_it_reads_is_noticed_then_killed(fork_server: ForkServer) -> None:
-    flow: list[bool] = []
-    tenure = Tenure.unshared()
+    observer = Observer()
+    lease = CameraLease.unshared()
     with RtspCamera() as server:
-        source = camera(fork_server, server.url(), read_timeout=1, callbacks={"on_flow": flow.append, "tenure": tenure})
+        source = camera(fork_server, server.url(), read_timeout=1, more={"observer": observer, "lease": lease})
         with Reading(source) as reading:
             eventually(lambda: len(reading.frames) > 3, "it is read")
             pid = pid_of(source)
             os.kill(pid, signal.SIGSTOP)
             before = time.monotonic()
-            eventually(lambda: flow == [False], "it is stalled")
-            assert not tenure.warm
+            eventually(lambda: observer.flow == [False], "it is stalled")
+            assert not lease.warm
             assert 0.9 < time.monotonic() - before < 2.5
             lost = reading.lose()
 
@@ -354,15 +376,15 @@ def test_a_process_that_freezes_while_it_reads_is_noticed_then_killed(fork_serve
 
 
 def test_a_process_that_was_frozen_for_a_while_is_live_again(fork_server: ForkServer) -> None:
-    flow: list[bool] = []
+    observer = Observer()
     with RtspCamera() as server:
-        source = camera(fork_server, server.url(), read_timeout=4, callbacks={"on_flow": flow.append})
+        source = camera(fork_server, server.url(), read_timeout=4, more={"observer": observer})
         with Reading(source) as reading:
             eventually(lambda: len(reading.frames) > 3, "it is read")
             os.kill(pid_of(source), signal.SIGSTOP)
-            eventually(lambda: flow == [False], "it is stalled")
+            eventually(lambda: observer.flow == [False], "it is stalled")
             os.kill(pid_of(source), signal.SIGCONT)
-            eventually(lambda: flow == [False, True], "it is live again")
+            eventually(lambda: observer.flow == [False, True], "it is live again")
 
     assert source.stats().killed == 0
 
@@ -408,9 +430,9 @@ def test_a_camera_that_dies_is_a_loss_at_once(fork_server: ForkServer) -> None:
 
 
 def test_a_worker_that_was_away_finds_the_newest_picture(fork_server: ForkServer) -> None:
-    replaced: list[int] = []
+    observer = Observer()
     with RtspCamera() as server:
-        source = camera(fork_server, server.url(), callbacks={"on_replaced": replaced.append})
+        source = camera(fork_server, server.url(), more={"observer": observer})
         with closing(opened(source)) as frames:
             last = number_of(next(frames).pixels)
             eventually(lambda: (server.now_showing - last) % LENGTH > 60, "time passes")
@@ -418,14 +440,14 @@ def test_a_worker_that_was_away_finds_the_newest_picture(fork_server: ForkServer
             lag = (server.now_showing - newest) % LENGTH
 
     assert lag < 8
-    assert sum(replaced) >= 40
-    assert source.stats().replaced == sum(replaced)
+    assert observer.gave_way >= 40
+    assert source.stats().replaced == observer.gave_way
 
 
 def test_time_in_which_the_worker_was_stopped_kills_nobody(fork_server: ForkServer) -> None:
     jumped = [0.0]
     with RtspCamera() as server:
-        source = camera(fork_server, server.url(), callbacks={"monotonic": lambda: time.monotonic() + jumped[0]})
+        source = camera(fork_server, server.url(), more={"monotonic": lambda: time.monotonic() + jumped[0]})
         with closing(opened(source)) as frames:
             for _ in range(3):
                 next(frames)
@@ -480,7 +502,7 @@ def test_files_and_threads_end_where_they_began(fork_server: ForkServer, jpeg: b
             first_of(source)
 
         assert _threads() == threads
-        eventually(lambda: _open_files_of(fork_server) <= theirs, "the fork server has closed them")
+        eventually(lambda: _open_files_of(fork_server) <= theirs, "the fork server has let go")
     # The server's own connections come and go in the same process.
     eventually(lambda: len(descriptors()) <= open_files, "no file is left open")
     assert source.stats().started == 21

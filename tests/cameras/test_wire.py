@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 from coatstream.cameras.capture.camera import Step
-from coatstream.cameras.process import wire as camera_wire
 from coatstream.cameras.process.wire import (
     STAGES,
     Bad,
@@ -24,6 +23,7 @@ from coatstream.cameras.process.wire import (
     Nonsense,
     Order,
     Tally,
+    checked_meta,
     one_line,
     receive_order,
     send,
@@ -251,9 +251,9 @@ def test_an_error_becomes_one_short_line_without_credentials() -> None:
 @pytest.mark.parametrize("meta", ["[1]", "null", '{"file": ', "1}, {"])
 def test_a_meta_that_would_spoil_the_document_is_nonsense(meta: str) -> None:
     with pytest.raises(Nonsense, match="no JSON object"):
-        camera_wire._checked_meta(meta)
+        checked_meta(meta)
 
 
 def test_a_meta_that_is_an_object_passes_as_it_is() -> None:
-    assert camera_wire._checked_meta('{"file":  "a.jpg"}') == '{"file":  "a.jpg"}'
-    assert camera_wire._checked_meta(None) is None
+    assert checked_meta('{"file":  "a.jpg"}') == '{"file":  "a.jpg"}'
+    assert checked_meta(None) is None

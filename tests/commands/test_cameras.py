@@ -9,7 +9,7 @@ import pytest
 from coatstream import cli
 from coatstream.broker.connection import Client
 from coatstream.broker.fleet_keys import FleetKeys
-from coatstream.cameras.fleet.leases import Catalogue, Entry, Leases
+from coatstream.cameras.fleet.leases import Catalogue, CatalogueEntry, Leases
 from coatstream.commands import cameras
 
 from tests.support.servers import ON_ONE_SERVER
@@ -54,7 +54,7 @@ def stored(client: Client, name: str) -> dict[str, object]:
 
 def lease(client: Client, *names: str) -> dict[str, int]:
     """A worker that reads these; their numbers."""
-    catalogue = Catalogue(tuple(Entry(name, "d") for name in names))
+    catalogue = Catalogue(tuple(CatalogueEntry(name, "d") for name in names))
     answer = Leases(client, KEYS, worker="host-1-ab", lease=60).beat(catalogue)
     return {name: own.fence for name, own in answer.held.items()}
 

@@ -143,7 +143,7 @@ def test_only_the_source_asked_for_is_shown_and_counted(
 def announce(client: Client, *events: Event) -> list[str]:
     """Events as a worker says them; their documents."""
     server = EventStore(client, FleetKeys(), EventsSettings(), worker="me")
-    server.say([PendingEvent(event, event.fence) for event in events], newest="")
+    server.publish([PendingEvent(event, event.fence) for event in events], newest="")
     return [fields[b"json"].decode() for _, fields in client.xrange("events")]
 
 

@@ -15,15 +15,17 @@ import pytest
 from coatstream.broker.connection import Client, connect
 from coatstream.broker.embedded import embedded_server
 from coatstream.broker.fleet_keys import FleetKeys
-from coatstream.cameras.fleet import member as fleet
+from coatstream.cameras.fleet import member, schedule
 from coatstream.cameras.fleet.access import brisk, reachable, registry
 from coatstream.cameras.fleet.assignments import Departure
+from coatstream.cameras.fleet.lease import CameraLease
 from coatstream.cameras.fleet.leases import Catalogue, Leases
 from coatstream.cameras.fleet.member import Fleet
 from coatstream.cameras.fleet.stats import Transfer
-from coatstream.cameras.fleet.tenure import Tenure
-from coatstream.errors import CoatstreamError, ConfigError, RedisUnavailable
+from coatstream.errors import ConfigError, RedisUnavailable
 from coatstream.settings.model import CameraSettings, RedisSettings, SettingsTree
+from coatstream.telemetry.identity import Lineage
+from coatstream.telemetry.telemetry import Telemetry
 from structlog.testing import capture_logs
 
 from tests.support.paths import ROOT
@@ -58,44 +60,47 @@ class Worker:
     settings: SettingsTree
     name: str = "a"
     more: Mapping[str, Any] = field(default_factory=dict)
+    predecessors: tuple[str, ...] = ()
     blind: bool = False
     unable: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        self.reading: dict[str, tuple[CameraSettings, Tenure]] = {}
+        self.reading: dict[str, tuple[CameraSettings, CameraLease]] = {}
         self.told: list[str] = []
         self.departures: list[Departure] = []
-        self.troubles: list[CoatstreamError] = []
+        self.done = threading.Event()
         self.stopping = threading.Event()
-        self.fleet = Fleet(
-            self.client,
-            KEYS,
-            self.settings,
-            worker=self.name,
-            start=self._start,
-            stop=self._stop,
-            on_trouble=self.troubles.append,
-            **self.more,
-        )
+        self.telemetry = Telemetry.of(self.settings, self.name, Lineage(predecessors=self.predecessors))
+        self.telemetry.status.warm()
+        self.telemetry.status.redis_up("start")
+        self.fleet = Fleet(self.client, KEYS, self.settings, self.telemetry, self, **self.more)
         self.thread = threading.Thread(target=self.fleet.run, args=(self.stopping,), daemon=True)
+        self.fleet.begin()
 
-    def _start(self, camera: CameraSettings, tenure: Tenure) -> None:
+    def start(self, camera: CameraSettings, lease: CameraLease) -> None:
         if camera.name in self.unable:
             raise ConfigError("no tag like that in rtsp://me:hunter2@h/1")
         self.told.append(f"start {camera.name}")
         assert camera.name not in self.reading
-        self.reading[camera.name] = camera, tenure
+        self.reading[camera.name] = camera, lease
         if not self.blind:
-            tenure.arrived()
+            lease.arrived()
 
-    def _stop(self, name: str, departure: Departure) -> None:
+    def stop(self, name: str, departure: Departure) -> None:
         self.told.append(f"stop {name}")
         self.departures.append(departure)
         del self.reading[name]
 
+    def all_ended(self) -> None:
+        self.done.set()
+
+    def end(self, name: str) -> None:
+        """This camera comes to its own end."""
+        self.reading[name][1].camera_ended()
+
     def fences(self) -> dict[str, int]:
         """By camera, of those that it may speak for."""
-        found = {name: tenure.fence for name, (_, tenure) in dict(self.reading).items()}
+        found = {name: lease.fence for name, (_, lease) in dict(self.reading).items()}
         return {name: fence for name, fence in found.items() if fence is not None}
 
     def transfers(self) -> Mapping[Transfer, int]:
@@ -110,17 +115,21 @@ def working(
     *,
     blind: bool = False,
     unable: tuple[str, ...] = (),
+    predecessors: tuple[str, ...] = (),
     **more: Any,
 ) -> Iterator[Worker]:
-    worker = Worker(client, settings, name, more, blind, unable)
+    worker = Worker(client, settings, name, more, predecessors, blind, unable)
     worker.thread.start()
-    worker.fleet.begin()
     try:
         yield worker
     finally:
         worker.stopping.set()
         worker.thread.join(5)
         assert not worker.thread.is_alive()
+
+
+def last_beat(client: Client, name: str = "a") -> int:
+    return int(json.loads(client.hget(KEYS.members, name) or "{}")["beat"])
 
 
 def has(worker: Worker, count: int) -> Callable[[], bool]:
@@ -135,10 +144,10 @@ def test_it_reads_what_it_is_granted_under_the_numbers_that_the_server_keeps(cli
         eventually(has(worker, 3), "all cameras are read")
 
         kept = {name.decode(): int(fence) for name, fence in client.hgetall(KEYS.fences).items()}
-        eventually(lambda: worker.fleet.stats().held == 3, "the figures say so")
+        eventually(lambda: worker.fleet.stats().held == 3, "its statistics show it")
         stats = worker.fleet.stats()
         assert worker.fences() == kept
-        assert (stats.members, stats.known, stats.prospects, stats.refused) == (1, 3, 0, 0)
+        assert (stats.members, stats.known, stats.standby, stats.refused) == (1, 3, 0, 0)
         assert stats.lease_left is not None
         assert 0 < stats.lease_left < LEASE
         assert worker.transfers() == {"granted": 3}
@@ -210,9 +219,10 @@ def test_the_settings_file_wins_and_bad_entries_are_told_once(client: Client) ->
     )
     with capture_logs() as logs, working(client, tree(1)) as worker:
         eventually(has(worker, 2), "the others live")
-        for _ in range(3):
-            seen = client.incr(KEYS.version)
-            eventually(lambda: worker.fleet._version >= str(seen).encode(), "it looked again")  # noqa: B023
+        for _ in range(6):  # at least every other time it looks at the version in between
+            client.incr(KEYS.version)
+            before = last_beat(client)
+            eventually(lambda: last_beat(client) > before, "another beat")  # noqa: B023
 
     assert sorted(worker.reading) == ["cam-00", "good"]
     assert worker.reading["cam-00"][0].url.get_secret_value() == "rtsp://10.0.0.7/0"
@@ -287,7 +297,7 @@ def test_no_entry_in_redis_however_odd_keeps_a_worker_from_its_other_cameras(cli
 
 
 def test_what_it_has_no_room_for_is_counted(client: Client) -> None:
-    with working(client, tree(3), room=lambda: 11.0) as worker:
+    with working(client, tree(3), room=11.0) as worker:
         eventually(lambda: worker.fleet.stats().refused == 1, "one finds no room")
 
         assert sorted(worker.fences()) == ["cam-00", "cam-01"]
@@ -296,8 +306,8 @@ def test_what_it_has_no_room_for_is_counted(client: Client) -> None:
 def test_that_pictures_come_is_said_at_once_and_not_with_the_next_beat(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fleet, "POLL", 3600.0)
-    monkeypatch.setattr(fleet, "TICK", 3600.0)
+    monkeypatch.setattr(schedule, "POLL", 3600.0)
+    monkeypatch.setattr(member, "TICK", 3600.0)
 
     def said() -> list[str]:
         found: list[str] = json.loads(client.hget(KEYS.members, "a"))["warm"]
@@ -305,8 +315,8 @@ def test_that_pictures_come_is_said_at_once_and_not_with_the_next_beat(
 
     with working(client, tree(2, lease=600), blind=True) as worker:
         eventually(has(worker, 2), "both are read")
-        for _, tenure in dict(worker.reading).values():
-            tenure.arrived()
+        for _, lease in dict(worker.reading).values():
+            lease.arrived()
         eventually(lambda: sorted(said()) == ["cam-00", "cam-01"], "the server knows")
         worker.reading["cam-00"][1].lost()
         eventually(lambda: said() == ["cam-01"], "the server knows that too")
@@ -318,8 +328,8 @@ def test_that_pictures_come_is_said_at_once_and_not_with_the_next_beat(
 def test_a_camera_that_a_beat_takes_away_before_the_registry_was_read_is_said_to_be_removed_or_paused(
     client: Client, monkeypatch: pytest.MonkeyPatch, departure: Departure
 ) -> None:
-    monkeypatch.setattr(fleet, "POLL", 3600.0)
-    monkeypatch.setattr(fleet, "TICK", 3600.0)
+    monkeypatch.setattr(schedule, "POLL", 3600.0)
+    monkeypatch.setattr(member, "TICK", 3600.0)
     settings = tree(lease=600)
     cameras = registry(client, KEYS, settings.fleet)
     cameras.add(camera())
@@ -342,20 +352,16 @@ def test_it_has_finished_when_all_files_have_ended_whoever_read_them(client: Cli
     settings = SettingsTree(
         cameras=(camera("clip", "clip.mp4"), camera("own", "own.mp4", shared=False)), fleet=tree().fleet
     )
-    done = [threading.Event(), threading.Event()]
-    with (
-        working(client, settings, on_finished=done[0].set) as reader,
-        working(client, settings, "b", on_finished=done[1].set) as other,
-    ):
+    with working(client, settings) as reader, working(client, settings, "b") as other:
         eventually(lambda: len(reader.fences()) + len(other.fences()) == 3, "all are read")
         clip, idle = (reader, other) if "clip" in reader.fences() else (other, reader)
-        clip.fleet.ended("clip")
-        clip.fleet.ended("own")
+        clip.end("clip")
+        clip.end("own")
         eventually(lambda: "clip" not in clip.reading, "it is not read any more")
         assert not idle.fleet.finished
-        idle.fleet.ended("own")
+        idle.end("own")
 
-        eventually(lambda: all(event.is_set() for event in done), "both have finished")
+        eventually(lambda: reader.done.is_set() and other.done.is_set(), "both have finished")
         assert (clip.fleet.finished, idle.fleet.finished) == (True, True)
         assert "start clip" not in idle.told
 
@@ -366,14 +372,14 @@ def test_it_never_finishes_where_a_camera_may_still_deliver(client: Client, more
     registry(client, KEYS, settings.fleet).add(camera())
     with working(client, settings) as worker:
         eventually(lambda: "door" in worker.fences(), "it is read")
-        worker.fleet.ended("door")
+        worker.end("door")
         eventually(lambda: "door" not in worker.reading, "it has ended")
 
         assert not worker.fleet.finished
 
 
 @pytest.mark.parametrize("backlog", [True, False])
-def test_a_folder_whose_backlog_is_read_has_no_heir_who_would_pass_over_it(client: Client, backlog: bool) -> None:
+def test_a_folder_whose_backlog_is_read_has_no_standby_that_would_pass_over_it(client: Client, backlog: bool) -> None:
     settings = SettingsTree(cameras=(camera("pictures", "pictures/", backlog=backlog),), fleet=tree().fleet)
     with working(client, settings) as owner:
         eventually(has(owner, 1), "it is read")
@@ -425,7 +431,7 @@ def test_when_redis_falls_silent_a_file_only_waits_and_goes_on_when_it_is_back()
         eventually(has(worker, 2), "both are read again")
 
         assert worker.told == ["start clip", "start door", "stop door", "start door"]
-    assert len([line for line in logs if "no word from Redis" in line["event"]]) == 1
+    assert len([line for line in logs if "no answer from Redis" in line["event"]]) == 1
 
 
 def test_after_redis_lost_its_data_the_cameras_are_granted_anew_under_higher_numbers(client: Client) -> None:
@@ -439,38 +445,32 @@ def test_after_redis_lost_its_data_the_cameras_are_granted_anew_under_higher_num
         assert worker.told == ["start cam-00", "start cam-01"]  # and no reader noticed
 
 
-def test_a_late_answer_gives_no_right(client: Client) -> None:
-    now = [1000.0]
+def test_a_late_answer_gives_no_right(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, beat = [1000.0], Leases.beat
 
-    class Slow(Leases):
-        def beat(self, *arguments: Any, **named: Any) -> Any:
-            answer = super().beat(*arguments, **named)
-            now[0] += LEASE
-            return answer
+    def slow(leases: Leases, *arguments: Any, **named: Any) -> Any:
+        reply = beat(leases, *arguments, **named)
+        now[0] += LEASE
+        return reply
 
-    worker = Worker(client, tree(1), more={"monotonic": lambda: now[0]})
-    worker.fleet._leases = Slow(client, KEYS, worker="a", lease=LEASE)
-    worker.fleet.begin()
-    worker.thread.start()
-    eventually(lambda: now[0] > 1000 + 3 * LEASE, "it asked several times")
-    worker.stopping.set()
-    worker.thread.join(5)
+    monkeypatch.setattr(Leases, "beat", slow)
+    with working(client, tree(1), monotonic=lambda: now[0]) as worker:
+        eventually(lambda: now[0] > 1000 + 3 * LEASE, "it asked several times")
 
     assert worker.told == []
 
 
-def test_trouble_is_told_and_over_when_redis_is_there(client: Client) -> None:
-    well = threading.Event()
-    with working(client, tree(1), on_success=well.set) as worker:
+def test_trouble_is_reported_and_over_when_redis_is_there(client: Client) -> None:
+    with working(client, tree(1)) as worker:
+        status = worker.telemetry.status
         eventually(has(worker, 1), "it is read")
         client.delete(KEYS.members)
         client.set(KEYS.members, "no hash")
-        eventually(lambda: bool(worker.troubles), "it is told")
-        assert "WRONGTYPE" in str(worker.troubles[0])
+        eventually(lambda: bool(status.unready_because()), "it is reported")
+        assert "WRONGTYPE" in status.unready_because()[0]
         client.delete(KEYS.members)
-        well.clear()
 
-        eventually(well.is_set, "it goes on")
+        eventually(lambda: not status.unready_because(), "it goes on")
 
 
 # ---- leaving
@@ -495,16 +495,16 @@ def test_who_retires_waits_until_others_see_pictures_and_no_longer_than_it_may(c
         eventually(
             lambda: b'"cam-03"' in (client.hget(KEYS.members, "a") or b""), "the server knows that it sees pictures"
         )
-        with working(client, settings, "b", blind=True) as heir:
-            eventually(lambda: len(heir.reading) == 2, "two are to be moved")
+        with working(client, settings, "b", blind=True) as standby:
+            eventually(lambda: len(standby.reading) == 2, "two are to be moved")
             assert not old.fleet.retire()  # a quarter of the drain's time
             assert len(old.fences()) == 4
-            for _, tenure in list(heir.reading.values()):
-                tenure.arrived()
+            for _, lease in list(standby.reading.values()):
+                lease.arrived()
 
-            eventually(has(heir, 4), "they have moved")
+            eventually(has(standby, 4), "they have moved")
             assert old.fleet.retire()
-            assert heir.transfers() == {"handed_over": 4}
+            assert standby.transfers() == {"handed_over": 4}
 
 
 def test_a_successor_has_the_cameras_of_the_crashed_one_at_once(client: Client) -> None:
@@ -583,8 +583,8 @@ class Process:
         for line in self.process.stdout:
             if line.endswith("}}\n"):  # a killed one may leave half a line
                 entry = json.loads(line)
-                self.now = entry["says"]
-                for name, fence in entry["says"].items():
+                self.now = entry["publishes"]
+                for name, fence in entry["publishes"].items():
                     self.said.setdefault(name, []).append((entry["at"], fence))
         self.now = {}
 
@@ -632,7 +632,7 @@ class Crowd:
         shares = self.shares()
         return (len(shares), sum(shares)) == (workers, count) and shares[-1] - shares[0] <= 1
 
-    def first_said(self, camera: str, *, after: float, but: Process) -> float:
+    def first_published(self, camera: str, *, after: float, but: Process) -> float:
         """When somebody else spoke for it; for ever where nobody has."""
         times = [at for one in self.all if one is not but for at, _ in one.said.get(camera, []) if at >= after]
         return min(times, default=float("inf"))
@@ -678,7 +678,7 @@ def test_the_cameras_of_a_killed_worker_are_read_elsewhere_within_a_lease_and_a_
 
     eventually(lambda: crowd.is_even(12, 2), "the others read all")
 
-    taken = [crowd.first_said(name, after=killed, but=victim) - killed for name in orphans]
+    taken = [crowd.first_published(name, after=killed, but=victim) - killed for name in orphans]
     assert len(taken) == 4
     assert max(taken) < LEASE + 1
     crowd.assert_one_at_a_time()
@@ -695,7 +695,7 @@ def test_the_cameras_of_a_worker_that_retires_are_read_elsewhere_within_a_second
     eventually(lambda: crowd.shares() == [0, 6, 6], "the others read all")
 
     for name in cameras:
-        first = crowd.first_said(name, after=began, but=leaver)
+        first = crowd.first_published(name, after=began, but=leaver)
         assert first - began < 1
         assert first < leaver.said[name][-1][0] + 0.3
     crowd.assert_one_at_a_time()

@@ -11,7 +11,7 @@ from coatstream.broker.connection import Client, connect
 from coatstream.broker.embedded import EmbeddedServer, embedded_server
 from coatstream.broker.fleet_keys import FleetKeys, fleet_keys
 from coatstream.broker.script import Script
-from coatstream.cameras.fleet.leases import Answer, Catalogue, Entry, Holder, Leases, Mode, holders
+from coatstream.cameras.fleet.leases import BeatReply, Catalogue, CatalogueEntry, Holder, Leases, Mode, holders
 from coatstream.errors import RedisRefuses, RedisUnavailable
 from coatstream.settings.model import RedisSettings, SettingsTree
 from hypothesis import HealthCheck, Phase, given
@@ -36,7 +36,7 @@ NOW = 1_800_000_000.0
 
 
 def cameras(count: int, *, cold: bool = False, rate: float = 1.0) -> Catalogue:
-    return Catalogue(tuple(Entry(f"cam-{number:02}", "d", rate=rate, cold=cold) for number in range(count)))
+    return Catalogue(tuple(CatalogueEntry(f"cam-{number:02}", "d", rate=rate, cold=cold) for number in range(count)))
 
 
 @dataclass
@@ -52,9 +52,9 @@ class Member:
     room: float | None = None
     mode: Mode = "stay"
     predecessors: tuple[str, ...] = ()
-    answer: Answer = field(default_factory=lambda: Answer(b"", b""))
+    answer: BeatReply = field(default_factory=lambda: BeatReply(b"", b""))
 
-    def beat(self, *, after: float = 0.0) -> Answer:
+    def beat(self, *, after: float = 0.0) -> BeatReply:
         self.now += after
         leases = Leases(self.client, KEYS, worker=self.name, lease=LEASE)
         self.answer = leases.beat(
@@ -117,7 +117,7 @@ def test_a_free_camera_is_granted_at_once_under_a_number_made_of_the_time(client
         "cam-00": (int(NOW * 1e6), "granted"),
         "cam-01": (int(NOW * 1e6), "granted"),
     }
-    assert (answer.members, answer.heirs, [*answer.open, *answer.refused]) == (1, 0, [])
+    assert (answer.members, answer.standbys, [*answer.open, *answer.refused]) == (1, 0, [])
     assert owners(client) == {"cam-00": "a", "cam-01": "a"}
 
 
@@ -189,42 +189,42 @@ def test_a_worker_that_no_longer_knows_its_camera_loses_it_to_one_that_does(clie
 # ---- make before break
 
 
-def test_the_owner_keeps_a_camera_until_its_heir_sees_pictures_and_then_it_moves_in_that_very_step(
+def test_the_owner_keeps_a_camera_until_its_standby_sees_pictures_and_then_it_moves_in_that_very_step(
     client: Client,
 ) -> None:
     (owner,) = team(client, "a", cameras(2))
-    heir = Member(client, "b", cameras(2))
+    standby = Member(client, "b", cameras(2))
 
-    (camera,) = heir.beat().open
-    assert heir.held == set()
+    (camera,) = standby.beat().open
+    assert standby.held == set()
     assert set(owner.beat().held) == {"cam-00", "cam-01"}
-    assert owner.answer.heirs == 1
+    assert owner.answer.standbys == 1
     old = owner.answer.held[camera].fence
-    heir.open_all()
-    lease = heir.beat(after=1.0).held[camera]
+    standby.open_all()
+    lease = standby.beat(after=1.0).held[camera]
 
     assert (lease.why, lease.fence > old) == ("handed_over", True)
     assert camera not in owner.beat().held
 
 
 def test_where_the_owner_sees_nothing_either_nothing_is_waited_for(client: Client) -> None:
-    owner, heir = Member(client, "a", cameras(2)), Member(client, "b", cameras(2))
+    owner, standby = Member(client, "a", cameras(2)), Member(client, "b", cameras(2))
     owner.beat()
 
-    heir.beat()
+    standby.beat()
     owner.beat()
 
-    assert sizes([owner, heir]) == [1, 1]
+    assert sizes([owner, standby]) == [1, 1]
 
 
 def test_an_owner_that_leaves_keeps_its_cameras_until_others_are_ready(client: Client) -> None:
     leaver, *others = team(client, "abc", cameras(6))
     leaver.mode = "leaving"
 
-    assert (len(leaver.beat().held), leaver.beat().heirs) == (2, 2)
+    assert (len(leaver.beat().held), leaver.beat().standbys) == (2, 2)
     settle(others)
 
-    assert (leaver.beat().held, leaver.beat().heirs) == ({}, 0)
+    assert (leaver.beat().held, leaver.beat().standbys) == ({}, 0)
     assert sizes(others) == [3, 3]
 
 
@@ -234,7 +234,7 @@ def test_who_leaves_alone_is_told_that_nobody_comes(client: Client) -> None:
 
     answer = member.beat()
 
-    assert (len(answer.held), answer.heirs) == (3, 0)
+    assert (len(answer.held), answer.standbys) == (3, 0)
 
 
 def test_who_has_gone_holds_nothing_and_its_cameras_are_free_in_that_very_step(client: Client) -> None:
@@ -248,7 +248,7 @@ def test_who_has_gone_holds_nothing_and_its_cameras_are_free_in_that_very_step(c
     assert {lease.why for lease in others[0].beat().held.values()} == {"handed_over"}
 
 
-def test_a_silent_owner_gets_heirs_after_half_a_lease_and_loses_its_cameras_only_when_the_lease_is_over(
+def test_a_silent_owner_gets_standbys_after_half_a_lease_and_loses_its_cameras_only_when_the_lease_is_over(
     client: Client,
 ) -> None:
     silent, other = team(client, "ab", cameras(4))
@@ -291,7 +291,7 @@ def test_an_owner_that_is_back_too_late_learns_it_and_starts_again_with_a_fair_s
     assert sizes([late, other]) == [2, 2]
 
 
-def test_an_heir_that_never_sees_a_picture_is_replaced_and_the_owner_keeps_the_camera_meanwhile(
+def test_a_standby_that_never_sees_a_picture_is_replaced_and_the_owner_keeps_the_camera_meanwhile(
     client: Client,
 ) -> None:
     owner, blind = Member(client, "a", cameras(2)), Member(client, "b", cameras(2))
@@ -323,11 +323,11 @@ def test_after_a_long_time_it_may_try_again(client: Client) -> None:
     assert offered[2 * 5 + 1 : 5 * 30] == [False] * (5 * 30 - 11)
 
 
-def test_a_file_has_no_heir_it_moves_when_it_is_free(client: Client) -> None:
+def test_a_file_has_no_standby_it_moves_when_it_is_free(client: Client) -> None:
     owner, other = team(client, "ab", cameras(4, cold=True))
     owner.mode = "leaving"
 
-    assert owner.beat().heirs == 0
+    assert owner.beat().standbys == 0
     assert other.beat().open == set()
     assert sizes([owner, other]) == [4, 0]  # and it is not moved for fairness either
     owner.mode = "gone"
@@ -395,15 +395,15 @@ def test_it_is_read_again_when_its_settings_change(client: Client) -> None:
     member.beat()
     member.beat()
 
-    member.ended, member.catalogue = set(), Catalogue((Entry("cam-00", "other settings"),))
+    member.ended, member.catalogue = set(), Catalogue((CatalogueEntry("cam-00", "other settings"),))
 
     assert set(member.beat().held) == {"cam-00"}
 
 
 def test_workers_whose_settings_differ_read_a_file_once_each_and_then_it_is_quiet(client: Client) -> None:
     """As in a rolling upgrade: the newer program knows one setting more, so all its digests are others."""
-    old = Member(client, "a", Catalogue((Entry("clip", "old", cold=True),)))
-    new = Member(client, "b", Catalogue((Entry("clip", "new", cold=True),)))
+    old = Member(client, "a", Catalogue((CatalogueEntry("clip", "old", cold=True),)))
+    new = Member(client, "b", Catalogue((CatalogueEntry("clip", "new", cold=True),)))
     assert set(old.beat().held) == {"clip"}
     new.beat()
     old.ended = {"clip"}
@@ -458,7 +458,7 @@ def test_a_paused_camera_is_nobodys(client: Client) -> None:
 
 def test_a_camera_from_redis_is_nobodys_once_it_is_removed_there_whoever_still_knows_it(client: Client) -> None:
     client.hset(KEYS.registry, "cam-00", "{}")
-    member = Member(client, "a", Catalogue((Entry("cam-00", "d", added=True), Entry("cam-01", "d"))))
+    member = Member(client, "a", Catalogue((CatalogueEntry("cam-00", "d", added=True), CatalogueEntry("cam-01", "d"))))
     before = set(member.beat().held)
 
     client.hdel(KEYS.registry, "cam-00")
@@ -470,7 +470,7 @@ def test_a_worker_is_given_no_more_frames_a_second_than_it_has_room_for_and_the_
     client: Client,
 ) -> None:
     rates = {"low": (1.0, 5.0), "high": (3.0, 5.0), "middle": (2.0, 5.0)}
-    catalogue = Catalogue(tuple(Entry(name, "d", priority, rate) for name, (priority, rate) in rates.items()))
+    catalogue = Catalogue(tuple(CatalogueEntry(name, "d", priority, rate) for name, (priority, rate) in rates.items()))
     member = Member(client, "a", catalogue, room=12.0)
 
     answer = member.beat()
@@ -483,7 +483,7 @@ def test_a_worker_is_given_no_more_frames_a_second_than_it_has_room_for_and_the_
 
 
 def test_an_important_camera_puts_out_one_of_lower_priority(client: Client) -> None:
-    low, high = Entry("low", "d", 1.0, 5.0), Entry("high", "d", 2.0, 5.0)
+    low, high = CatalogueEntry("low", "d", 1.0, 5.0), CatalogueEntry("high", "d", 2.0, 5.0)
     member = Member(client, "a", Catalogue((low,)), room=5.0)
     member.beat()
 
@@ -593,7 +593,7 @@ def test_a_member_that_would_live_for_ever_is_none(client: Client, spoilt: dict[
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -1.0])
 def test_a_catalogue_with_numbers_that_are_none_costs_only_that_worker(client: Client, number: float) -> None:
     good, bad = team(client, "ab", cameras(4))
-    bad.catalogue = Catalogue((Entry("cam-00", "d", number), Entry("cam-01", "d", 1.0, number)))
+    bad.catalogue = Catalogue((CatalogueEntry("cam-00", "d", number), CatalogueEntry("cam-01", "d", 1.0, number)))
     bad.beat()
 
     settle([good, bad])
@@ -603,7 +603,7 @@ def test_a_catalogue_with_numbers_that_are_none_costs_only_that_worker(client: C
 
 def test_a_damaged_catalogue_of_another_worker_costs_only_that_worker(client: Client) -> None:
     good, bad = team(client, "ab", cameras(4))
-    bad.catalogue = Catalogue((Entry("other", "d"),))
+    bad.catalogue = Catalogue((CatalogueEntry("other", "d"),))
     bad.beat()
     client.hset(KEYS.members, ":" + bad.catalogue.digest, '[[1], "x", ["cam-00", "d", "high", {}], null]')
 
@@ -673,7 +673,7 @@ def test_a_catalogue_that_nobody_has_any_more_is_deleted(client: Client) -> None
 
 def test_names_may_be_any_text(client: Client) -> None:
     names = ['quo"te', "Straße 5", "a\nb", "back\\slash", "鍵", "{tag}", " "]
-    catalogue = Catalogue(tuple(Entry(name, "d") for name in names))
+    catalogue = Catalogue(tuple(CatalogueEntry(name, "d") for name in names))
 
     settle([member := Member(client, "a", catalogue)])
 
@@ -906,7 +906,7 @@ class Sharing(RuleBasedStateMachine):
             member.cut_off = False
             member.alive = member.alive and member.mode == "stay"
         self.now += LEASE
-        for _ in range(5 * 35):  # longer than it takes to forgive an heir who saw nothing
+        for _ in range(5 * 35):  # longer than it takes to forgive a standby that saw nothing
             self.now += LEASE / 5
             for member in self._reaching():
                 self._beat(member)

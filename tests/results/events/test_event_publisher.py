@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from typing import Any
 
 import jsonschema
@@ -17,10 +18,11 @@ import redis
 from coatstream.broker.connection import Client, connect
 from coatstream.broker.fleet_keys import FleetKeys
 from coatstream.errors import CoatstreamError, RedisRefuses
+from coatstream.results.events.buffer import EventBuffer
 from coatstream.results.events.confirmed import ConfirmedEvents
 from coatstream.results.events.documents import schema, state_of
 from coatstream.results.events.event import Event, EventKind
-from coatstream.results.events.protocol import Answer, EventStore, Found, PendingEvent, Verdict
+from coatstream.results.events.protocol import CameraSnapshot, EventOutcome, EventReply, EventStore, PendingEvent
 from coatstream.results.events.publisher import EventPublisher
 from coatstream.results.events.tags import PresentTag
 from coatstream.settings.model import EventsSettings, RedisSettings
@@ -65,11 +67,23 @@ def sick(fault: str = "black", *, camera: str = "door", at: float = NOW) -> Even
     return Event(EventKind.PICTURE_SICK, camera, at, {"fault": fault})
 
 
+class Health:
+    """Remembers what the publisher reports of Redis."""
+
+    def __init__(self) -> None:
+        self.troubles: list[CoatstreamError] = []
+
+    def up(self) -> None: ...
+
+    def down(self, trouble: CoatstreamError) -> None:
+        self.troubles.append(trouble)
+
+
 @contextmanager
-def announcing(client: Client, keys: FleetKeys = KEYS, **options: Any) -> Iterator[EventPublisher]:
-    """An announcer that runs."""
+def publishing(client: Client, keys: FleetKeys = KEYS, **options: Any) -> Iterator[EventPublisher]:
+    """A publisher that runs."""
     settings = EventsSettings(max_length=options.pop("max_length", 100_000))
-    event_publisher = EventPublisher(client, keys, settings, **{"worker": "me", **options})
+    event_publisher = EventPublisher(client, keys, settings, **{"worker": "me", "health": Health(), **options})
     stop = threading.Event()
     thread = threading.Thread(target=event_publisher.run, args=(stop,))
     thread.start()
@@ -83,7 +97,7 @@ def announcing(client: Client, keys: FleetKeys = KEYS, **options: Any) -> Iterat
 
 def say(event_publisher: EventPublisher, *events: Event) -> None:
     for event in events:
-        event_publisher.announce(event)
+        event_publisher.publish(event)
     assert event_publisher.flush(20)
 
 
@@ -105,7 +119,7 @@ def test_every_kind_of_event_is_an_entry_a_message_and_a_document_of_the_publish
     listener.get_message(timeout=5)
     said = [state(fence=7), started(fence=7), sick(), ended(fence=7)]
 
-    with announcing(client) as event_publisher:
+    with publishing(client) as event_publisher:
         say(event_publisher, *said)
 
     entries = [fields for _, fields in client.xrange("events")]
@@ -147,7 +161,7 @@ def test_the_published_schema_is_that_of_the_documents() -> None:
 
 
 def test_late_comers_read_the_present_tags_and_the_state(client: Client) -> None:
-    with announcing(client) as event_publisher:
+    with publishing(client) as event_publisher:
         say(event_publisher, state(), started("cat"), started("dog"), ended("cat"))
 
         assert event_publisher.present_tags("door") == {"dog": PresentTag(0.75, NOW - 1, f"f{NOW}")}
@@ -162,10 +176,10 @@ def test_late_comers_read_the_present_tags_and_the_state(client: Client) -> None
 
 
 def test_what_is_said_again_by_a_restarted_worker_is_not_said_twice(client: Client) -> None:
-    with announcing(client) as event_publisher:
+    with publishing(client) as event_publisher:
         say(event_publisher, started("cat"), started("dog"), ended("dog"))
 
-    with announcing(client, worker="successor") as successor:
+    with publishing(client, worker="successor") as successor:
         say(successor, started("cat", at=NOW + 9), ended("dog", at=NOW + 9))
         stats = successor.stats()
 
@@ -178,11 +192,11 @@ def test_what_is_said_again_by_a_restarted_worker_is_not_said_twice(client: Clie
 
 
 def test_a_tag_ends_as_the_one_that_an_earlier_worker_said(client: Client) -> None:
-    with announcing(client) as event_publisher:
+    with publishing(client) as event_publisher:
         say(event_publisher, started(at=NOW))
 
-    with announcing(client, worker="successor") as successor:
-        successor.announce(started(at=NOW + 9))
+    with publishing(client, worker="successor") as successor:
+        successor.publish(started(at=NOW + 9))
         say(successor, ended(at=NOW + 20, start=NOW + 8))
 
     start, end = documents(client)
@@ -191,10 +205,10 @@ def test_a_tag_ends_as_the_one_that_an_earlier_worker_said(client: Client) -> No
 
 
 def test_a_late_end_leaves_a_tag_alone_that_started_since(client: Client) -> None:
-    with announcing(client) as event_publisher:
+    with publishing(client) as event_publisher:
         say(event_publisher, started(at=NOW + 9))
 
-    with announcing(client, worker="late") as late:
+    with publishing(client, worker="late") as late:
         say(late, ended(start=NOW - 1))
 
         assert late.present_tags("door") == {"cat": PresentTag(0.75, NOW + 8, f"f{NOW + 9}")}
@@ -203,7 +217,7 @@ def test_a_late_end_leaves_a_tag_alone_that_started_since(client: Client) -> Non
 def test_a_worker_with_an_old_lease_is_refused_and_leaves_the_camera_alone(client: Client) -> None:
     client.hset("cameras:fences", "door", 8)
 
-    with announcing(client, survey_every=0.05) as event_publisher:
+    with publishing(client, survey_every=0.05) as event_publisher:
         say(event_publisher, started(fence=7), state(fence=7), started(camera="yard", fence=7), started("dog"))
         stats = event_publisher.stats()
 
@@ -214,7 +228,7 @@ def test_a_worker_with_an_old_lease_is_refused_and_leaves_the_camera_alone(clien
 
 @ON_ONE_SERVER
 def test_a_tag_that_somebody_deleted_is_put_back_without_a_word(client: Client) -> None:
-    with announcing(client, survey_every=0.05) as event_publisher:
+    with publishing(client, survey_every=0.05) as event_publisher:
         say(event_publisher, started(), state())
 
         client.delete("tags:door", "cameras:states")
@@ -225,7 +239,7 @@ def test_a_tag_that_somebody_deleted_is_put_back_without_a_word(client: Client) 
 
 @ON_ONE_SERVER
 def test_a_tag_that_nobody_looks_after_any_more_ends(client: Client) -> None:
-    with announcing(client, survey_every=0.05) as event_publisher:
+    with publishing(client, survey_every=0.05) as event_publisher:
         event_publisher.take_over("door")
         say(event_publisher, started("cat"))
 
@@ -244,7 +258,7 @@ def test_a_tag_that_nobody_looks_after_any_more_ends(client: Client) -> None:
 def test_tags_that_were_not_taken_over_are_left_to_whoever_looks_after_them(client: Client) -> None:
     client.hset("tags:door", "dog", json.dumps({"score": 0.5, "started_at": NOW, "first_frame_id": "g"}))
 
-    with announcing(client, survey_every=0.02) as event_publisher:
+    with publishing(client, survey_every=0.02) as event_publisher:
         say(event_publisher, started("cat"))
         for number in range(5):
             client.hdel("tags:door", "cat")
@@ -255,10 +269,10 @@ def test_tags_that_were_not_taken_over_are_left_to_whoever_looks_after_them(clie
 
 @ON_ONE_SERVER
 def test_what_a_predecessor_left_is_taken_over_and_stays(client: Client) -> None:
-    with announcing(client) as event_publisher:
+    with publishing(client) as event_publisher:
         say(event_publisher, started("cat"), started("dog"))
 
-    with announcing(client, worker="successor", survey_every=0.02) as successor:
+    with publishing(client, worker="successor", survey_every=0.02) as successor:
         assert set(successor.take_over("door", fence=3)) == {"cat", "dog"}
         say(successor, ended("dog"))
         client.hdel("tags:door", "cat")
@@ -269,18 +283,18 @@ def test_what_a_predecessor_left_is_taken_over_and_stays(client: Client) -> None
 
 def test_of_a_camera_that_was_removed_nothing_need_be_put_back() -> None:
     standing = ConfirmedEvents(worker="me")
-    standing.confirm(PendingEvent(state("removed"), 7), Answer(Verdict.SAID, "1-1"), now=0.0)
+    standing.confirm(PendingEvent(state("removed"), 7), EventReply(EventOutcome.PUBLISHED, "1-1"), now=0.0)
 
-    assert standing.differences({"door": Found(None, {})}, at=NOW) == []
-    assert len(standing.differences({"door": Found(state_of(state(), worker="me"), {})}, at=NOW)) == 1
+    assert standing.differences({"door": CameraSnapshot(None, {})}, at=NOW) == []
+    assert len(standing.differences({"door": CameraSnapshot(state_of(state(), worker="me"), {})}, at=NOW)) == 1
 
 
 @ON_ONE_SERVER
 def test_a_camera_that_was_released_is_left_alone(client: Client) -> None:
-    with announcing(client, survey_every=0.02) as event_publisher:
-        event_publisher.announce(state())
+    with publishing(client, survey_every=0.02) as event_publisher:
+        event_publisher.publish(state())
         event_publisher.release("door")
-        event_publisher.announce(state(camera="yard"))
+        event_publisher.publish(state(camera="yard"))
         assert event_publisher.flush(20)
 
         client.delete("cameras:states")
@@ -293,12 +307,11 @@ def test_a_camera_that_was_released_is_left_alone(client: Client) -> None:
 def test_a_call_whose_reply_was_lost_has_its_effect_once(client: Client) -> None:
     said = [PendingEvent(event, 0) for event in (state(), started("cat"), sick(), ended("dog"))]
     server = EventStore(client, KEYS, EventsSettings(), worker="me")
-    server.say([PendingEvent(started("dog"), 0)], newest="")
-    floor = server._floor
+    server.publish([PendingEvent(started("dog"), 0)], newest="")
+    without_reply = copy(server)  # as if the first reply had never come
 
-    first = server.say(said, newest="")
-    server._floor = floor  # as if the first reply had never come
-    second = server.say(said, newest="")
+    first = server.publish(said, newest="")
+    second = without_reply.publish(said, newest="")
 
     assert [answer.entry for answer in second] == [answer.entry for answer in first]
     assert len(documents(client)) == 5
@@ -307,14 +320,14 @@ def test_a_call_whose_reply_was_lost_has_its_effect_once(client: Client) -> None
 
 @ON_ONE_SERVER
 def test_a_call_that_arrives_late_sets_nothing_back(client: Client) -> None:
-    server, late = (EventStore(client, KEYS, EventsSettings(), worker="me") for _ in range(2))
-    server.say([], newest="")
-    late._floor = server._floor
+    server = EventStore(client, KEYS, EventsSettings(), worker="me")
+    server.publish([], newest="")
+    late = copy(server)
     old, new = PendingEvent(state("down"), 0), PendingEvent(state("live", at=NOW + 1), 0)
-    server.say([old], newest="")
-    server.say([new], newest="")
+    server.publish([old], newest="")
+    server.publish([new], newest="")
 
-    late.say([old], newest="")
+    late.publish([old], newest="")
 
     assert story(client) == [("camera.state", "door", "down"), ("camera.state", "door", "live")]
     assert json.loads(client.hget("cameras:states", "door") or "")["state"] == "live"
@@ -322,43 +335,47 @@ def test_a_call_that_arrives_late_sets_nothing_back(client: Client) -> None:
 
 @ON_ONE_SERVER
 def test_a_full_buffer_drops_states_and_pictures_before_tags_and_counts_them(client: Client) -> None:
-    event_publisher = EventPublisher(client, KEYS, EventsSettings(), worker="me", capacity=3)
+    event_publisher = EventPublisher(client, KEYS, EventsSettings(), worker="me", health=Health(), capacity=3)
 
     for event in (started("a"), state(), sick(), started("b"), started("c"), started("d")):
-        event_publisher.announce(event)
+        event_publisher.publish(event)
 
     stats = event_publisher.stats()
     assert stats.dropped == {"camera.state": 1, "picture.sick": 1, "tag.started": 1}
     assert stats.buffered == 3
 
 
-@ON_ONE_SERVER
-def test_nothing_is_kept_of_what_was_said_long_ago(client: Client) -> None:
-    with announcing(client) as event_publisher:
-        for turn in range(3):
-            say(
-                event_publisher,
-                *(event for at in range(100) for event in (state(at=NOW + 100 * turn + at), started(f"{at}"))),
-            )
+def test_nothing_is_kept_of_events_that_were_taken() -> None:
+    buffer = EventBuffer(capacity=2)
+    for turn in range(3):
+        buffer.add(state(at=NOW + turn))
+        buffer.add(started(at=NOW + turn))
+        assert len(buffer.take(10)) == 2
+        buffer.held(0)
 
-        assert len(event_publisher._lesser) == len(event_publisher._waiting) == 0
+    for event in (started("a"), state(), started("b")):
+        buffer.add(event)
+
+    assert buffer.dropped == {"camera.state": 1}
+    assert buffer.events == 2
+    assert not buffer.flush(0)
 
 
 @ON_ONE_SERVER
 def test_keys_that_hold_something_else_are_named_and_nothing_is_written(client: Client) -> None:
     client.set("tags:yard", "text")
-    troubles: list[CoatstreamError] = []
+    health = Health()
 
-    with announcing(client, on_trouble=troubles.append) as event_publisher:
-        event_publisher.announce(started(camera="door"))
-        event_publisher.announce(started(camera="yard"))
-        eventually(lambda: bool(troubles), "it says so")
+    with publishing(client, health=health) as event_publisher:
+        event_publisher.publish(started(camera="door"))
+        event_publisher.publish(started(camera="yard"))
+        eventually(lambda: bool(health.troubles), "it says so")
         assert client.exists("events", "tags:door") == 0
         client.delete("tags:yard")
         assert event_publisher.flush(20)
 
-    assert isinstance(troubles[0], RedisRefuses)
-    assert "tags:yard" in str(troubles[0])
+    assert isinstance(health.troubles[0], RedisRefuses)
+    assert "tags:yard" in str(health.troubles[0])
     assert len(documents(client)) == 2
 
 
@@ -366,7 +383,7 @@ def test_without_the_right_to_the_channel_the_stream_still_has_it(client: Client
     client.execute_command("ACL", "SETUSER", "weak", "on", ">pw", "~*", "resetchannels", "+@all")
     path = client.connection_pool.connection_kwargs["path"]
     try:
-        with connect(RedisSettings.model_validate({"url": f"unix://weak:pw@{path}"})) as weak, announcing(weak) as mute:
+        with connect(RedisSettings.model_validate({"url": f"unix://weak:pw@{path}"})) as weak, publishing(weak) as mute:
             say(mute, started())
     finally:
         client.execute_command("ACL", "DELUSER", "weak")
@@ -377,26 +394,26 @@ def test_without_the_right_to_the_channel_the_stream_still_has_it(client: Client
 def test_a_right_that_is_missing_costs_no_event(client: Client) -> None:
     client.execute_command("ACL", "SETUSER", "weak", "on", ">pw", "~*", "&*", "+@all", "-xadd")
     path = client.connection_pool.connection_kwargs["path"]
-    troubles: list[CoatstreamError] = []
+    health = Health()
     try:
         with (
             connect(RedisSettings.model_validate({"url": f"unix://weak:pw@{path}"})) as weak,
-            announcing(weak, on_trouble=troubles.append) as event_publisher,
+            publishing(weak, health=health) as event_publisher,
         ):
-            event_publisher.announce(started())
-            eventually(lambda: bool(troubles), "it says so")
+            event_publisher.publish(started())
+            eventually(lambda: bool(health.troubles), "it says so")
             assert client.exists("tags:door") == 0
             client.execute_command("ACL", "SETUSER", "weak", "+xadd")
             assert event_publisher.flush(20)
     finally:
         client.execute_command("ACL", "DELUSER", "weak")
 
-    assert isinstance(troubles[0], RedisRefuses)
+    assert isinstance(health.troubles[0], RedisRefuses)
     assert story(client) == [("tag.started", "door", "cat")]
 
 
 def test_the_stream_keeps_about_as_many_as_it_is_told(client: Client) -> None:
-    with announcing(client, max_length=100) as event_publisher:
+    with publishing(client, max_length=100) as event_publisher:
         say(event_publisher, *(sick(at=NOW + number) for number in range(1000)))
 
     assert 100 <= client.xlen("events") < 300
@@ -405,7 +422,7 @@ def test_the_stream_keeps_about_as_many_as_it_is_told(client: Client) -> None:
 def test_on_a_cluster_names_with_one_hash_tag_work() -> None:
     keys = FleetKeys("{door}cameras", "{door}events", "{door}tags")
     with cluster(2) as servers, connect(RedisSettings.model_validate({"url": servers.url})) as client:
-        with announcing(client, keys, survey_every=0.05) as event_publisher:
+        with publishing(client, keys, survey_every=0.05) as event_publisher:
             assert event_publisher.take_over("door") == {}
             say(event_publisher, started("cat"), started("dog"), state(), ended("cat"))
             client.delete("{door}tags:door")
@@ -443,17 +460,17 @@ def client_of(server: TcpServer) -> Client:
 
 
 def test_what_happens_while_the_server_is_away_is_said_when_it_is_back() -> None:
-    troubles: list[CoatstreamError] = []
+    health = Health()
     with (
         tcp_server("--appendonly", "yes", "--appendfsync", "always") as server,
         client_of(server) as client,
-        announcing(client, on_trouble=troubles.append) as event_publisher,
+        publishing(client, health=health) as event_publisher,
     ):
         say(event_publisher, started("cat"), state())
         kill(server)
         for event in (ended("cat"), started("cat", at=NOW + 10), started("dog"), sick()):
-            event_publisher.announce(event)
-        eventually(lambda: len(troubles) > 1, "it tries")
+            event_publisher.publish(event)
+        eventually(lambda: len(health.troubles) > 1, "it tries")
         with restarted(server):
             assert event_publisher.flush(20)
 
@@ -473,7 +490,7 @@ def test_a_server_that_has_forgotten_everything_is_told_again(binary: str | None
     with (
         tcp_server(binary=debian_redis() if binary else None) as server,
         client_of(server) as client,
-        announcing(client) as event_publisher,
+        publishing(client) as event_publisher,
     ):
         say(event_publisher, started("cat"), state(), ended("cat"), started("dog"), sick())
         before = story(server.admin)
@@ -488,7 +505,7 @@ def test_a_server_that_has_forgotten_everything_is_told_again(binary: str | None
 
 
 def test_a_server_that_has_forgotten_its_last_moments_is_told_just_those() -> None:
-    with tcp_server("--save", "3600 1") as server, client_of(server) as client, announcing(client) as event_publisher:
+    with tcp_server("--save", "3600 1") as server, client_of(server) as client, publishing(client) as event_publisher:
         say(event_publisher, started("cat"), started("bird"), state("connecting"))
         server.admin.save()
         say(event_publisher, ended("cat"), started("dog"), state("live"), sick())
@@ -503,7 +520,7 @@ def test_a_server_that_has_forgotten_its_last_moments_is_told_just_those() -> No
 
 
 def test_a_new_primary_that_somebody_else_wrote_to_first_is_told_too() -> None:
-    with tcp_server("--save", "3600 1") as server, client_of(server) as client, announcing(client) as event_publisher:
+    with tcp_server("--save", "3600 1") as server, client_of(server) as client, publishing(client) as event_publisher:
         say(event_publisher, started("cat"))
         server.admin.save()
         say(event_publisher, started("dog"))
@@ -519,13 +536,13 @@ def test_a_new_primary_that_somebody_else_wrote_to_first_is_told_too() -> None:
 CHILD = """
 import sys, threading
 from coatstream.settings.model import EventsSettings, RedisSettings
-from tests.results.events.test_event_publisher import scripted
+from tests.results.events.test_event_publisher import Health, scripted
 from coatstream.results.events.publisher import EventPublisher
 from coatstream.broker.connection import connect
 from coatstream.broker.fleet_keys import FleetKeys
 
 with connect(RedisSettings.model_validate({"url": sys.argv[1]})) as client:
-    event_publisher = EventPublisher(client, FleetKeys(), EventsSettings(), worker=sys.argv[2])
+    event_publisher = EventPublisher(client, FleetKeys(), EventsSettings(), worker=sys.argv[2], health=Health())
     threading.Thread(target=event_publisher.run, args=(threading.Event(),), daemon=True).start()
     print("ready", flush=True)
     sys.stdin.readline()
@@ -553,7 +570,7 @@ def scripted(event_publisher: EventPublisher, fence: int, seconds: float) -> lis
             else:
                 there[camera] = None
                 said.append(ended(camera=camera, at=now, start=start.started_at, fence=fence))
-            event_publisher.announce(said[-1])
+            event_publisher.publish(said[-1])
         time.sleep(0.001)
     return said
 
@@ -599,7 +616,7 @@ def test_workers_that_are_killed_at_any_moment_lose_no_tag_and_say_none_twice(cl
         assert_in_turn(documents(client))
         left = {camera for camera in cameras if client.hexists(f"tags:{camera}", "cat")}
         assert left == present_after(documents(client))
-    with announcing(client, worker="last") as event_publisher:
+    with publishing(client, worker="last") as event_publisher:
         said = scripted(event_publisher, LIVES + 1, 0.5)
         assert event_publisher.flush(20)
 
@@ -613,7 +630,7 @@ def test_a_server_that_is_killed_again_and_again_and_loses_the_end_of_its_file_h
     with (
         tcp_server("--appendonly", "yes", "--appendfsync", "everysec") as server,
         client_of(server) as client,
-        announcing(client, survey_every=0.3) as event_publisher,
+        publishing(client, survey_every=0.3) as event_publisher,
         ExitStack() as stack,
     ):
         said: list[Event] = []

@@ -1,6 +1,6 @@
 """How many cameras fit, and which are let in where not all do: arithmetic on measured rates and costs.
 
-Nothing here acts: `coatstream.service` refuses or warns, `coatstream.commands.bench.cameras` prints.
+Nothing here acts: `coatstream.cameras.manager` refuses or warns, `coatstream.commands.bench.cameras` prints.
 """
 
 import time
@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from math import floor
 from typing import Final, Literal
 
+from coatstream.cameras.address import Kind, parse
 from coatstream.engine.protocol import Engine
 from coatstream.pipeline.cost import ROUNDS, measure_costs
 from coatstream.pipeline.fairness import water_fill
 from coatstream.settings.model import CameraSettings
 
-LOAD: Final = 0.7  # of a machine that one plans with: the rest is for bursts, noisy nights and everything else
+LOAD: Final = 0.7  # of a machine to plan with: the rest is for bursts, noisy nights and everything else
 EVERY: Final = 25.0  # frames/s that a camera with fps 0 (every picture) is taken to ask for
 KEY_INTERVAL: Final = 2.0  # seconds between two key frames, unless it is known
 ADMIT: Final = 0.9  # of the measured rate that cameras may ask for: it was measured with nothing else to do
@@ -50,7 +51,7 @@ class Sampling:
 class Fit:
     """How many cameras of one kind fit.
 
-    limit    what they would be too much for first
+    limit    what one more of them would overload first
     cores    that reading one of them keeps busy
     """
 
@@ -73,7 +74,7 @@ class Capacity:
     shares_cores: bool
 
     def fit(self, cost: DecodeCost, sampling: Sampling, *, load: float = LOAD) -> Fit:
-        """How many such cameras keep the machine busy for `load` of its time at most."""
+        """How many such cameras keep the machine busy for at most `load` of its time."""
         cores = cores_of(cost, sampling)
         decode, engine = cores / self.cores, sampling.taken / self.engine_rate
         share = decode + engine if self.shares_cores else max(decode, engine)
@@ -89,8 +90,14 @@ def cores_of(cost: DecodeCost, sampling: Sampling) -> float:
 # ---- who is let in
 
 
-def demand_of(camera: CameraSettings) -> float:
-    """Frames/s that a camera asks the model for. What its own rate is, nobody knows before it is read."""
+def demand(camera: CameraSettings) -> float:
+    """Frames/s that a camera asks of the model; 0 for a file that waits for it. Raises ConfigError.
+
+    A camera's own rate is unknown before it is read.
+    """
+    kind = parse(camera).kind
+    if kind in (Kind.FILE, Kind.FOLDER) if camera.realtime is None else not camera.realtime:
+        return 0.0
     asked = camera.fps or EVERY
     return min(asked, 1 / KEY_INTERVAL) if camera.keyframes_only else asked
 
@@ -106,11 +113,10 @@ def admit(
     left, barred = load * engine_rate, 0.0
     accepted: set[str] = set()
     for camera in sorted(given, key=lambda camera: -camera.priority):
-        demand = demand_of(camera)
         if camera.priority < barred:
             break
-        if demand <= left:
-            left -= demand
+        if (asked := demand(camera)) <= left:
+            left -= asked
             accepted.add(camera.name)
         else:
             barred = camera.priority
@@ -122,14 +128,14 @@ def admit(
 
 def served(cameras: Iterable[CameraSettings], engine_rate: float) -> dict[str, float]:
     """Share of its demand that each camera gets, 0..1, once the model cannot keep up."""
-    demands = {camera.name: (demand_of(camera), camera.priority) for camera in cameras}
+    demands = {camera.name: (demand(camera), camera.priority) for camera in cameras}
     shares = water_fill(demands, engine_rate)
-    return {name: shares[name] / demand for name, (demand, _) in demands.items()}
+    return {name: shares[name] / asked if asked else 1.0 for name, (asked, _) in demands.items()}
 
 
 def overload_warning(cameras: Sequence[CameraSettings], engine_rate: float) -> str | None:
     """One line for the log where cameras ask for more than the model can do; None where they do not."""
-    asked = sum(demand_of(camera) for camera in cameras)
+    asked = sum(demand(camera) for camera in cameras)
     if asked <= engine_rate:
         return None
     shares = served(cameras, engine_rate)

@@ -1,7 +1,7 @@
 """Is a camera's picture worth looking at: frozen, black, covered, blurred or corrupt, and since when.
 
-Judges vitals (`cameras.capture.vitals`) and announces each change once. Never sees a picture, and does not know whether
-the camera can be reached: no pictures at all is the link's health.
+Judges vitals (`cameras.capture.vitals`) and publishes each change once. Never sees a picture, and does not know whether
+the camera can be reached: no pictures at all is a fault of the link.
 
 The thresholds come from 184 pictures: photos of scikit-image and OpenCV and six clips, each also darkened to 15, 8 and
 4 % with noise, fogged to 40, 20 and 10 % of its contrast and blurred; and a wall, a hand and a lens cap, each with
@@ -34,7 +34,7 @@ from typing import Final
 import numpy as np
 
 from coatstream.frames.frame import PictureFault, Vitals
-from coatstream.results.events.event import Announce, Event, EventKind
+from coatstream.results.events.event import Event, EventKind, Publish
 from coatstream.settings.model import HealthSettings
 
 _DARK: Final = 30.0  # grey levels; below it a plain picture is black, above it covered
@@ -61,8 +61,8 @@ class HealthStats:
     """What metrics show of one camera.
 
     sick    the present faults and since when, Unix seconds
-    alarms  how often each was announced
-    usual   sharpness for its contrast as it usually is, or None: not known yet
+    alarms  how often each was published
+    usual   the usual sharpness for its contrast; None: not known yet
     """
 
     sick: Mapping[PictureFault, float]
@@ -73,11 +73,13 @@ class HealthStats:
 class PictureHealth:
     """One camera's. `look` is called for each picture, in their order; the others from any thread."""
 
-    def __init__(self, settings: HealthSettings, camera: str, *, announce: Announce) -> None:
+    def __init__(self, settings: HealthSettings, camera: str, *, publish: Publish) -> None:
         self._camera = camera
-        self._announce = announce
+        self._publish = publish
         self._lock = threading.Lock()  # guards all below
-        self._watches = {fault: _Watch(after, settings.well_after) for fault, after in _patience(settings).items()}
+        self._trackers = {
+            fault: _FaultTracker(after, settings.well_after) for fault, after in _patience(settings).items()
+        }
         self._rhythm = _Rhythm()
         self._stillness = _Stillness()
         self._focus = _Focus()
@@ -91,30 +93,32 @@ class PictureHealth:
             began = self._symptoms(vitals, at)
             changes = [
                 (fault, change)
-                for fault, watch in self._watches.items()
-                if (change := watch.look(began.get(fault), at)) is not None
+                for fault, tracker in self._trackers.items()
+                if (change := tracker.look(began.get(fault), at)) is not None
             ]
-            faults = tuple(fault for fault, watch in self._watches.items() if watch.sick_since is not None)
+            faults = tuple(fault for fault, tracker in self._trackers.items() if tracker.sick_since is not None)
         for fault, change in changes:
-            self._announce(self._event(fault, change, at, fence))
+            self._publish(self._event(fault, change, at, fence))
         return faults
 
     def stats(self) -> HealthStats:
         with self._lock:
             return HealthStats(
                 sick={
-                    fault: watch.sick_since for fault, watch in self._watches.items() if watch.sick_since is not None
+                    fault: tracker.sick_since
+                    for fault, tracker in self._trackers.items()
+                    if tracker.sick_since is not None
                 },
-                alarms={fault: watch.alarms for fault, watch in self._watches.items()},
+                alarms={fault: tracker.alarms for fault, tracker in self._trackers.items()},
                 usual=self._focus.usual,
             )
 
     def _begin_anew(self, at: float) -> None:
-        """After a silence or a jump of the clock: what was not yet said is forgotten, what was said stands."""
+        """After a silence or a jump of the clock: forget symptoms, keep the faults that were published."""
         self._stillness = _Stillness()
         self._damages = _Damages()
-        for watch in self._watches.values():
-            watch.begin_anew(at)
+        for tracker in self._trackers.values():
+            tracker.begin_anew(at)
 
     def _symptoms(self, vitals: Vitals, at: float) -> dict[PictureFault, float]:
         """What this picture looks like, and since when. Something plain may well repeat exactly, and is not sharp."""
@@ -122,9 +126,9 @@ class PictureHealth:
         still_since, damaged_since = self._stillness.look(vitals.fingerprint, at), self._damages.look(vitals.damage, at)
         if damaged_since is not None:
             found[PictureFault.CORRUPT] = damaged_since
-        if _is_black(vitals):
+        if is_black(vitals):
             return found | {PictureFault.BLACK: at}
-        if _is_covered(vitals):
+        if is_covered(vitals):
             return found | {PictureFault.COVERED: at}
         if still_since is not None:
             found[PictureFault.FROZEN] = still_since
@@ -141,7 +145,7 @@ class PictureHealth:
 
 
 def _patience(settings: HealthSettings) -> dict[PictureFault, float]:
-    """Seconds after which each fault is said; those that nobody looks for are not there."""
+    """Seconds after which each fault is published; without those that are switched off."""
     after = {
         PictureFault.FROZEN: settings.frozen_after,
         PictureFault.BLACK: settings.black_after,
@@ -161,8 +165,8 @@ class _Change:
     well: bool
 
 
-class _Watch:
-    """One fault: said after `after` seconds of the symptom, taken back after `well_after` seconds without it."""
+class _FaultTracker:
+    """One fault: it begins after `after` seconds of the symptom, and ends after `well_after` seconds without it."""
 
     def __init__(self, after: float, well_after: float) -> None:
         self._after = after
@@ -219,18 +223,20 @@ class _Rhythm:
 # ---- symptoms
 
 
-def _is_black(vitals: Vitals) -> bool:
-    low, high = _spread(vitals)
+def is_black(vitals: Vitals) -> bool:
+    """Neither light nor structure."""
+    low, high = spread(vitals)
     return high < _DARK and high - low <= _BLACK_SPREAD
 
 
-def _spread(vitals: Vitals) -> tuple[int, int]:
+def spread(vitals: Vitals) -> tuple[int, int]:
     """The 2nd and the 98th percentile of the thumbnail: a written date is less than 2 % of it."""
     cells = np.sort(vitals.thumbnail, axis=None)
     return int(cells[len(cells) // 50]), int(cells[len(cells) - 1 - len(cells) // 50])
 
 
-def _is_covered(vitals: Vitals) -> bool:
+def is_covered(vitals: Vitals) -> bool:
+    """One plain surface that is not dark."""
     if vitals.brightness < _DARK:
         return False
     middle = vitals.thumbnail[_MARGIN:-_MARGIN].astype(np.int16)

@@ -1,6 +1,6 @@
 """The camera half of a worker: its events, its cameras and its part in the fleet, entered and left in their order.
 
-Puts together what decides, and decides nothing itself.
+Puts together the parts that decide, and decides nothing itself.
 """
 
 import asyncio
@@ -12,13 +12,15 @@ import structlog
 
 from coatstream.broker.connection import Client, connect
 from coatstream.broker.fleet_keys import FleetKeys
-from coatstream.cameras.active import TAGGED, Cameras, Ward, demand, document, views
-from coatstream.cameras.capacity import ADMIT, admit, overload_warning
+from coatstream.cameras.active import ActiveCameras
+from coatstream.cameras.camera import ActiveCamera, CameraContext
+from coatstream.cameras.capacity import ADMIT, admit, demand, overload_warning
 from coatstream.cameras.fleet.access import brisk, reachable
 from coatstream.cameras.fleet.member import Fleet
 from coatstream.cameras.fleet.metrics import FleetCollector
 from coatstream.cameras.metrics import CameraCollector
 from coatstream.cameras.process.forkserver import ForkServer
+from coatstream.engine.protocol import Engine
 from coatstream.errors import CoatstreamError, RedisRefuses, RedisUnavailable
 from coatstream.frames.frame import InputSpec, Prediction
 from coatstream.pipeline.inference import FramePolicy
@@ -28,9 +30,11 @@ from coatstream.pipeline.pump import WarmEngine
 from coatstream.pipeline.threads import in_thread
 from coatstream.results.events.metrics import EventCollector
 from coatstream.results.events.publisher import EventPublisher
+from coatstream.results.events.tag_classes import tag_classes
 from coatstream.settings.model import ModelSettings, SettingsTree
 from coatstream.telemetry.telemetry import Telemetry
 
+TAGGED: Final = 50  # labels that tags look at: a group of classes sums more of them than are published
 TICK: Final = 1.0  # seconds
 
 
@@ -40,8 +44,8 @@ class LeasedCameras:
     policies  how the inference shall treat the frames of each camera; they come and go
     """
 
-    def __init__(self, cameras: Cameras, fleet: Fleet, policies: Mapping[str, FramePolicy]) -> None:
-        self.policies = policies
+    def __init__(self, cameras: ActiveCameras, fleet: Fleet) -> None:
+        self.policies: Mapping[str, FramePolicy] = cameras.policies
         self._cameras = cameras
         self._fleet = fleet
         self._log = structlog.get_logger("service")
@@ -77,7 +81,7 @@ class LeasedCameras:
 
 
 class EventsHealth:
-    """A right that only events need is no outage: labels go out, and at the end entries are handed back.
+    """The `RedisHealth` of events. A right that only they need is no outage: labels are published without it.
 
     refused  Redis refuses events for want of a right: waiting is no use
     """
@@ -120,7 +124,7 @@ class CameraManager:
         self._metrics = metrics
         self._keys = keys
         self._time_left = time_left
-        self._wards: dict[str, Ward] = {}  # by name; those that are read now
+        self._active: dict[str, ActiveCamera] = {}  # by name; those that are read now
         self._log = structlog.get_logger("service")
 
     # ---- before the model is warm
@@ -132,7 +136,7 @@ class CameraManager:
         return model.model_copy(update={"top_k": max(model.top_k, TAGGED)}) if tagging else model
 
     def room(self, rate: float) -> float | None:
-        """Frames a second that shared cameras may ask of this worker, None: any number. Says what will not fit.
+        """Frames a second that shared cameras may ask of this worker; None: any number. Logs which ones will not fit.
 
         `rate`: what the engine did when it was measured.
         """
@@ -152,91 +156,71 @@ class CameraManager:
         """Where cameras' processes come from, started so early that it is ready when the model is warm."""
         with ForkServer(spec) as fork_server:
             if self._settings.cameras:
-                fork_server.start()
+                fork_server.prepare()
             yield fork_server
 
     def documents(self) -> Sequence[Mapping[str, Any]]:
         """What /api/cameras answers."""
-        return [document(view) for view in views(self._wards, self._telemetry.status)]
+        return [camera.document() for camera in self._cameras()]
+
+    def _cameras(self) -> list[ActiveCamera]:
+        """A snapshot, for any thread."""
+        return list(self._active.values())
 
     # ---- while it works
 
     @asynccontextmanager
     async def leases(self, engine: WarmEngine, fork_server: ForkServer, intake: Intake) -> AsyncIterator[LeasedCameras]:
         """Cameras may be leased while this is entered; `reading` begins to. Leases that no other worker has taken over
-        are kept until all labels are published: the server refuses those of a camera that is another worker's. The
-        events that the last labels bring about are written before the leases are given up.
+        are kept until all labels are published, since the server refuses labels without a lease. The events that the
+        last labels bring about are written before the leases are given up.
         """
-        settings, registry = self._settings, self._telemetry.metrics.registry
+        settings, registry, health = self._settings, self._telemetry.metrics.registry, EventsHealth(self._telemetry)
         with connect(brisk(settings.redis, settings.fleet.lease)) as client, connect(settings.redis) as events_client:
-            health = EventsHealth(self._telemetry)
-            events = EventPublisher(
-                events_client,
-                self._keys,
-                settings.events,
-                worker=self._telemetry.worker,
-                on_trouble=health.down,
-                on_success=health.up,
-            )
-            cameras = self._cameras(engine, fork_server, intake, events)
-            fleet = await self._member(client, cameras, intake, room=self.room(engine.policy.stats().cost.rate))
+            worker = self._telemetry.worker
+            events = EventPublisher(events_client, self._keys, settings.events, worker=worker, health=health)
+            cameras = ActiveCameras(self._active, self._context(engine.engine, fork_server, events), intake)
+            fleet = await self._fleet(client, cameras, rate=engine.policy.stats().cost.rate)
             registry.register(EventCollector(events.stats))
-            registry.register(CameraCollector(lambda: views(self._wards, self._telemetry.status)))
+            registry.register(CameraCollector(self._cameras))
             registry.register(FleetCollector(fleet.stats))
-            leased = LeasedCameras(cameras, fleet, cameras.policies)
+            leased = LeasedCameras(cameras, fleet)
             with in_thread(fleet.run, "fleet"):
                 try:
-                    with in_thread(events.run, "events"), self._concluding(cameras, events, health):
+                    with in_thread(events.run, "events"), self._flushing(cameras, events, health):
                         yield leased
                 finally:
                     await leased.leave()
 
     @contextmanager
-    def _concluding(self, cameras: Cameras, events: EventPublisher, health: EventsHealth) -> Iterator[None]:
+    def _flushing(self, cameras: ActiveCameras, events: EventPublisher, health: EventsHealth) -> Iterator[None]:
         try:
             yield
         finally:
-            cameras.conclude()
+            cameras.end_tags_of_ended()
             if not events.flush(within=0.0 if health.refused else self._time_left()):
                 self._log.warning("events were not written", count=events.stats().buffered)
 
-    def _cameras(self, engine: WarmEngine, fork_server: ForkServer, intake: Intake, events: EventPublisher) -> Cameras:
-        return Cameras(
+    def _context(self, engine: Engine, fork_server: ForkServer, events: EventPublisher) -> CameraContext:
+        return CameraContext(
             self._settings,
-            spec=engine.engine.spec,
-            labels=engine.engine.labels,
-            fork_server=fork_server,
-            intake=intake,
-            event_publisher=events,
-            telemetry=self._telemetry,
-            metrics=self._metrics,
-            wards=self._wards,
+            engine.spec,
+            tuple(engine.labels),
+            tag_classes(self._settings.tags, engine.labels),
+            fork_server,
+            events,
+            self._telemetry,
+            self._metrics,
+            asyncio.get_running_loop(),
         )
 
-    async def _member(self, client: Client, cameras: Cameras, intake: Intake, *, room: float | None) -> Fleet:
-        loop, health = asyncio.get_running_loop(), self._telemetry.outages.of("fleet")
-
-        def on_finished() -> None:
-            loop.call_soon_threadsafe(intake.look)
-
-        return Fleet(
-            client,
-            self._keys,
-            self._settings,
-            worker=self._telemetry.worker,
-            start=cameras.start,
-            stop=cameras.stop,
-            predecessors=self._telemetry.lineage.predecessors,
-            room=lambda: room,
-            rate=demand,
-            on_trouble=health.down,
-            on_success=health.up,
-            on_finished=on_finished,
-            connected=await asyncio.to_thread(self._may_share, client),
-        )
+    async def _fleet(self, client: Client, cameras: ActiveCameras, *, rate: float) -> Fleet:
+        connected = await asyncio.to_thread(self._may_share, client)
+        room = self.room(rate)
+        return Fleet(client, self._keys, self._settings, self._telemetry, cameras, room=room, connected=connected)
 
     def _may_share(self, client: Client) -> bool:
-        """Redis may have gone away while the model was loaded: then the fleet waits for it, as everybody does."""
+        """Redis may have gone away while the model was loaded: then the fleet waits for it, like all others."""
         try:
             return reachable(client, self._keys, self._settings, worker=self._telemetry.worker)
         except RedisUnavailable as trouble:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from coatstream.cameras.active import CameraView
+from coatstream.cameras.camera import ActiveCamera
 from coatstream.errors import DownReason
 from coatstream.frames.frame import PictureFault
 from coatstream.telemetry.families import counter, gauge
@@ -16,31 +16,31 @@ from coatstream.telemetry.status import STATES
 
 
 class CameraCollector(Collector):
-    """One scrape's view of the cameras of this worker."""
+    """The cameras that this worker reads, at each scrape."""
 
-    def __init__(self, views: Callable[[], Sequence[CameraView]]) -> None:
-        self._views = views
+    def __init__(self, cameras: Callable[[], Sequence[ActiveCamera]]) -> None:
+        self._cameras = cameras
 
     def describe(self) -> Iterable[Metric]:
         return self._families(())
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._families(self._views())
+        yield from self._families(self._cameras())
 
-    def _families(self, views: Sequence[CameraView]) -> Iterator[Metric]:
-        yield from _link(views)
-        yield from _picture(views)
-        yield from _reuse(views)
+    def _families(self, cameras: Sequence[ActiveCamera]) -> Iterator[Metric]:
+        yield from _link(cameras)
+        yield from _picture(cameras)
+        yield from _reuse(cameras)
         yield gauge(
             "tags_present",
             "Tags that are present now.",
-            (([view.ward.settings.name], len(view.tags)) for view in views),
+            (([camera.name], len(camera.events.tags)) for camera in cameras),
         )
 
 
-def _link(views: Sequence[CameraView]) -> Iterator[Metric]:
+def _link(cameras: Sequence[ActiveCamera]) -> Iterator[Metric]:
     """The connection to a camera, and the process that reads it."""
-    named = [(view.ward.settings.name, view.status, view.ward.source.stats()) for view in views]
+    named = [(camera.name, camera.status, camera.process.stats()) for camera in cameras]
     yield gauge(
         "camera_state",
         "1 for the state that the camera is in.",
@@ -67,7 +67,7 @@ def _link(views: Sequence[CameraView]) -> Iterator[Metric]:
     counters = (
         ("camera_pictures", "Pictures that were read, taken or not.", "grabbed"),
         ("camera_cpu_seconds", "CPU time of the camera's processes for decoding and preparing.", "cpu"),
-        ("camera_held_back_frames", "Frames read while another worker still had the camera.", "held_back"),
+        ("camera_held_back_frames", "Frames read while another worker had the camera's lease.", "held_back"),
         ("camera_processes_started", "Processes that were started to read the camera.", "started"),
         ("camera_processes_killed", "Of these, killed because they missed a deadline.", "killed"),
         ("camera_processes_crashed", "Of these, died by themselves.", "crashed"),
@@ -76,8 +76,8 @@ def _link(views: Sequence[CameraView]) -> Iterator[Metric]:
         yield counter(metric, meaning, (([name], getattr(stats, field)) for name, _, stats in named))
 
 
-def _picture(views: Sequence[CameraView]) -> Iterator[Metric]:
-    health = [(view.ward.settings.name, view.ward.health.stats()) for view in views]
+def _picture(cameras: Sequence[ActiveCamera]) -> Iterator[Metric]:
+    health = [(camera.name, camera.health.stats()) for camera in cameras]
     yield gauge(
         "picture_sick",
         "1 while the camera's picture has this fault.",
@@ -86,14 +86,14 @@ def _picture(views: Sequence[CameraView]) -> Iterator[Metric]:
     )
     yield counter(
         "picture_alarms",
-        "Times that a fault of the camera's picture was said.",
+        "Times that a fault of the camera's picture began.",
         (([name, fault.value], count) for name, stats in health for fault, count in stats.alarms.items()),
         labels=("source", "fault"),
     )
 
 
-def _reuse(views: Sequence[CameraView]) -> Iterator[Metric]:
-    gates = [(view.ward.settings.name, view.ward.gate.stats()) for view in views if view.ward.gate]
+def _reuse(cameras: Sequence[ActiveCamera]) -> Iterator[Metric]:
+    gates = [(camera.name, camera.gate.stats()) for camera in cameras if camera.gate]
     counters = (
         ("reuse_considered_frames", "Frames that the change gate looked at.", "considered"),
         ("reuse_frames", "Frames that got the labels of an earlier, like frame.", "reused"),

@@ -15,9 +15,9 @@ from coatstream.broker.failures import calls
 from coatstream.broker.fleet_keys import FleetKeys, fleet_keys
 from coatstream.broker.preflight import check_server
 from coatstream.cameras.fleet.access import registry
-from coatstream.cameras.fleet.farewell import farewell
 from coatstream.cameras.fleet.leases import Holder, holders
 from coatstream.cameras.fleet.registry import Content, Registry
+from coatstream.cameras.fleet.removal import publish_removal
 from coatstream.commands.terminal import complain, date_and_time, print_json, print_rows, shown, table
 from coatstream.errors import REDIS_TROUBLE, ConfigError, redact
 from coatstream.settings.model import CameraSettings, SettingsTree
@@ -102,14 +102,14 @@ def remove_camera(settings: SettingsTree, name: str) -> int:
         unread = name not in holders(opened.client, opened.keys)
         removed = opened.registry.remove(name)
         if removed and unread:
-            _say_farewell(opened, settings, name)
+            _publish_removal(opened, settings, name)
     return _told(removed, f"removed {shown(name)}", f"there is no camera {shown(name)} in Redis")
 
 
-def _say_farewell(opened: _Opened, settings: SettingsTree, name: str) -> None:
+def _publish_removal(opened: _Opened, settings: SettingsTree, name: str) -> None:
     """The camera is removed, whatever comes of this: whoever may remove it need not have the rights to events."""
     try:
-        farewell(opened.client, opened.keys, settings.events, name)
+        publish_removal(opened.client, opened.keys, settings.events, name)
     except REDIS_TROUBLE as trouble:
         complain(f"its tags are not ended: {trouble}")
 

@@ -16,7 +16,7 @@ from coatstream.broker.keys import queues_of
 from coatstream.broker.preflight import check_server, check_usage, server_infos
 from coatstream.cameras.address import Kind, parse
 from coatstream.cameras.capture.stream import read_timeout
-from coatstream.cameras.fleet.tenure import Tenure
+from coatstream.cameras.fleet.lease import CameraLease
 from coatstream.cameras.process.forkserver import ForkServer
 from coatstream.cameras.process.source import CameraProcess
 from coatstream.commands.audit_view import fullness, losses_of, room_of, sum_of
@@ -199,7 +199,7 @@ def _camera(settings: CameraSettings, fork_server: ForkServer) -> str:
     """Open it and wait for one picture, for a little longer than the camera's own time-outs."""
     settings = settings.model_copy(update={"backlog": True})  # a folder's new pictures may be a day away
     camera, address = (
-        CameraProcess(settings, _SMALL, fork_server=fork_server, tenure=Tenure.unshared()),
+        CameraProcess(settings, _SMALL, fork_server=fork_server, lease=CameraLease.unshared()),
         parse(settings),
     )
     within = settings.open_timeout + read_timeout(settings, address) + LOOK_LONGER

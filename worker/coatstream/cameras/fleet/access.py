@@ -1,4 +1,4 @@
-"""What is let in: which cameras from Redis a worker takes, and whether Redis lets the worker share any."""
+"""Which cameras from Redis a worker accepts, and whether Redis lets the worker share any."""
 
 from functools import partial
 
@@ -14,16 +14,16 @@ from coatstream.settings.model import CameraSettings, FleetSettings, RedisSettin
 
 
 def brisk(settings: RedisSettings, lease: float) -> RedisSettings:
-    """For the fleet's client: an answer that takes longer than this comes too late for a lease anyway."""
+    """Settings for the fleet's client: a reply that takes longer than this comes too late for a lease anyway."""
     longest = max(0.25, lease / 8)
     timeouts = {"socket_timeout": settings.socket_timeout, "connect_timeout": settings.connect_timeout}
     return settings.model_copy(update={name: min(seconds, longest) for name, seconds in timeouts.items()})
 
 
 def reachable(client: Client, keys: FleetKeys, settings: SettingsTree, *, worker: str) -> bool:
-    """Whether Redis lets us share cameras. False: it does not, and there are none in the settings, so all is well.
+    """Whether Redis lets this worker share cameras. False: it does not, and the settings have no shared camera.
 
-    Raises ConfigError where there are, and RedisUnavailable.
+    Raises ConfigError where they have one, and RedisUnavailable.
     """
     try:
         registry(client, keys, settings.fleet).read()
@@ -44,8 +44,8 @@ def registry(client: Client, keys: FleetKeys, section: FleetSettings) -> Registr
 
 
 def _accept(camera: CameraSettings, *, local: bool) -> None:
-    """Raises ConfigError. Whoever writes into Redis must not have this machine's files read, nor sent elsewhere as a
-    password.
+    """Raises ConfigError. A client that writes into Redis must not make this worker read the machine's files, nor send
+    them elsewhere as a password.
     """
     kind = parse(camera).kind
     if local:

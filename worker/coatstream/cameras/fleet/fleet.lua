@@ -1,6 +1,6 @@
--- Put in front of the scripts about cameras: the version that everybody looks at, records that may be damaged.
+-- Put in front of the scripts about cameras: the version that all workers look at, and records that may be damaged.
 
--- Everybody looks again. pcall: what a stranger wrote there is no number, and any other text will do as well.
+-- All workers look again. pcall: another client may have written a text there; any other text will do as well.
 local function bump(version)
   local risen = redis.pcall('INCR', version)
   if type(risen) == 'number' then return end
@@ -8,7 +8,7 @@ local function bump(version)
   redis.call('SET', version, now[1])
 end
 
--- A hash as a table of records; whatever is none of ours counts as not there.
+-- A hash as a table of records; what is no JSON object counts as not there.
 local function records(flat)
   local found = {}
   for i = 1, #flat, 2 do

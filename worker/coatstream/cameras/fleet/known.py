@@ -1,23 +1,24 @@
-"""All cameras that this worker could read: those of its settings and those from Redis, but for what proved unfit.
+"""All cameras that this worker could read: those of its settings and those from Redis, without those that proved unfit.
 
-Knows what there is, never who reads it.
+Knows which cameras there are, never which worker reads them.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import structlog
 
 from coatstream.cameras.address import Kind, parse
-from coatstream.cameras.fleet.leases import Catalogue, Entry
+from coatstream.cameras.capacity import demand
+from coatstream.cameras.fleet.leases import Catalogue, CatalogueEntry
 from coatstream.cameras.fleet.registry import Content
 from coatstream.errors import ConfigError, redact
 from coatstream.settings.model import CameraSettings
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class _SharedCameras:
     """All shared cameras that this worker can read."""
 
     cameras: Mapping[str, CameraSettings] = field(default_factory=dict)
@@ -26,21 +27,19 @@ class _Known:
 
 
 class KnownCameras:
-    """Changed by the fleet's thread; any thread may look, and sees what was there before a change or after it.
+    """Changed by the fleet's thread; any other thread sees the cameras as they were before a change or after it.
 
     unshared  cameras of the settings that no other worker reads
-    content   what Redis held when it was last read; None: it has not been read
-    faults    entries in Redis that are of no use: camera -> why
+    content   what Redis held when it was last read; None: it was never read
+    faults    entries in Redis that cannot be used: camera -> why
     """
 
-    def __init__(self, settings: Iterable[CameraSettings], *, rate: Callable[[CameraSettings], float]) -> None:
-        """`rate`: frames a second that a camera asks of a worker."""
+    def __init__(self, settings: Iterable[CameraSettings]) -> None:
         every = list(settings)
         self.unshared: Mapping[str, CameraSettings] = {camera.name: camera for camera in every if not camera.shared}
         self.content: Content | None = None
         self.faults: Mapping[str, str] = {}
         self._shared = {camera.name: camera for camera in every if camera.shared}
-        self._rate = rate
         self._unfit: dict[str, CameraSettings] = {}
         self._log = structlog.get_logger("fleet")
         self._known = self._known_from(Content())
@@ -68,7 +67,7 @@ class KnownCameras:
 
     @property
     def paused(self) -> frozenset[str]:
-        """Known cameras that nobody shall read for now."""
+        """Known cameras that no worker shall read for now."""
         if self.content is None:
             return frozenset()
         return self.content.paused & (self._known.cameras.keys() | self.unshared.keys())
@@ -81,28 +80,27 @@ class KnownCameras:
     def is_unfit(self, name: str) -> bool:
         return name in self._unfit
 
-    def digest_of(self, name: str) -> str | None:
-        """Of the settings of a shared camera; None: there is none of that name."""
-        return self._known.digests.get(name)
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """Of the settings of each shared camera."""
+        return self._known.digests
 
     def learn(self, content: Content) -> bool:
         """This is what Redis holds now. False: nothing is new."""
         news = self.content is None or content.digest != self.content.digest
         self.content = content
         if news:
-            self._say_faults(content)
+            self._log_faults(content)
             self._known = self._known_from(content)
         return news
 
     def leave_out(self, camera: CameraSettings, why: ConfigError) -> None:
-        """As if it were not known here, until its settings change: a lease on it would keep it from workers that can
-        read it.
-        """
+        """Ignore it here until its settings change: a lease on it would keep it from workers that can read it."""
         self._log.warning("a camera cannot be read here", camera=camera.name, why=redact(str(why)))
         self._unfit[camera.name] = camera
         self._known = self._known_from(self.content or Content())
 
-    def _known_from(self, content: Content) -> _Known:
+    def _known_from(self, content: Content) -> _SharedCameras:
         own = {**self._shared, **self.unshared}
         added = {name: camera for name, camera in content.cameras.items() if name not in own}
         every = {**self._shared, **added}
@@ -110,17 +108,17 @@ class KnownCameras:
         cameras = {name: camera for name, camera in every.items() if name not in self._unfit}
         digests = {name: digest(camera) for name, camera in cameras.items()}
         entries = [self._entry(camera, digests[name], added=name in added) for name, camera in cameras.items()]
-        return _Known(cameras, Catalogue(tuple(entries)), digests)
+        return _SharedCameras(cameras, Catalogue(tuple(entries)), digests)
 
-    def _entry(self, camera: CameraSettings, text: str, *, added: bool) -> Entry:
-        return Entry(camera.name, text, camera.priority, self._rate(camera), _is_cold(camera), added)
+    def _entry(self, camera: CameraSettings, text: str, *, added: bool) -> CatalogueEntry:
+        return CatalogueEntry(camera.name, text, camera.priority, demand(camera), _is_cold(camera), added)
 
-    def _say_faults(self, content: Content) -> None:
+    def _log_faults(self, content: Content) -> None:
         """Each once, for as long as it is there."""
         twice = [name for name in content.cameras if name in self._shared or name in self.unshared]
         faults = {**content.faults, **dict.fromkeys(twice, "the settings file has one of this name, which is read")}
         if content.beyond:
-            faults["others"] = f"there are {content.beyond} more cameras in Redis than fleet.max_cameras allows"
+            faults["others"] = f"Redis holds {content.beyond} more cameras than fleet.max_cameras allows"
         for name, fault in faults.items():
             if self.faults.get(name) != fault:
                 self._log.warning("a camera in Redis is left out", camera=name, why=fault)
@@ -128,7 +126,7 @@ class KnownCameras:
 
 
 def waits(camera: CameraSettings) -> bool:
-    """A file or a folder that is read as fast as its frames are taken, and so not at all while none is."""
+    """Whether it is a file or a folder that is read as fast as its frames are taken: not at all while none is."""
     try:
         return parse(camera).kind in (Kind.FILE, Kind.FOLDER) and not camera.realtime
     except ConfigError:
@@ -136,19 +134,19 @@ def waits(camera: CameraSettings) -> bool:
 
 
 def digest(camera: CameraSettings) -> str:
-    """Of everything but its secrets: it is seen by whoever may look at the members."""
+    """Of all its settings but the secrets: each user who may read the members in Redis sees it."""
     plain = camera.model_copy(update={"url": redact(camera.url.get_secret_value()), "password": None})
     text = repr(plain.model_dump(mode="python", warnings=False))
     return hashlib.sha1(text.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()[:12]
 
 
 def _is_cold(camera: CameraSettings) -> bool:
-    """A file would begin anew with its heir, and a folder's backlog too, of which it would pass over some in silence; a
-    device cannot be opened twice.
+    """A standby would begin a file or a folder's backlog anew, and skip pictures of that uncounted; a device cannot
+    be opened twice.
     """
     try:
         kind = parse(camera).kind
-    except ConfigError:  # its reader will say so
+    except ConfigError:  # its reader will report it
         return True
     return (
         kind is Kind.DEVICE or (kind is Kind.FILE and not camera.realtime) or (kind is Kind.FOLDER and camera.backlog)

@@ -1,31 +1,32 @@
--- One worker's beat: it is here, it reads these cameras; what may it read from now on? Stands behind fleet.lua.
+-- One worker's beat: it lives, it can read these cameras; which may it read from now on? Runs behind fleet.lua.
 --
 -- KEYS  1 members  2 leases  3 fences  4 registry  5 paused  6 version
--- ARGV  1 me  2 how long my right lasts from now, in ms  3 'stay'; 'leaving': keep it until somebody else is ready;
+-- ARGV  1 me  2 how long my right lasts from now, in ms  3 'stay'; 'leaving': keep it until another worker is ready;
 --       'gone': drop everything
 --       4 frames a second that I accept, or '' = no bound  5 digest of my catalogue
 --       6 the catalogue: [[camera, digest of its settings, priority, frames a second, cold, from Redis], ...]; empty
 --         where the server should have it
---       7 {"warm": cameras whose pictures I get, "ended": ..., "predecessors": workers that are dead for certain}
+--       7 {"warm": cameras whose pictures I get, "ended": ..., "predecessors": workers that are certainly dead}
 --       8 the time in ms, for tests of this script; '' = the server's own
 -- Reply {'catalogue'}: send it too. Else {'done', version before, version now, held (camera, fence, why, ...), cameras to
---       open, ms until something may happen, members, how many of mine have an heir, ended, refused for want of room}
+--       open, ms until something may happen, members, how many of mine have a standby, ended, refused for want of room}
 --
 -- A lease has no end of its own: it holds while its owner is a member, so that one write renews all of them.
--- Make before break. A camera whose owner is leaving, silent for half a lease, or has too many gets an heir, who opens it
--- and says nothing; when his pictures come in ("warm") the lease moves. That of a silent owner moves only when he is no
--- member any more. Where the owner gets no pictures himself nothing can be missed, and it moves at once.
+-- Make before break. A camera whose owner is leaving, silent for half a lease, or has too many gets a standby, which opens
+-- it and publishes nothing; when its pictures come in ("warm") the lease moves. The lease of a silent owner moves only when
+-- the owner is no member any more. Where the owner gets no pictures itself nothing can be missed, and it moves at once.
 -- A cold camera (a file, a local device) cannot be opened twice or would begin anew: it moves when it is free.
--- Fair shares: cameras go to who has the fewest, and move from who has two more than another. Every worker would
--- compute the same, and one does: whoever calls first.
--- Numbers rise even where Redis has lost its data: they are the time in microseconds.
+-- Fair shares: cameras go to the worker that has the fewest, and move from one that has two more than another. Every worker
+-- would compute the same, and the first one that calls does.
+-- Fences rise even where Redis has lost its data: they are the time in microseconds.
+-- In the stored records a standby is called heir, as all releases write it.
 
 local members_key, leases_key, fences_key, registry_key, paused_key, version_key = unpack(KEYS)
 local me, lease_ms, mode, room, digest, catalogue = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6]
 local report = cjson.decode(ARGV[7])
 local CATALOGUE = ':' -- fields of `members` that begin so are no worker's
-local AT_ONCE = 16 -- cameras for each member that are moved for fairness at the same time: each is opened by two then
-local FORGIVEN = 30 -- leases after which an heir who never got warm may try again
+local AT_ONCE = 16 -- cameras for each member that are moved for fairness at the same time: two workers read each of them then
+local FORGIVEN = 30 -- leases after which a standby that never got warm may try again
 local LARGEST = 9e15 -- what a number may be and still be exact
 local LONGEST = 3600000 -- ms of a member's lease
 
@@ -39,12 +40,12 @@ if ARGV[8] ~= '' then now_us = tonumber(ARGV[8]) * 1000 end
 local now = math.floor(now_us / 1000)
 local before = redis.call('GET', version_key) or ''
 
--- ---- who is there
+-- ---- which members live
 
 local stored = redis.call('HGETALL', members_key)
 local members, catalogues, useless = {}, {}, {}
 
--- Not NaN and not endless either: a member that never grows old would keep its cameras for ever.
+-- Neither NaN nor infinite: a member that never grows old would keep its cameras for ever.
 local function is_number(value, most) return type(value) == 'number' and value >= 0 and value <= (most or LARGEST) end
 
 local function are_numbers(list)
@@ -94,7 +95,7 @@ for name, record in pairs(records(stored)) do
 end
 
 local was_there = members[me]
-local gone = {} -- members that are no more: true = they said so
+local gone = {} -- members that are gone: true = by their own report
 for name, record in pairs(members) do
   if name ~= me and record.beat + record.lease <= now then gone[name] = false end
 end
@@ -119,7 +120,7 @@ end
 for name in pairs(gone) do redis.call('HDEL', members_key, name) end
 for _, name in ipairs(useless) do redis.call('HDEL', members_key, name) end
 
--- ---- which cameras there are, and who can read them
+-- ---- which cameras there are, and which member can read them
 
 local parsed, used = {}, {}
 
@@ -218,9 +219,9 @@ for _, camera in ipairs(mode == 'gone' and {} or report.ended) do
   if entry and (not lease or lease.owner == me) then write(camera, {ended = entry.digest}) end
 end
 
--- ---- who shall have what
+-- ---- which member shall have which camera
 
-local function owner_of(camera) -- one who is there and can read it, or nil
+local function owner_of(camera) -- a live member that can read it, or nil
   local lease = leases[camera.name]
   return lease and lease.owner and can_read(lease.owner, camera.name) and lease.owner or nil
 end
@@ -250,35 +251,35 @@ local function claim(camera, name)
   end
 end
 
--- An heir who is still of use. One who never got warm is passed over from now on.
-local function heir_of(camera)
+-- A standby that is still of use. One that never got warm is passed over from now on.
+local function standby_of(camera)
   local lease = leases[camera.name]
-  local heir = lease and lease.heir
-  if not heir or not members[heir] then return nil end
-  if camera.owner and not members[heir].warm[camera.name] and lease.heir_at + members[heir].lease <= now then
+  local standby = lease and lease.heir
+  if not standby or not members[standby] then return nil end
+  if camera.owner and not members[standby].warm[camera.name] and lease.heir_at + members[standby].lease <= now then
     lease.passed = lease.passed or {}
-    lease.passed[heir] = now
+    lease.passed[standby] = now
     lease.heir = nil
     write(camera.name, lease)
     return nil
   end
-  return may_take(heir, camera) and heir or nil
+  return may_take(standby, camera) and standby or nil
 end
 
 for _, camera in ipairs(order) do
   camera.owner = owner_of(camera)
-  local lease, heir = leases[camera.name], heir_of(camera)
+  local lease, standby = leases[camera.name], standby_of(camera)
   local stays = camera.owner and members[camera.owner].takes
   if camera.owner and camera.cold then
     if stays then claim(camera, camera.owner) else camera.stuck = true end
-  elseif stays and not (heir and lease.heir_why == 'balance') then
+  elseif stays and not (standby and lease.heir_why == 'balance') then
     claim(camera, camera.owner)
-  elseif heir then
-    claim(camera, heir)
+  elseif standby then
+    claim(camera, standby)
   end
 end
 
-for _, camera in ipairs(order) do -- what was to be moved and need not be any more
+for _, camera in ipairs(order) do -- cameras that were to be moved and need not be any more
   local stays = camera.claim and camera.owner and camera.claim ~= camera.owner and members[camera.owner].takes
   if stays and members[camera.claim].count > members[camera.owner].count then claim(camera, camera.owner) end
 end
@@ -328,11 +329,11 @@ local function make_room(camera)
   end
 end
 
-for _, camera in ipairs(order) do -- the order sees to it that what is put out here is looked at later
+for _, camera in ipairs(order) do -- a camera that loses its place here comes later in the order, so it is looked at again
   if not camera.claim and not camera.stuck then claim(camera, least_loaded(camera) or make_room(camera)) end
 end
 
--- How little would be lost by moving a camera from one to another; less is better.
+-- How much would be lost by moving a camera from one member to another; less is better.
 local function harm(camera, from, to)
   if camera.owner == to then return 0 end
   if camera.owner ~= from then return members[from].warm[camera.name] and 2 or 1 end
@@ -376,13 +377,13 @@ while moving < AT_ONCE * #takers and even_out() do moving = moving + 1 end
 -- ---- make it so
 
 local function pass_on(camera, lease)
-  local owner, heir = members[camera.owner], members[camera.claim]
+  local owner, standby = members[camera.owner], members[camera.claim]
   if lease.heir ~= camera.claim then
     lease.heir, lease.heir_at = camera.claim, now
     lease.heir_why = owner.takes and 'balance' or 'ends'
     write(camera.name, lease)
   end
-  if camera.cold or not owner.suspect and (heir.warm[camera.name] or not owner.warm[camera.name]) then
+  if camera.cold or not owner.suspect and (standby.warm[camera.name] or not owner.warm[camera.name]) then
     grant(camera.name, camera.claim, 'handed_over')
   end
 end
@@ -417,19 +418,19 @@ for camera in pairs(touched) do
 end
 if changed then bump(version_key) end
 
--- ---- what this means for me
+-- ---- what this means for the caller
 
-local held, open, over, refused, heirs, wake = {}, {}, {}, {}, 0, lease_ms
+local held, open, over, refused, standbys, wake = {}, {}, {}, {}, 0, lease_ms
 for _, camera in ipairs(order) do
   local lease, mine = leases[camera.name], mode ~= 'gone' and members[me].known[camera.name]
   if lease and lease.owner == me then
     held[#held + 1], held[#held + 2], held[#held + 3] = camera.name, lease.fence, lease.why or ''
-    if lease.heir then heirs = heirs + 1 end
+    if lease.heir then standbys = standbys + 1 end
   elseif lease and lease.heir == me then
     open[#open + 1] = camera.name
   end
-  local heir = lease and lease.heir and members[lease.heir]
-  if heir and not heir.warm[camera.name] then wake = math.min(wake, lease.heir_at + heir.lease - now) end
+  local standby = lease and lease.heir and members[lease.heir]
+  if standby and not standby.warm[camera.name] then wake = math.min(wake, lease.heir_at + standby.lease - now) end
   if mine and (members[me].ended[camera.name] or lease and lease.ended == mine.digest) then over[#over + 1] = camera.name end
   if mine and not lease and #takers > 0 and can_read(me, camera.name) then refused[#refused + 1] = camera.name end
 end
@@ -439,4 +440,4 @@ for _, name in ipairs(names) do
     wake = math.min(wake, member.beat + (member.suspect and member.lease or math.ceil(member.lease / 2)) - now)
   end
 end
-return {'done', before, redis.call('GET', version_key) or '', held, open, math.max(0, wake), #names, heirs, over, refused}
+return {'done', before, redis.call('GET', version_key) or '', held, open, math.max(0, wake), #names, standbys, over, refused}

@@ -1,7 +1,7 @@
--- Who reads which camera now, for a person. Changes nothing. Stands behind fleet.lua.
+-- Which worker reads which camera now, for a person. Changes nothing. Runs behind fleet.lua.
 --
 -- KEYS  1 members  2 leases
--- Reply {camera, owner, fence, since in ms, heir or '', ...} of leases whose owner is alive
+-- Reply {camera, owner, fence, since in ms, standby or '', ...} of leases whose owner is alive
 
 local members, leases = unpack(KEYS)
 

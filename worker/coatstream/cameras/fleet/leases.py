@@ -1,6 +1,6 @@
-"""One worker's leases on cameras: its beat, and what the server answers. Every call is one script.
+"""One worker's leases on cameras: its beat, and what the server replies. Every call is one script.
 
-Knows nothing of threads, retries or of reading cameras. Every method raises RedisUnavailable, or RedisRefuses.
+Knows nothing of threads, retries or reading cameras. Every method raises RedisUnavailable or RedisRefuses.
 """
 
 import hashlib
@@ -23,13 +23,13 @@ _LEASE, _LEASED = Script("cameras/fleet/lease", after=_PRELUDE), Script("cameras
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One camera as the server must know it to share it out.
+class CatalogueEntry:
+    """One camera as the server must know it to assign it.
 
     digest  of all its settings: what has ended is read again when they change
     rate    frames a second that it asks of a worker
-    cold    it cannot be opened twice, or would begin anew: no heir opens it beforehand
-    added   it comes from Redis, and is gone when it is removed there
+    cold    it cannot be opened twice, or would begin anew: no standby opens it beforehand
+    added   it comes from Redis, and ends when it is removed there
     """
 
     name: str
@@ -44,7 +44,7 @@ class Entry:
 class Catalogue:
     """All cameras that one worker can read. Sent when the server does not have it, else named by its digest."""
 
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[CatalogueEntry, ...] = ()
 
     @cached_property
     def text(self) -> str:
@@ -60,46 +60,46 @@ class Catalogue:
 
 
 @dataclass(frozen=True, slots=True)
-class Lease:
-    """The right to speak for one camera, and how it came."""
+class Grant:
+    """The server's grant of one camera's lease: its fence, and how it came here."""
 
     fence: int
     why: Why
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What one beat brought.
+class BeatReply:
+    """What the server replies to one beat.
 
     before   the version that it found, `version` the one that it left behind
     held     by camera
-    open     cameras to open and say nothing of
-    next_in  seconds until something may happen that no version tells of: a member falls silent, say
-    members  workers that are there
-    heirs    of the cameras that are held: how many have somebody who is about to take them
-    ended    cameras that have come to their own end, whoever read them
-    refused  cameras that nobody has room for
+    open     cameras to open without publishing for them
+    next_in  seconds until something may happen without a new version: a member falls silent, for example
+    members  live workers
+    standbys of the cameras that are held: how many have a standby that is about to take them
+    ended    cameras that have come to their own end, here or in another worker
+    refused  cameras for which no worker has room
     """
 
     before: bytes
     version: bytes
-    held: Mapping[str, Lease] = field(default_factory=dict)
+    held: Mapping[str, Grant] = field(default_factory=dict)
     open: frozenset[str] = frozenset()
     next_in: float = 0.0
     members: int = 0
-    heirs: int = 0
+    standbys: int = 0
     ended: frozenset[str] = frozenset()
     refused: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who reads a camera, for a person. `since` in Unix seconds of the server."""
+    """Which worker reads a camera, and which takes it over next. `since` in Unix seconds of the server."""
 
     worker: str
     fence: int
     since: float
-    heir: str = ""
+    standby: str = ""
 
 
 class Leases:
@@ -121,12 +121,13 @@ class Leases:
         mode: Mode = "stay",
         predecessors: Collection[str] = (),
         server_time: float | None = None,
-    ) -> Answer:
-        """This worker is here and reads these cameras. `leaving` keeps them until others are ready, `gone` drops them.
+    ) -> BeatReply:
+        """Report that this worker lives and can read these cameras.
 
         warm          cameras whose pictures come in
+        mode          `leaving` keeps the cameras until others are ready, `gone` drops them
         room          frames a second that this worker accepts; None: any number
-        predecessors  workers that are dead for certain: what they had is this one's
+        predecessors  workers that are certainly dead: their cameras are this one's
         server_time   Unix seconds, instead of the server's clock: for tests of the script
         """
         report = {"warm": list(warm), "ended": list(ended), "predecessors": list(predecessors)}
@@ -138,10 +139,10 @@ class Leases:
         if reply[0] == b"catalogue":
             arguments[5] = catalogue.text
             reply = self._run(arguments)
-        return _answer(reply)
+        return _reply(reply)
 
     def version(self) -> bytes:
-        """Another value than before: somebody changed something."""
+        """Another value than before means that a worker or a person changed something."""
         with calls("the version of the cameras cannot be read", self._client):
             return self._client.get(self._keys.version) or b""
 
@@ -153,28 +154,28 @@ class Leases:
 
 
 def holders(client: Client, keys: FleetKeys) -> dict[str, Holder]:
-    """Who reads which camera now. Raises RedisUnavailable."""
+    """Which worker reads which camera now. Raises RedisUnavailable."""
     with calls("the leases of the cameras cannot be read", client):
         flat = _LEASED(client, keys=[keys.members, keys.leases], args=[])
     rows = zip(*(iter(flat),) * 5, strict=True)
     return {
-        _text(name): Holder(_text(owner), int(fence), float(since) / 1000, _text(heir))
-        for name, owner, fence, since, heir in rows
+        _text(name): Holder(_text(owner), int(fence), float(since) / 1000, _text(standby))
+        for name, owner, fence, since, standby in rows
         if fence.isdigit()
     }
 
 
-def _answer(reply: Sequence[object]) -> Answer:
-    _, before, version, held, opened, wake, members, heirs, ended, refused = reply
+def _reply(reply: Sequence[object]) -> BeatReply:
+    _, before, version, held, opened, wake, members, standbys, ended, refused = reply
     rows = zip(*(iter(held),) * 3, strict=True)  # type: ignore[call-overload]
-    return Answer(
+    return BeatReply(
         before=before,  # type: ignore[arg-type]
         version=version,  # type: ignore[arg-type]
-        held={_text(name): Lease(int(fence), why.decode()) for name, fence, why in rows},
+        held={_text(name): Grant(int(fence), why.decode()) for name, fence, why in rows},
         open=_names(opened),
         next_in=int(wake) / 1000,  # type: ignore[call-overload]
         members=int(members),  # type: ignore[call-overload]
-        heirs=int(heirs),  # type: ignore[call-overload]
+        standbys=int(standbys),  # type: ignore[call-overload]
         ended=_names(ended),
         refused=_names(refused),
     )

@@ -23,9 +23,9 @@ class FleetCollector(Collector):
         gauges = (
             ("fleet_members", "Workers that share the cameras.", stats.members),
             ("fleet_cameras", "Shared cameras that this worker knows.", stats.known),
-            ("fleet_held_cameras", "Cameras that this worker has the lease of.", stats.held),
-            ("fleet_opening_cameras", "Cameras that this worker opens to take them over.", stats.prospects),
-            ("fleet_refused_cameras", "Cameras for which nobody has room.", stats.refused),
+            ("fleet_held_cameras", "Cameras of which this worker has the lease.", stats.held),
+            ("fleet_opening_cameras", "Cameras that this worker opens to take them over.", stats.standby),
+            ("fleet_refused_cameras", "Cameras for which no worker has room.", stats.refused),
             ("fleet_faulty_entries", "Cameras in Redis that cannot be used.", stats.faults),
             ("fleet_lease_left_seconds", "Time until the leases end if they are not renewed.", stats.lease_left),
         )

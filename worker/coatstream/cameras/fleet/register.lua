@@ -1,10 +1,10 @@
--- Adds a camera, removes, pauses or resumes it, and tells every worker to look. Stands behind fleet.lua.
+-- Adds a camera, removes, pauses or resumes it, and makes every worker read the registry. Runs behind fleet.lua.
 --
 -- KEYS  1 registry  2 paused  3 version  4 states
 -- ARGV  1 'add', 'replace', 'remove', 'pause' or 'resume'  2 camera  3 its JSON  4 cameras at most
--- Reply 1 = done; 0 = it was so already, or there is none; 2 = there is one of this name, or no room for one more
+-- Reply 1 = done; 0 = nothing to change, or no such camera; 2 = there is one of this name, or no room for one more
 --
--- A removed camera is forgotten, its pause and its last state too. Its number stays: a late worker is refused by it.
+-- A removed camera is forgotten, with its pause and its last state. Its fence stays: it refuses late workers.
 
 local registry, paused, version, states = unpack(KEYS)
 local what, camera, json, most = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])

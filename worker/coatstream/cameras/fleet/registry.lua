@@ -1,8 +1,8 @@
--- The cameras that were added at run time, and which are paused. Stands behind fleet.lua.
+-- The cameras that were added at run time, and which are paused. Runs behind fleet.lua.
 --
 -- KEYS  1 registry  2 paused  3 version
 -- ARGV  1 cameras at most  2 bytes of one at most  3 the digest of what the caller knows
--- Reply {version, digest}: nothing is new. Else also {camera, JSON, ...}, paused, {camera that is too large, ...}, how
+-- Reply {version, digest}: nothing is new. Otherwise also {camera, JSON, ...}, paused, {camera that is too large, ...}, how
 --       many there are beyond the bound
 
 local registry, paused, version = unpack(KEYS)

@@ -1,8 +1,8 @@
-"""The cameras that were added at run time: reading them with suspicion, adding, removing, pausing them.
+"""The cameras that were added at run time: reads and checks them, adds, removes, pauses and resumes them.
 
-Secrets lie in the hash as they are, since every worker needs them: only workers and operators should have the right to
-read it. Whoever may write there tells workers what to open, so an entry is checked as the settings file is, and harder.
-Every method raises RedisUnavailable.
+The hash holds secrets as they are, since every worker needs them: only workers and operators should have the right to
+read it. A client that may write there tells workers what to open, so an entry is checked like the settings file, and
+more strictly. Every method raises RedisUnavailable.
 """
 
 import json
@@ -35,9 +35,9 @@ Accept = Callable[[CameraSettings], None]
 class Content:
     """What one reading found.
 
-    version  that of all that is shared, `digest` that of this
-    faults   by camera: why its entry is of no use, in one line
-    beyond   entries over the bound, which were not looked at
+    version  of all that the workers share; `digest`: of this content
+    faults   by camera: why its entry cannot be used, in one line
+    beyond   entries over the bound, which were not read
     """
 
     version: bytes = b""
@@ -58,7 +58,7 @@ class Registry:
         self._accept = accept
 
     def read(self, known: Content | None = None) -> Content:
-        """What is there now; where nothing is new, `known` with the present version."""
+        """What the registry holds now; where nothing is new, `known` with the present version."""
         keys = self._keys
         with calls("the cameras in Redis cannot be read", self._client):
             reply = _REGISTRY(
@@ -72,7 +72,7 @@ class Registry:
         return self._content(version, digest, *rest)
 
     def add(self, camera: CameraSettings, *, replace: bool = False) -> bool:
-        """False: one of that name is there, and was not to be replaced; or there is no room. Raises ConfigError."""
+        """False: the registry is full, or has a camera of that name and `replace` is false. Raises ConfigError."""
         self._accept(camera)
         if fault := _misnamed(camera.name):
             raise ConfigError(f"camera {camera.name!r}: {fault}")
@@ -88,7 +88,7 @@ class Registry:
         return self._change("remove", name) == 1
 
     def pause(self, name: str) -> bool:
-        """Nobody reads it from now on. False: so it was."""
+        """No worker reads it from now on. False: it was paused already."""
         return self._change("pause", name) == 1
 
     def resume(self, name: str) -> bool:
@@ -97,7 +97,7 @@ class Registry:
 
     def _change(self, what: Literal["add", "replace", "remove", "pause", "resume"], name: str, text: str = "") -> int:
         keys = self._keys
-        if not _is_text(name):  # bytes of the command line: nobody has that name
+        if not _is_text(name):  # bytes of the command line: no camera has that name
             return 0
         with calls("the cameras in Redis cannot be changed", self._client):
             return int(
@@ -130,7 +130,7 @@ class Registry:
         return Content(version, digest, cameras, idle, faults, int(beyond))
 
     def _camera(self, raw: bytes, text: bytes) -> CameraSettings:
-        """Raises ConfigError: one line that holds nothing of what may be secret."""
+        """Raises ConfigError: one line without anything that may be secret."""
         try:
             name = raw.decode()
             camera = CameraSettings.model_validate(_mapping(text) | {"name": name})
@@ -147,7 +147,7 @@ class Registry:
 
 
 def document(camera: CameraSettings) -> str:
-    """A camera's settings as JSON, without what is as by default, and with its secrets."""
+    """A camera's settings as JSON, without defaults, with its secrets."""
     values = camera.model_dump(mode="json", exclude_defaults=True)
     secrets = {"url": camera.url, "password": camera.password}
     values |= {key: secret.get_secret_value() for key, secret in secrets.items() if secret is not None}
@@ -168,7 +168,7 @@ def _mapping(text: bytes) -> dict[str, object]:
 
 
 def _is_text(text: str) -> bool:
-    """Half a character (a lone surrogate) can be written nowhere: neither to Redis nor to whoever asks for a list."""
+    """Half a character (a lone surrogate) can be written neither to Redis nor to a terminal."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -177,7 +177,7 @@ def _is_text(text: str) -> bool:
 
 
 def _misnamed(name: str) -> str | None:
-    """Such a name would be taken, as the settings file says too, or could not be seen by a person."""
+    """Why this name cannot be used: the settings file would refuse it too, or a person could not see it."""
     try:
         SettingsTree(cameras=(CameraSettings(name=name, url=SecretStr("0")),))
     except ValidationError as failure:

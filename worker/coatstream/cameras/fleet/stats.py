@@ -1,4 +1,4 @@
-"""What the fleet's thread tells of itself, for metrics. Counts nothing."""
+"""What the fleet's thread reports of itself, for metrics. Counts nothing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,20 +11,21 @@ Transfer = Literal["granted", "handed_over", "taken_over", "lost"]
 class FleetStats:
     """A snapshot.
 
-    members     workers that are there, this one included
+    members     live workers, this one included
     known       cameras that this worker could read, those that are not shared included
-    held        cameras that it speaks for; `prospects` it has opened for a hand-over
-    refused     cameras that nobody has room for
-    faults      entries in Redis that are of no use
-    lease_left  seconds until its tenures end without another beat; None: it has none
+    held        cameras that it publishes for
+    standby     cameras that it has opened for a hand-over
+    refused     cameras for which no worker has room
+    faults      entries in Redis that cannot be used
+    lease_left  seconds until its leases end without another beat; None: it has none
     transfers   how cameras came here or were lost, since the start
-    paused      known cameras that nobody shall read for now
+    paused      known cameras that are paused
     """
 
     members: int = 0
     known: int = 0
     held: int = 0
-    prospects: int = 0
+    standby: int = 0
     refused: int = 0
     faults: int = 0
     lease_left: float | None = None

@@ -2,10 +2,10 @@
 
 A fork of this process takes milliseconds and shares its memory, torch's above all. It has no threads and reads no
 camera, so that every fork is safe and nothing can hang it. It ends with the worker, and its children end with it: the
-kernel sees to both (PR_SET_PDEATHSIG), however stuck or stopped they are. `process.forkserver` is its other half.
+kernel sees to both (`settings.process.end_with_parent`), however stuck or stopped they are. `process.forkserver` is its
+other half.
 """
 
-import ctypes
 import gc
 import os
 import selectors
@@ -17,38 +17,37 @@ from typing import Final, NoReturn
 
 import numpy as np
 
-from coatstream.cameras.process import child as camera_child
+from coatstream.cameras.process import reader
 from coatstream.frames.frame import InputSpec
 from coatstream.frames.resizing import prepare
+from coatstream.settings.process import end_with_parent
 
 READY: Final = b"ready"
-BIRTH: Final = struct.Struct("<i")  # pid, or minus the errno of why there is none
+START: Final = struct.Struct("<i")  # pid, or minus the errno of why there is none
 END: Final = struct.Struct("<i")  # as os.waitstatus_to_exitcode has it
 _REQUEST = 1  # byte; its two file descriptors are what matters
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main(control: int, parent: int, spec: InputSpec) -> None:
     """Serve requests until the worker hangs up."""
     for stop_signal in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C goes to the whole group; the worker decides when to go
         signal.signal(stop_signal, signal.SIG_IGN)
-    _die_with(parent)
+    _end_with(parent)
     # The first picture loads what is loaded late: torch, and its kernels. Once here instead of once in every child.
     prepare(np.zeros((720, 1280, 3), np.uint8), spec)
     gc.collect()
     gc.freeze()  # or each child's collector would touch, and so copy, every page
     with socket.socket(fileno=control) as requests, suppress(BrokenPipeError):
         requests.send(READY)
-        _Ward(requests).serve()
+        _Readers(requests).serve()
 
 
-def _die_with(parent: int) -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it had died before that line
+def _end_with(parent: int) -> None:
+    if not end_with_parent(parent):
         os._exit(1)
 
 
-class _Ward:
+class _Readers:
     """The children that live, and where to report the end of each."""
 
     def __init__(self, requests: socket.socket) -> None:
@@ -61,7 +60,7 @@ class _Ward:
         while True:
             for key, _ in self._selector.select():
                 if key.fileobj is not self._requests:
-                    self._bury(key.fd)
+                    self._reap(key.fd)
                 elif not self._answer():
                     return
 
@@ -73,22 +72,22 @@ class _Ward:
         if len(descriptors) == 2:
             work, report = (socket.socket(fileno=descriptor) for descriptor in descriptors)
             with work:
-                self._bear(work, report)
+                self._start(work, report)
         else:  # there was no room for both
             for descriptor in descriptors:
                 os.close(descriptor)
         return True
 
-    def _bear(self, work: socket.socket, report: socket.socket) -> None:
+    def _start(self, work: socket.socket, report: socket.socket) -> None:
         fork_server = os.getpid()
         try:
             pid = os.fork()
         except OSError as error:
             with report, suppress(OSError):
-                report.send(BIRTH.pack(-(error.errno or 1)))
+                report.send(START.pack(-(error.errno or 1)))
             return
         if pid == 0:
-            self._live(work, report, fork_server)
+            self._run(work, report, fork_server)
         try:
             pidfd = os.pidfd_open(pid)
         except OSError:  # as many files as may be open: if this process ended for that, all its children would
@@ -99,28 +98,28 @@ class _Ward:
         self._reports[pidfd] = pid, report
         self._selector.register(pidfd, selectors.EVENT_READ)
 
-    def _live(self, work: socket.socket, report: socket.socket, fork_server: int) -> NoReturn:
-        """The child's whole life: it must never return into this process's stack."""
+    def _run(self, work: socket.socket, report: socket.socket, fork_server: int) -> NoReturn:
+        """The child, from start to end: it must never return into this process's stack."""
         code = 1
         try:
-            _die_with(fork_server)
+            _end_with(fork_server)
             self._leave_behind()
-            with report:  # only now: a child that is stopped before that line would outlive us all
-                socket.send_fds(report, [BIRTH.pack(os.getpid())], [os.pidfd_open(os.getpid())])
-            camera_child.live(work)
+            with report:  # only now: a child that is stopped before `_end_with` would outlive the worker
+                socket.send_fds(report, [START.pack(os.getpid())], [os.pidfd_open(os.getpid())])
+            reader.run(work)
             code = 0
         finally:
             os._exit(code)
 
     def _leave_behind(self) -> None:
-        """A sister's socket that is open here too would never be seen to close."""
+        """The end of another child's socket would never be seen while it is open here too."""
         self._requests.close()
         self._selector.close()
-        for pidfd, (_, sister) in self._reports.items():
+        for pidfd, (_, report) in self._reports.items():
             os.close(pidfd)
-            sister.close()
+            report.close()
 
-    def _bury(self, pidfd: int) -> None:
+    def _reap(self, pidfd: int) -> None:
         pid, report = self._reports.pop(pidfd)
         self._selector.unregister(pidfd)
         os.close(pidfd)

@@ -1,8 +1,8 @@
 """What passes between the worker and the process that reads a camera: an order one way, messages the other.
 
-The order is pickled, since the worker wrote it. A message never is: its sender works on a stranger's bytes and may be
-in a stranger's hands, so all that it says is checked for kind, size and range. It is a head of two lengths, JSON, and
-for a picture the pixels, which have the one size that the model wants, and the thumbnail.
+The order is pickled, since the worker wrote it. A message never is: its sender decodes bytes from outside, which may
+have taken it over, so the worker checks all of it for type, size and range. A message is a head of two lengths, JSON,
+and for a picture the pixels, which have the one size that the model wants, and the thumbnail.
 """
 
 import json
@@ -40,11 +40,11 @@ Seconds = Annotated[float, Field(ge=0, le=86_400)]
 
 
 class HungUp(CoatstreamError):
-    """The other side is not there any more."""
+    """The other side has closed its end, or died."""
 
 
 class Nonsense(CoatstreamError):
-    """The other side does not keep to the form: it is broken, or somebody else speaks through it."""
+    """The other side sent what is no message: it is broken, or under the control of what it decoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class _Checked(BaseModel):
 
 
 class Bad(_Checked):
-    """Pictures that were due and could not be used, since the last message: how many, and why the last one of them."""
+    """Pictures that were due and could not be used, since the last message: how many, and why the last one."""
 
     reason: DeadReason
     times: Annotated[int, Field(ge=1, le=100_000)]
@@ -76,7 +76,7 @@ class Loss(_Checked):
 
 
 class Tally(_Checked):
-    """What has been counted; every message has it.
+    """The counts, which are in every message.
 
     grabbed, replaced, cpu    from the process's start: pictures, pictures, CPU seconds of decoding and preparing
     costs, bad                since the last message; of the costs the newest ones only
@@ -91,7 +91,7 @@ class Tally(_Checked):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Message:
-    """A tally, and what there is to say besides: nothing (a heartbeat), a new step, a frame, or the end and why."""
+    """A tally and, besides, nothing (a heartbeat), a new step, a frame, or the end and its reason."""
 
     tally: Tally
     step: Step | None = None
@@ -100,7 +100,7 @@ class Message:
     ended: bool = False
 
 
-class _Vitals(_Checked):
+class _VitalsFields(_Checked):
     brightness: Finite
     contrast: Finite
     sharpness: Finite
@@ -108,19 +108,19 @@ class _Vitals(_Checked):
     fingerprint: Annotated[int, Field(ge=-(2**63), lt=2**64)]
 
 
-class _Picture(_Checked):
+class _PictureFields(_Checked):
     frame_id: Annotated[str, Field(min_length=1, max_length=256)]
     captured_at: Finite
     width: Side
     height: Side
-    vitals: _Vitals | None
+    vitals: _VitalsFields | None
     meta: Annotated[str, Field(max_length=4096)] | None = None
 
 
-class _Content(_Checked):
+class _MessageFields(_Checked):
     tally: Tally
     step: Step | None = None
-    picture: _Picture | None = None
+    picture: _PictureFields | None = None
     loss: Loss | None = None
     ended: bool = False
 
@@ -129,7 +129,7 @@ class _Content(_Checked):
 
 
 def receive_order(work: socket.socket) -> Order | None:
-    """The first thing that the worker says, or None where it has hung up."""
+    """The first thing that the worker sends, or None where it has hung up."""
     work.settimeout(None)
     head = work.recv(_ORDER.size, socket.MSG_WAITALL)
     if len(head) < _ORDER.size:
@@ -142,7 +142,7 @@ def receive_order(work: socket.socket) -> Order | None:
 def send(work: socket.socket, message: Message) -> None:
     """Waits as long as the worker does not read. Raises OSError when it has hung up."""
     frame = message.frame
-    content = _Content(
+    content = _MessageFields(
         tally=message.tally,
         step=message.step,
         picture=None if frame is None else _described(frame),
@@ -158,9 +158,9 @@ def send(work: socket.socket, message: Message) -> None:
         work.sendall(np.ascontiguousarray(part).data)
 
 
-def _described(frame: Frame) -> _Picture:
+def _described(frame: Frame) -> _PictureFields:
     vitals = frame.vitals
-    return _Picture(
+    return _PictureFields(
         frame_id=frame.frame_id,
         captured_at=frame.captured_at,
         width=frame.width,
@@ -168,7 +168,7 @@ def _described(frame: Frame) -> _Picture:
         meta=frame.meta,
         vitals=None
         if vitals is None
-        else _Vitals(
+        else _VitalsFields(
             brightness=float(vitals.brightness),
             contrast=float(vitals.contrast),
             sharpness=float(vitals.sharpness),
@@ -195,16 +195,8 @@ def send_order(work: socket.socket, order: Order) -> None:
         raise HungUp from None
 
 
-def send_wish(work: socket.socket) -> None:
-    """The next picture is wanted, due or not. Raises HungUp."""
-    try:
-        work.sendall(b"!")
-    except OSError:
-        raise HungUp from None
-
-
 class Inbox:
-    """Reads messages off a socket, whole ones only. Never waits longer than it is told to, whatever the sender does."""
+    """Reads whole messages from a socket. Never waits longer than the caller allows, whatever the sender does."""
 
     def __init__(self, work: socket.socket, *, source: str, spec: InputSpec) -> None:
         self._work = work
@@ -216,7 +208,7 @@ class Inbox:
         self._expect_head()
 
     def receive(self, within: float) -> Message | None:
-        """The next message, or None when it is not here within some seconds. Raises HungUp and Nonsense."""
+        """The next message, or None when it is not here within so many seconds. Raises HungUp and Nonsense."""
         until = time.monotonic() + within
         while True:
             while self._filled < len(self._wanted):
@@ -226,8 +218,15 @@ class Inbox:
             if message is not None:
                 return message
 
+    def ask_for_next(self) -> None:
+        """Ask for the next picture, whether it is due or not. Raises HungUp."""
+        try:
+            self._work.sendall(b"!")
+        except OSError:
+            raise HungUp from None
+
     def _fill(self) -> bool:
-        """Take what is there of the part that is wanted now. False: nothing is there."""
+        """Take what is there of the part that comes next. False: nothing is there."""
         try:
             count = self._work.recv_into(self._wanted[self._filled :])
         except BlockingIOError:
@@ -240,7 +239,7 @@ class Inbox:
         return True
 
     def _expect_head(self) -> None:
-        self._content: _Content | None = None
+        self._content: _MessageFields | None = None
         self._head: tuple[int, int] | None = None
         self._want(memoryview(bytearray(_HEAD.size)))
 
@@ -266,23 +265,23 @@ class Inbox:
         self._expect_head()
         return message
 
-    def _size(self, picture: _Picture | None) -> int:
+    def _size(self, picture: _PictureFields | None) -> int:
         if picture is None:
             return 0
         thumbnail = 0 if picture.vitals is None else THUMBNAIL[0] * THUMBNAIL[1]
         return self._shape[0] * self._shape[1] * self._shape[2] + thumbnail
 
-    def _message(self, content: _Content) -> Message:
+    def _message(self, content: _MessageFields) -> Message:
         frame = None if content.picture is None else self._frame(content.picture)
         return Message(content.tally, content.step, frame, content.loss, content.ended)
 
-    def _frame(self, picture: _Picture) -> Frame:
+    def _frame(self, picture: _PictureFields) -> Frame:
         data = np.frombuffer(self._wanted, np.uint8)
         height, width, channels = self._shape
         area = height * width * channels
         vitals = None
         if picture.vitals is not None:
-            # A copy, or whoever keeps a thumbnail would keep the pixels alive.
+            # A copy, or each thumbnail that is kept would keep the pixels alive.
             vitals = Vitals(**picture.vitals.model_dump(), thumbnail=data[area:].reshape(THUMBNAIL).copy())
         return Frame(
             source=self._source,
@@ -292,12 +291,12 @@ class Inbox:
             width=picture.width,
             height=picture.height,
             vitals=vitals,
-            meta=_checked_meta(picture.meta),
+            meta=checked_meta(picture.meta),
         )
 
 
-def _checked_meta(meta: str | None) -> str | None:
-    """It goes into documents as it is, so it must be one JSON object."""
+def checked_meta(meta: str | None) -> str | None:
+    """A frame's `meta` goes into documents as it is, so it must be one JSON object. Raises Nonsense."""
     if meta is None:
         return None
     try:
@@ -316,9 +315,9 @@ def _checked_head(head: bytes) -> tuple[int, int]:
     return length, size
 
 
-def _checked_content(text: bytes) -> _Content:
+def _checked_content(text: bytes) -> _MessageFields:
     try:
-        return _Content.model_validate_json(text)
+        return _MessageFields.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         raise Nonsense(f"a message with a wrong {'.'.join(map(str, first['loc'])) or 'form'}: {first['msg']}") from None

@@ -23,7 +23,6 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 
-from coatstream.cameras.active import demand
 from coatstream.cameras.capacity import (
     KEY_INTERVAL,
     LOAD,
@@ -31,12 +30,12 @@ from coatstream.cameras.capacity import (
     DecodeCost,
     Fit,
     Sampling,
-    demand_of,
+    demand,
     measure_rates,
     served,
 )
 from coatstream.cameras.capture.vitals import measure
-from coatstream.cameras.fleet.tenure import Tenure
+from coatstream.cameras.fleet.lease import CameraLease
 from coatstream.cameras.process.forkserver import ForkServer
 from coatstream.cameras.process.source import CameraProcess
 from coatstream.commands.bench.report import machine, rounded
@@ -211,7 +210,7 @@ def _memory(clip: Path, spec: InputSpec) -> int | None:
     settings = CameraSettings(name="bench", url=SecretStr(str(clip)), fps=0, realtime=True, loop=True)
     stop = threading.Event()
     with ForkServer(spec) as fork_server:
-        camera = CameraProcess(settings, spec, fork_server=fork_server, tenure=Tenure.unshared())
+        camera = CameraProcess(settings, spec, fork_server=fork_server, lease=CameraLease.unshared())
         with closing(camera.frames(stop)) as frames:
             for _ in zip(range(_PICTURES), frames, strict=False):
                 pass
@@ -262,13 +261,13 @@ def configured(cameras: Sequence[CameraSettings], engine_rate: float) -> dict[st
     """
     if not cameras:
         return None
-    asked = sum(map(demand_of, cameras))
+    asked = sum(map(demand, cameras))
     shares = served(cameras, LOAD * engine_rate)
     return {
         "cameras": len(cameras),
         "asked_frames_per_s": rounded(asked),
         "fit": asked <= LOAD * engine_rate,
-        "served_share": rounded(sum(demand_of(camera) * shares[camera.name] for camera in cameras) / asked),
+        "served_share": rounded(sum(demand(camera) * shares[camera.name] for camera in cameras) / asked),
         "served_share_by_camera": {name: rounded(share) for name, share in shares.items()},
     }
 

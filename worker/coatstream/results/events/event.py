@@ -1,4 +1,4 @@
-"""What happens to a camera: its state, its picture's health, its tags. Plain data; whoever hears of it decides."""
+"""What happens to a camera: its state, its picture's health, its tags. Plain data."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -32,4 +32,4 @@ class Event:
     fence: int = 0
 
 
-Announce = Callable[[Event], None]
+Publish = Callable[[Event], None]

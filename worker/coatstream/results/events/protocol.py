@@ -1,6 +1,6 @@
-"""Says events on the server, and reads what late comers read: each in one call. Knows nothing of threads or retries.
+"""Publishes events on the server, and reads present tags and states: each in one call. Knows no threads, no retries.
 
-A call that failed may be made again as it is: each event is said once (announce.lua tells why).
+A call that failed may be made again as it is: each event is published once (publish.lua explains why).
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from coatstream.settings.model import EventsSettings
 MOST_EVENTS: Final = 128  # of one call; some 100 kB
 MOST_SURVEYED: Final = 256  # cameras of one call
 
-_ANNOUNCE = Script("results/events/announce", after=("broker/keys", "broker/accounts"))
+_PUBLISH = Script("results/events/publish", after=("broker/keys", "broker/accounts"))
 _SURVEY = Script("results/events/survey")
 
 _LETTERS: Final = {EventKind.TAG_STARTED: "s", EventKind.TAG_ENDED: "e", EventKind.CAMERA_STATE: "t"}
@@ -29,17 +29,17 @@ _Arguments = list[str | bytes | int | float]
 
 
 class ForgottenError(Exception):
-    """The server has forgotten what it said before: it was killed, or another took over. Nothing was done."""
+    """The server has forgotten its newest events: it was killed, or a replica took over. Nothing was done."""
 
 
 @dataclass(frozen=True, slots=True)
 class PendingEvent:
     """An event on its way.
 
-    fence     under which it is said now: that of the event, or a newer one of the same worker
-    entry     its entry in the stream, where that is known: then it is said again only if the stream has forgotten it
-    restores  whether late comers shall read it again in any case
-    insists   its tag was not there to end, although its start was confirmed: once is enough
+    fence     under which it is published now: that of the event, or a newer one of the same worker
+    entry     its entry in the stream, where that is known: it is published again only if the stream has forgotten it
+    restores  whether its tag or state is written again in any case
+    insists   its tag was not there to end, although its start was confirmed: one more try is enough
     """
 
     event: Event
@@ -49,38 +49,38 @@ class PendingEvent:
     insists: bool = False
 
 
-class Verdict(StrEnum):
+class EventOutcome(StrEnum):
     """What came of it."""
 
-    SAID = "said"  # now, or by an earlier try
-    SAME = "same"  # the tag was there already: nothing was said
-    ABSENT = "absent"  # no such tag was there to end: nothing was said
-    FENCED = "fenced"  # another worker speaks for the camera: nothing was said
+    PUBLISHED = "published"  # now, or by an earlier try
+    SAME = "same"  # the tag was there already: nothing was published
+    ABSENT = "absent"  # no such tag was there to end: nothing was published
+    FENCED = "fenced"  # another worker has the camera's lease: nothing was published
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What the server says to one event.
+class EventReply:
+    """What the server replies to one event.
 
-    entry    of an event that was said
+    entry    of an event that is in the stream
     present  the tag that was there already
     """
 
-    word: Verdict
+    outcome: EventOutcome
     entry: str = ""
     present: PresentTag | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What late comers read of one camera now."""
+class CameraSnapshot:
+    """What clients read of one camera now."""
 
     state: bytes | None = field(repr=False)
     tags: dict[str, PresentTag]
 
 
 class EventStore:
-    """One worker's way to say events; used from one thread."""
+    """One worker's; used from one thread."""
 
     def __init__(self, client: Client, keys: FleetKeys, settings: EventsSettings, *, worker: str) -> None:
         self._client = client
@@ -89,28 +89,29 @@ class EventStore:
         self._worker = worker
         self._floor = ""  # the entry after which those of a call that failed would lie
 
-    def say(self, pendings: Sequence[PendingEvent], *, newest: str) -> list[Answer]:
-        """All of them, atomically, in order. `newest`: the last entry that an answer named, or empty.
+    def publish(self, pendings: Sequence[PendingEvent], *, newest: str) -> list[EventReply]:
+        """All of them, atomically, in order. `newest`: the last entry that a reply named, or empty.
 
-        Raises ForgottenError, RedisUnavailable (then nobody knows, and a repetition has its effect once), RedisRefuses.
+        Raises ForgottenError, RedisRefuses, and RedisUnavailable: then it may have been published, and the same call
+        again has its effect once.
         """
         if not self._floor:
             self._call((), newest)
         return self._call(pendings, newest)
 
-    def _call(self, pendings: Sequence[PendingEvent], newest: str) -> list[Answer]:
+    def _call(self, pendings: Sequence[PendingEvent], newest: str) -> list[EventReply]:
         keys = self._keys
         tags = list(dict.fromkeys(keys.tags(one.event.camera) for one in pendings if "tag" in one.event.detail))
         arguments: _Arguments = [self._settings.max_length, keys.channel(""), newest, self._floor]
         for one in pendings:
             arguments += self._block(one, tags)
         with calls("events could not be published", self._client):
-            reply = _ANNOUNCE(self._client, keys=[keys.events, keys.fences, keys.states, *tags], args=arguments)
+            reply = _PUBLISH(self._client, keys=[keys.events, keys.fences, keys.states, *tags], args=arguments)
         if reply == [b"lost"]:
             self._floor = ""
             raise ForgottenError
         self._floor = reply[0].decode()
-        return [_answer(text) for text in reply[1:]]
+        return [_reply(text) for text in reply[1:]]
 
     def _block(self, pending: PendingEvent, tags: Sequence[str]) -> _Arguments:
         event, detail = pending.event, pending.event.detail
@@ -132,24 +133,24 @@ class EventStore:
             *own,
         ]
 
-    def survey(self, cameras: Sequence[str]) -> dict[str, Found]:
-        """What late comers read of these cameras. Raises RedisUnavailable, RedisRefuses."""
-        found: dict[str, Found] = {}
+    def survey(self, cameras: Sequence[str]) -> dict[str, CameraSnapshot]:
+        """What clients read of these cameras. Raises RedisUnavailable, RedisRefuses."""
+        found: dict[str, CameraSnapshot] = {}
         for first in range(0, len(cameras), MOST_SURVEYED):
             some = cameras[first : first + MOST_SURVEYED]
             with calls("present tags cannot be read", self._client):
                 reply = _SURVEY(self._client, keys=[self._keys.states, *map(self._keys.tags, some)], args=some)
             for camera, state, tags in zip(some, reply[: len(some)], reply[len(some) :], strict=True):
-                found[camera] = Found(state or None, _tags(tags))
+                found[camera] = CameraSnapshot(state or None, _tags(tags))
         return found
 
 
-def _answer(text: bytes) -> Answer:
+def _reply(text: bytes) -> EventReply:
     if text.startswith(b"same"):
-        return Answer(Verdict.SAME, present=parse_present(text[4:]))
+        return EventReply(EventOutcome.SAME, present=parse_present(text[4:]))
     if text in (b"absent", b"fenced"):
-        return Answer(Verdict(text.decode()))
-    return Answer(Verdict.SAID, entry=text.decode())
+        return EventReply(EventOutcome(text.decode()))
+    return EventReply(EventOutcome.PUBLISHED, entry=text.decode())
 
 
 def _tags(pairs: Sequence[bytes]) -> dict[str, PresentTag]:

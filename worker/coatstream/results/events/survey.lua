@@ -1,4 +1,4 @@
--- What late comers read of some cameras: one moment's picture of all of them. Changes nothing.
+-- The present tags and states of some cameras, all at one moment. Changes nothing.
 --
 -- KEYS  1 state per camera  2.. present tags, a key per camera
 -- ARGV  the cameras, in the same order

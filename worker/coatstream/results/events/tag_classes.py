@@ -20,7 +20,7 @@ class TagClasses:
     def scores(self, prediction: Prediction) -> dict[str, float]:
         """Each tag's probability, 0..1: the sum of those of its classes, as far as the model named them.
 
-        What is no number counts as nothing: a tag that has once had it would never end.
+        NaN counts as 0: a tag that once had it would never end.
         """
         scores: dict[str, float] = {}
         for scored in (*prediction.labels, *prediction.further):

@@ -1,8 +1,8 @@
 """From labels that flicker to tags that start and end. One camera's; pure over its clocks, knows no Redis.
 
 A tag is on from the first frame at which its smoothed score reaches `start_at` to the last one before it falls below
-`end_below`. It is said when it has been on for `min_duration`, and ends when it has been off for `min_gap`: so no tag
-is shorter than the one, and no pause shorter than the other.
+`end_below`. Its start is published when it has been on for `min_duration`, and it ends when it has been off for
+`min_gap`: so no tag is shorter than the one, and no pause shorter than the other.
 """
 
 import math
@@ -25,11 +25,11 @@ Why = Literal["gone", "camera_lost", "removed"]
 
 @dataclass(frozen=True, slots=True)
 class PresentTag:
-    """A tag that is there now, as late comers read it.
+    """A tag that is present now, as clients read it.
 
-    score            when it was said to have started
+    score            when its start was published
     started_at       Unix seconds, of the first frame
-    first_frame_id   None where nobody knows it any more
+    first_frame_id   None where it is not known any more
     """
 
     score: float
@@ -38,10 +38,10 @@ class PresentTag:
 
 
 @dataclass(slots=True)
-class _Run:
+class _TagRun:
     """A tag from its first frame on.
 
-    said        whether anybody was told
+    published   whether its start was
     on          whether its score holds now
     last_on     Unix seconds of the last frame at which it held
     off_since   Unix seconds of the first frame at which it did not
@@ -49,7 +49,7 @@ class _Run:
 
     start: PresentTag
     peak: float
-    said: bool
+    published: bool
     last_on: float
     last_frame_id: str | None
     on: bool = True
@@ -134,7 +134,7 @@ class _Timeline:
         self.now: float | None = None
 
     def advance(self, captured_at: float, *, passed: float, loose: bool) -> float:
-        """Seconds since the last frame; `passed` are those by a clock that nobody sets."""
+        """Seconds since the last frame; `passed` are those by a clock that is never set."""
         if self.now is None:
             self.now = max(captured_at, self._floor)
             self._shift = self.now - captured_at
@@ -178,7 +178,7 @@ class Tagger:
         self._lost_after = max(settings.lost_after, FRAMES_MISSED / fps if fps else 0.0)
         self._clock = clock
         self._monotonic = monotonic
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, _TagRun] = {}
         self._fence = 0
         self._ended_here: set[str] = set()  # tags, under this fence
         self._begin()
@@ -193,7 +193,7 @@ class Tagger:
         self._unsmoothed = 0.0  # seconds since the last well picture
 
     def seen(self, prediction: Prediction) -> tuple[Event, ...]:
-        """What one more frame changes. A sick picture says nothing of what is there: it starts and ends no tag."""
+        """What one more frame changes. A sick picture starts and ends no tag."""
         self._under(prediction.fence)
         lost = self.tick()
         passed = self._monotonic() - self._arrived
@@ -204,8 +204,8 @@ class Tagger:
         scores = self._classes.scores(prediction)
         self._smoothing.add(scores, self._unsmoothed)
         self._unsmoothed = 0.0
-        said = (self._judge(tag, prediction) for tag in sorted({*scores, *self._runs}))
-        return (*lost, *(event for event in said if event is not None))
+        changes = (self._judge(tag, prediction) for tag in sorted({*scores, *self._runs}))
+        return (*lost, *(event for event in changes if event is not None))
 
     def _judge(self, tag: str, prediction: Prediction) -> Event | None:
         run = self._runs.get(tag)
@@ -214,25 +214,27 @@ class Tagger:
             return self._on(tag, run, prediction)
         return self._off(tag, run, prediction) if run else None
 
-    def _on(self, tag: str, run: _Run | None, prediction: Prediction) -> Event | None:
+    def _on(self, tag: str, run: _TagRun | None, prediction: Prediction) -> Event | None:
         now, score = self._now(prediction), self._smoothing.score(tag)
         if run is None:
-            run = _Run(PresentTag(score, now, prediction.frame_id), score, said=False, last_on=now, last_frame_id=None)
+            run = _TagRun(
+                PresentTag(score, now, prediction.frame_id), score, published=False, last_on=now, last_frame_id=None
+            )
             self._runs[tag] = run
         run.on, run.last_on, run.last_frame_id, run.peak = True, now, prediction.frame_id, max(run.peak, score)
-        if run.said or now - run.start.started_at < self._settings.min_duration:
+        if run.published or now - run.start.started_at < self._settings.min_duration:
             return None
-        run.said, run.start = True, replace(run.start, score=round(score, 6))
+        run.published, run.start = True, replace(run.start, score=round(score, 6))
         return self._started(tag, run, prediction)
 
-    def _off(self, tag: str, run: _Run, prediction: Prediction) -> Event | None:
+    def _off(self, tag: str, run: _TagRun, prediction: Prediction) -> Event | None:
         now = self._now(prediction)
         if run.on:
             run.on, run.off_since, run.last_on = False, now, min(run.last_on, now)
-        if run.said and now - run.off_since < self._settings.min_gap:
+        if run.published and now - run.off_since < self._settings.min_gap:
             return None
         del self._runs[tag]
-        return self._ended(tag, run, "gone", at=prediction.captured_at) if run.said else None
+        return self._ended(tag, run, "gone", at=prediction.captured_at) if run.published else None
 
     def _now(self, prediction: Prediction) -> float:
         return prediction.captured_at if self._line.now is None else self._line.now
@@ -250,20 +252,20 @@ class Tagger:
         return events
 
     def excuse(self) -> None:
-        """No frame can come through now, and that is no fault of the camera's."""
+        """No frame can be published now, which is not the camera's fault."""
         self._excused = self._monotonic()
 
     def end(self, why: Why) -> tuple[Event, ...]:
         """All tags are over: the camera is lost, or was removed."""
         at = self._clock()
-        events = tuple(self._ended(tag, run, why, at=at) for tag, run in sorted(self._runs.items()) if run.said)
+        events = tuple(self._ended(tag, run, why, at=at) for tag, run in sorted(self._runs.items()) if run.published)
         self._runs.clear()
         return events
 
     def resume(self, present: Mapping[str, PresentTag], *, fence: int = 0) -> None:
         """Go on from the tags that others have left. They end as all tags do.
 
-        What was said here under the same fence is kept: it may be on its way, and unknown where `present` was read.
+        Tags that started here under the same fence are kept: `present` may lack them, as their starts are on their way.
         """
         if fence != self._fence:
             self._under(fence)
@@ -272,9 +274,11 @@ class Tagger:
         now = self._clock()
         self._arrived = self._monotonic()
         for tag, start in present.items():
-            if tag not in self._ended_here and not ((known := self._runs.get(tag)) and known.said):
+            if tag not in self._ended_here and not ((known := self._runs.get(tag)) and known.published):
                 at_least = start.started_at + self._settings.min_duration
-                self._runs[tag] = _Run(start, start.score, said=True, last_on=max(now, at_least), last_frame_id=None)
+                self._runs[tag] = _TagRun(
+                    start, start.score, published=True, last_on=max(now, at_least), last_frame_id=None
+                )
                 self._line.rise_to(at_least)
 
     def _under(self, fence: int) -> None:
@@ -284,16 +288,16 @@ class Tagger:
 
     @property
     def present(self) -> dict[str, PresentTag]:
-        """The tags that were said to have started and not to have ended. For any thread."""
-        return {tag: run.start for tag, run in list(self._runs.items()) if run.said}
+        """The tags whose start was published and whose end was not. For any thread."""
+        return {tag: run.start for tag, run in list(self._runs.items()) if run.published}
 
-    def _started(self, tag: str, run: _Run, prediction: Prediction) -> Event:
+    def _started(self, tag: str, run: _TagRun, prediction: Prediction) -> Event:
         self._ended_here.discard(tag)
         start = run.start
         detail = {"tag": tag, "score": start.score, "started_at": start.started_at, "frame_id": start.first_frame_id}
         return self._event(EventKind.TAG_STARTED, detail, at=prediction.captured_at)
 
-    def _ended(self, tag: str, run: _Run, why: Why, *, at: float) -> Event:
+    def _ended(self, tag: str, run: _TagRun, why: Why, *, at: float) -> Event:
         self._ended_here.add(tag)
         detail = {
             "tag": tag,

@@ -1,4 +1,4 @@
-"""Says of a removed camera that its tags are over and that it is gone, where no worker reads it that would."""
+"""Publishes that the tags of a removed camera have ended and that it is gone, where no worker reads it that would."""
 
 import time
 from collections.abc import Callable
@@ -13,19 +13,19 @@ from coatstream.results.events.protocol import MOST_EVENTS, EventStore, PendingE
 from coatstream.settings.model import EventsSettings
 from coatstream.telemetry.identity import worker_name
 
-_GONE: Final = {"state": "removed", "reason": None, "message": ""}
+_REMOVED: Final = {"state": "removed", "reason": None, "message": ""}
 
 
-def farewell(
+def publish_removal(
     client: Client, keys: FleetKeys, settings: EventsSettings, camera: str, *, clock: Callable[[], float] = time.time
 ) -> None:
-    """Under the camera's newest number. Raises RedisUnavailable, RedisRefuses."""
+    """Under the camera's newest fence. Raises RedisUnavailable, RedisRefuses."""
     event_store = EventStore(client, keys, settings, worker=worker_name())
     with calls("the number of the camera cannot be read", client):
         number = client.hget(keys.fences, camera) or b""
     fence, now = int(number) if number.isdigit() else 0, clock()
     tags = event_store.survey([camera])[camera].tags
     events = [ended_event(camera, tag, tags[tag], at=now, fence=fence, why="removed") for tag in sorted(tags)]
-    events.append(Event(EventKind.CAMERA_STATE, camera, now, _GONE, fence))
+    events.append(Event(EventKind.CAMERA_STATE, camera, now, _REMOVED, fence))
     for first in range(0, len(events), MOST_EVENTS):
-        event_store.say([PendingEvent(event, fence) for event in events[first : first + MOST_EVENTS]], newest="")
+        event_store.publish([PendingEvent(event, fence) for event in events[first : first + MOST_EVENTS]], newest="")

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 from coatstream.cameras.capture.camera import Step
-from coatstream.cameras.process.child import Outbox, Stop, camera_of, read
+from coatstream.cameras.process.reader import Outbox, Stop, camera_of, read
 from coatstream.cameras.process.wire import Inbox, Message, Order, send
 from coatstream.errors import BadFrame, DeadReason, DownReason, SourceLost
 from coatstream.frames.frame import Frame, InputSpec
@@ -226,7 +226,7 @@ def test_why_a_camera_was_lost_is_told_without_its_password() -> None:
 
 
 def test_a_bug_is_a_loss_and_says_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coatstream.cameras.process.child.prepare", lambda picture, spec: 1 / 0)
+    monkeypatch.setattr("coatstream.cameras.process.reader.prepare", lambda picture, spec: 1 / 0)
 
     messages = played(CameraSettings.model_validate({"name": "clip", "url": str(COCKATOO)}))
 
@@ -248,4 +248,4 @@ def test_a_figure_that_cannot_be_told_is_a_loss_and_no_silence() -> None:
     assert stop.is_set()
     assert message is not None
     assert message.loss is not None
-    assert message.loss.message.startswith("what is told of a camera: a bug: ValidationError: 1 validation error")
+    assert message.loss.message.startswith("a message about a camera: a bug: ValidationError: 1 validation error")

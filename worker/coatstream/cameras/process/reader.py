@@ -1,11 +1,10 @@
-"""The life of a process that reads one camera: its thread reads, another one talks to the worker.
+"""What runs in a process that reads one camera: one thread reads, another one sends to the worker.
 
-Never waits for the worker while a live camera is read: what the worker does not take in time is replaced by the next
-picture, and counted. A file waits. Ends when the worker hangs up, and leaves the judgement to it: a process cannot tell
-that it hangs.
+Never waits for the worker while a live camera is read: a picture that the worker does not take in time is replaced by
+the next one, and counted. A file waits. Ends when the worker hangs up. The worker judges whether this process hangs,
+since it cannot tell that itself.
 """
 
-import ctypes
 import socket
 import threading
 from collections import Counter, deque
@@ -34,19 +33,19 @@ from coatstream.errors import BadFrame, CoatstreamError, DeadReason, DownReason,
 from coatstream.frames.frame import Frame
 from coatstream.frames.opencv import overheard
 from coatstream.frames.resizing import prepare
+from coatstream.settings.process import show_as
 
-BEAT: Final = 0.2  # seconds at most between two signs of life while pictures arrive
+BEAT: Final = 0.2  # seconds at most between two messages while pictures arrive
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
-_PR_SET_NAME = 15  # linux/prctl.h
 
 
-def live(work: socket.socket) -> None:
+def run(work: socket.socket) -> None:
     """Read the camera of the order that comes first, until it ends, is lost, or the worker hangs up."""
     order = receive_order(work)
     if order is None:
         return
-    ctypes.CDLL(None).prctl(_PR_SET_NAME, order.settings.name.encode()[:15])  # what `top` shows
-    _go_first()
+    show_as(order.settings.name)
+    _be_the_first_to_die()
     single_threaded()
     stop = Stop()
     outbox = Outbox(partial(send, work))
@@ -59,8 +58,8 @@ def live(work: socket.socket) -> None:
     sender.join()
 
 
-def _go_first() -> None:
-    """Where memory runs out, the kernel shall rather end one camera's process than the worker."""
+def _be_the_first_to_die() -> None:
+    """Where memory runs out, the kernel should end one camera's process rather than the worker."""
     with suppress(OSError, ValueError):
         score = int(_OOM_SCORE.read_text())
         _OOM_SCORE.write_text(str(min(1000, score + 300)))
@@ -73,7 +72,7 @@ def camera_of(
     overheard: Callable[[], bytes] = lambda: b"",
     wanted: threading.Event | None = None,
 ) -> Camera:
-    """The camera, with everything that it has to tell going into the outbox."""
+    """The camera. Its frames, counts, steps and bad pictures go into the outbox."""
     # A camera prepares in BGR and turns the small result, and crop mode `border` pads with the mean.
     spec = replace(order.spec, mean=(order.spec.mean[2], order.spec.mean[1], order.spec.mean[0]))
     return Camera(
@@ -89,7 +88,7 @@ def camera_of(
 
 
 def read(camera: Camera, outbox: "Outbox", stop: "Stop") -> None:
-    """To the end, whatever that is."""
+    """Read until the camera ends, is lost, or `stop`; the outbox is told which."""
     lost: SourceLost | None = None
     try:
         with closing(camera.frames(stop)) as frames:
@@ -100,18 +99,18 @@ def read(camera: Camera, outbox: "Outbox", stop: "Stop") -> None:
         lost = loss
     except CoatstreamError as error:  # a password file that cannot be read, say
         lost = SourceLost(f"camera {camera.name!r}: {error}", slow=True)
-    except Exception as bug:  # the edge of the process: the worker says it, and tries again
+    except Exception as bug:  # the edge of the process: the worker logs it, and tries again
         lost = bug_in(f"camera {camera.name!r}", bug)
     outbox.end(lost)
 
 
 def bug_in(what: str, bug: Exception) -> SourceLost:
-    """One line about it, for the worker's log."""
+    """A bug as one line for the worker's log."""
     return SourceLost(f"{what}: a bug: {type(bug).__name__}: {bug}", reason=DownReason.CRASHED)
 
 
 def _listen(work: socket.socket, stop: "Stop", outbox: "Outbox", wanted: threading.Event) -> None:
-    """After the order the worker says only that it wants the next picture now, and at last hangs up."""
+    """After the order the worker only asks for the next picture at once, and at last hangs up."""
     with suppress(OSError):
         while work.recv(1):
             wanted.set()
@@ -120,7 +119,7 @@ def _listen(work: socket.socket, stop: "Stop", outbox: "Outbox", wanted: threadi
 
 
 class Stop(threading.Event):
-    """Knows whether somebody waits on it on purpose: between a file's pictures, or for the next one in a folder."""
+    """Knows whether the reading thread waits on it: between a file's pictures, or for the next one in a folder."""
 
     waiting = False
 
@@ -133,18 +132,18 @@ class Stop(threading.Event):
 
 
 class Outbox:
-    """Between the thread that reads and the one that sends: a slot for one frame, and the counts since the last one."""
+    """Between the thread that reads and the one that sends: a slot for one frame, and the counts."""
 
     def __init__(self, post: Callable[[Message], None]) -> None:
         self._post = post
         self._changed = threading.Condition()  # guards all below
-        self._steps: deque[Step] = deque(maxlen=16)  # the newest ones; there are four kinds
+        self._steps: deque[Step] = deque(maxlen=16)  # the newest; there are four kinds
         self._frame: Frame | None = None
         self._closed = False
         self._ending = False
         self._lost: SourceLost | None = None
         self._grabbed = 0
-        self._told = 0  # of those
+        self._sent = 0  # of those
         self._replaced = 0
         self._cpu = 0.0
         self._costs: deque[tuple[str, float]] = deque(maxlen=MAX_COSTS)
@@ -179,7 +178,7 @@ class Outbox:
             self._why_bad[bad.reason] = one_line(bad)
 
     def put(self, frame: Frame, *, live: bool) -> bool:
-        """Leave a frame for the worker; wait for room unless `live`. False: it wants no more."""
+        """Leave a frame for the worker; wait for room unless `live`. False: the worker has hung up."""
         with self._changed:
             if not live:
                 self._changed.wait_for(lambda: self._closed or self._frame is None)
@@ -191,7 +190,7 @@ class Outbox:
         return True
 
     def end(self, lost: SourceLost | None) -> None:
-        """Nothing more comes after what is here: it came to its own end, or was lost."""
+        """Nothing comes after what is here: the camera ended (None), or was lost."""
         with self._changed:
             if not self._ending:
                 self._ending, self._lost = True, lost
@@ -200,7 +199,7 @@ class Outbox:
     # ---- the other threads
 
     def close(self) -> None:
-        """The worker wants no more."""
+        """The worker has hung up."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -213,14 +212,14 @@ class Outbox:
             except OSError:
                 stop.set()
                 self.close()
-            except Exception as bug:  # a figure that has no place in a message, say
-                self.end(bug_in("what is told of a camera", bug))
+            except Exception as bug:  # a figure that does not fit into a message, for example
+                self.end(bug_in("a message about a camera", bug))
                 stop.set()
             if message.ended or message.loss is not None:
                 return
 
     def _next(self, stop: Stop) -> Message | None:
-        """Wait for what is to be said: a step, a frame, the end, or that all is well. None: nobody listens any more."""
+        """Wait for a step, a frame, the end, or a sign of life. None: the worker has hung up."""
         with self._changed:
             while not self._closed:
                 self._changed.wait_for(lambda: self._closed or self._steps or self._frame or self._ending, BEAT)
@@ -232,7 +231,7 @@ class Outbox:
                     return Message(self._tally(), frame=frame)
                 if self._ending:
                     return self._last()
-                if self._grabbed != self._told or stop.waiting:
+                if self._grabbed != self._sent or stop.waiting:
                     return Message(self._tally())
             return None
 
@@ -243,7 +242,7 @@ class Outbox:
         return Message(self._tally(), loss=Loss(reason=lost.reason, message=one_line(lost), slow=lost.slow))
 
     def _tally(self) -> Tally:
-        """The counts, which begin anew where they are counts since the last message."""
+        """The counts; those since the last message begin anew."""
         bad = tuple(
             Bad(reason=reason, times=min(times, 100_000), message=self._why_bad[reason])
             for reason, times in self._bad.items()
@@ -255,7 +254,7 @@ class Outbox:
             costs=tuple((stage, max(0.0, seconds)) for stage, seconds in self._costs),
             bad=bad,
         )
-        self._told = self._grabbed
+        self._sent = self._grabbed
         self._costs.clear()
         self._bad.clear()
         return tally

@@ -1,25 +1,25 @@
--- Says what happened to cameras, each thing once, and keeps what late comers read: the present tags and states.
+-- Publishes what happened to cameras, each event once, and keeps what clients read later: the present tags and states.
 --
 -- KEYS  1 events out  2 newest fence per camera  3 state per camera  4.. present tags of one camera each
 -- ARGV  1 events kept  2 channel prefix  3 id of the caller's newest entry, or ''  4 id after which an earlier try of this
 --       call has added entries, if it has
 --       then one block per event:
 --         kind camera fence id json  <number of flat values> field value ...  and by kind
---         s  a tag started  key tag value  (key: place in KEYS; value: the JSON for late comers)
+--         s  a tag started  key tag value  (key: place in KEYS; value: the JSON of the present tag)
 --         e  a tag ended    key tag started_at
 --         t  a state        value, or '': the camera was removed
 --         o  other
---       A large letter (S, T) restores what late comers read, of an event that was said long ago. id: the event's entry,
---       where the caller knows it: the event is said again only if the stream has forgotten that.
+--       A capital letter (S, T) writes the tag or the state again for an event that was published long ago. id: the event's
+--       entry, where the caller knows it: the event is published again only if the stream has forgotten that entry.
 -- Reply { id for the next call's ARGV 4; then per event: an entry's id: it is in the stream, now or since an earlier try |
---         'same' and JSON: the tag was there already, so | 'absent': it was not there to end | 'fenced': another worker
---         speaks for the camera }, or {'lost'}: the stream has forgotten the caller's newest entry; nothing was done.
+--         'same' and JSON: the tag was there already, like this | 'absent': it was not there to end | 'fenced': another
+--         worker has the camera's lease }, or {'lost'}: the stream has forgotten the caller's newest entry; nothing was done.
 --
--- Why it may be sent twice. A document is unlike any other (camera, moment, worker), so one that is in the stream already
+-- Why a call may be sent twice. No two documents are equal (camera, moment, worker), so one that is in the stream already
 -- is not added again; only entries after ARGV 4 need to be looked at. A tag that is there does not start, one that is not
 -- there does not end, and an end does not touch a tag that started later.
 -- Why 'lost'. A server that was killed, or a replica that took over, may have forgotten its last second. Then the caller
--- says again what was in it, before anything else.
+-- first publishes again what was in it.
 
 local events, fences, states = KEYS[1], KEYS[2], KEYS[3]
 local kept, prefix, newest, floor = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
@@ -38,7 +38,7 @@ local function is_before(id, other)
   return tonumber(number) < tonumber(other_number)
 end
 
--- Whether the stream has never heard of an entry that it once gave this id. What was trimmed lies before the oldest entry
+-- Whether the stream does not know an entry to which it once gave this id. What was trimmed lies before the oldest entry
 -- that is left; what was deleted by hand is remembered.
 local function has_forgotten(id)
   if redis.call('XRANGE', events, id, id)[1] then return false end
@@ -53,11 +53,11 @@ end
 
 if newest ~= '' and has_forgotten(newest) then return {'lost'} end
 
-local said = {} -- JSON -> id, of what is there since the last call
+local published = {} -- JSON -> id, of the entries since the last call
 if #ARGV >= FIRST_BLOCK then
   for _, entry in ipairs(redis.call('XREVRANGE', events, '+', '(' .. floor, 'COUNT', MOST_LOOKED_AT)) do
     for i = 1, #entry[2], 2 do
-      if entry[2][i] == 'json' then said[entry[2][i + 1]] = entry[1] end
+      if entry[2][i] == 'json' then published[entry[2][i + 1]] = entry[1] end
     end
   end
 end
@@ -73,7 +73,7 @@ local function started_at(json)
   return tonumber(string.match(json, '"started_at":([%d.eE+-]+)') or '')
 end
 
--- What each kind does to what late comers read; returns why there is nothing to say, if so.
+-- What each kind does to present tags and states; returns why there is nothing to publish, if so.
 local effect = {}
 
 function effect.s(camera, key, tag, value)
@@ -94,7 +94,7 @@ end
 function effect.o() end
 
 -- pcall: a user without the right to a channel still gets the stream.
-local function say(camera, json, fields)
+local function publish(camera, json, fields)
   fields[#fields + 1], fields[#fields + 2] = 'json', json
   local id = redis.call('XADD', events, 'MAXLEN', '~', kept, '*', unpack(fields))
   redis.pcall('PUBLISH', prefix .. camera, json)
@@ -107,16 +107,16 @@ local function take(count)
   return unpack(ARGV, at - count, at - 1)
 end
 
--- The answer to one event.
-local function announce(letter, camera, fence, id, json, fields, own)
-  if said[json] then return said[json] end
+-- The reply to one event.
+local function reply_to(letter, camera, fence, id, json, fields, own)
+  if published[json] then return published[json] end
   local kind, restores = string.lower(letter), letter ~= string.lower(letter)
   if is_fenced(camera, fence) then return 'fenced' end
   if id ~= '' and not has_forgotten(id) then
     if restores then effect[kind](camera, unpack(own)) end
     return id
   end
-  return effect[kind](camera, unpack(own)) or say(camera, json, fields)
+  return effect[kind](camera, unpack(own)) or publish(camera, json, fields)
 end
 
 local VALUES = {s = 3, e = 3, t = 1, o = 0}
@@ -124,7 +124,7 @@ local reply = {floor}
 while at <= #ARGV do
   local letter, camera, fence, id, json, count = take(6)
   local fields = {take(tonumber(count))}
-  reply[#reply + 1] = announce(letter, camera, fence, id, json, fields, {take(VALUES[string.lower(letter)])})
+  reply[#reply + 1] = reply_to(letter, camera, fence, id, json, fields, {take(VALUES[string.lower(letter)])})
 end
 local last = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
 reply[1] = last and last[1] or '0-0'

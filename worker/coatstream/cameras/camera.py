@@ -1,0 +1,157 @@
+"""One camera that this worker reads: its process, its picture's health, its change gate and its events.
+
+Decides neither whether it is read nor by which worker.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+
+from coatstream.cameras.events import CameraEvents
+from coatstream.cameras.fleet.lease import CameraLease
+from coatstream.cameras.health import PictureHealth
+from coatstream.cameras.process.forkserver import ForkServer
+from coatstream.cameras.process.source import CameraProcess
+from coatstream.errors import BadFrame, DownReason, redact
+from coatstream.frames.frame import Frame, InputSpec, Label, PictureFault
+from coatstream.pipeline.metrics import PipelineMetrics
+from coatstream.pipeline.reuse import Gate
+from coatstream.results.events.publisher import EventPublisher
+from coatstream.results.events.tag_classes import TagClasses, tag_classes
+from coatstream.results.events.tags import Tagger
+from coatstream.settings.model import CameraSettings, SettingsTree
+from coatstream.telemetry.ledger import DropReason
+from coatstream.telemetry.status import SourceStatus, State
+from coatstream.telemetry.telemetry import Telemetry
+
+_LOG_AGAIN: Final = 10.0  # seconds between two lines about bad pictures of one camera
+
+
+@dataclass(frozen=True, slots=True)
+class CameraContext:
+    """What all cameras of one worker share. `labels`: the model's classes; `classes`: the tags of most cameras."""
+
+    settings: SettingsTree
+    spec: InputSpec
+    labels: tuple[Label, ...]
+    classes: TagClasses
+    fork_server: ForkServer
+    events: EventPublisher
+    telemetry: Telemetry
+    metrics: PipelineMetrics
+    loop: asyncio.AbstractEventLoop
+
+    def classes_of(self, camera: CameraSettings) -> TagClasses:
+        """Raises ConfigError for tags that this model cannot have."""
+        if camera.tags is None:
+            return self.classes
+        return tag_classes(camera.tags, self.labels, where=f"tags of camera {camera.name}")
+
+    def tagger(self, camera: CameraSettings) -> Tagger:
+        """A camera without tags has one too: it ends those that earlier settings have left."""
+        tags = camera.tags or self.settings.tags
+        classes = self.classes_of(camera) if tags.enabled else TagClasses({})
+        return Tagger(camera.name, tags, classes, fps=camera.fps)
+
+
+class ActiveCamera:
+    """The observer of its source, of the intake's reader and of its process; these call in its intake thread.
+
+    gate    None: all its frames are classified
+    ended   it has come to its own end: a file was read
+    active  False: it is read no longer, though its intake thread may still have to end
+    """
+
+    def __init__(self, settings: CameraSettings, lease: CameraLease, context: CameraContext) -> None:
+        """Raises ConfigError for what cannot be a camera, and for tags that this model cannot have."""
+        tree, reuse = context.settings, settings.reuse or context.settings.reuse
+        self.settings = settings
+        self.lease = lease
+        self.events = CameraEvents(settings.name, lease, context.tagger(settings), context.events, loop=context.loop)
+        self.health = PictureHealth(settings.health or tree.health, settings.name, publish=self.events.picture)
+        self.gate = Gate(reuse, rng=random.Random(), monotonic=time.monotonic) if reuse.enabled else None
+        self.process = CameraProcess(
+            settings, context.spec, fork_server=context.fork_server, lease=lease, observer=self
+        )
+        self.active, self.ended = True, False
+        self._ledger, self._status = context.telemetry.ledger, context.telemetry.status
+        self._metrics = context.metrics
+        self._log_at = 0.0  # monotonic seconds
+        self._log = structlog.get_logger("cameras")
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def status(self) -> SourceStatus | None:
+        """As the intake sees it."""
+        return self._status.sources().get(self.name)
+
+    def document(self) -> Mapping[str, Any]:
+        """The camera as /api/cameras shows it."""
+        stats, status = self.process.stats(), self.status
+        return {
+            "name": self.name,
+            "url": redact(self.settings.url.get_secret_value()),
+            "state": status.state if status else None,
+            "reason": status.reason.value if status and status.reason else None,
+            "message": redact(status.message) if status else None,
+            "since": status.since if status else None,
+            "fence": self.lease.fence,
+            "fps": self.settings.fps,
+            "priority": self.settings.priority,
+            "pictures": stats.grabbed,
+            "last_picture": stats.last_picture or None,
+            "picture": sorted(fault.value for fault in self.health.stats().sick),
+            "tags": sorted(self.events.tags),
+        }
+
+    # ---- SourceObserver
+
+    def on_state(self, state: State, reason: DownReason | None, message: str) -> None:
+        """The intake has found a new state."""
+        if self.active:
+            self.ended = state == "ended"
+            self.events.state(state, reason, message)
+        if state == "ended":  # no other worker shall begin it again
+            self.lease.camera_ended()
+
+    # ---- CameraObserver
+
+    def opening(self) -> None:
+        self.events.opening(self.status)
+
+    def faults_of(self, frame: Frame) -> tuple[PictureFault, ...]:
+        faults = () if frame.vitals is None else self.health.look(frame.vitals, frame.captured_at)
+        self.events.take_tags_over(frame.fence)
+        return faults
+
+    def spent(self, stage: str, seconds: float) -> None:
+        self._metrics.observe(stage, seconds)
+
+    def unusable(self, bad: BadFrame) -> None:
+        self._ledger.received(self.name)
+        self._ledger.dead(self.name, bad.reason)
+        now = time.monotonic()
+        if now >= self._log_at:  # a broken stream has many
+            self._log_at = now + _LOG_AGAIN
+            trouble = redact(str(bad))
+            self._log.warning("a picture cannot be used", source=self.name, reason=bad.reason.value, trouble=trouble)
+
+    def replaced(self, count: int) -> None:
+        for _ in range(count):
+            self._ledger.received(self.name)
+            self._ledger.dropped(self.name, DropReason.REPLACED)
+
+    def flows(self, flowing: bool) -> None:
+        state: State = "live" if flowing else "stalled"
+        reason = None if flowing else DownReason.TIMEOUT
+        if self.active and self._status.source(self.name, state, reason):
+            self._log.info("source up" if flowing else "source stalled", source=self.name)
+            self.events.state(state, reason, "")

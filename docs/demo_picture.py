@@ -30,7 +30,7 @@ GREY = "#76808b"  # can be read on white and on black
 ASSETS = Path(__file__).parents[1] / "worker" / "coatstream" / "assets"
 CLIP, CLIP_FRAME = "cockatoo_360p.mp4", 200  # of frames 177 to 224, where the bird is in the picture for certain
 PHOTOS = {"table": "coffee.png", "cat": "chelsea.png", "field": "camera.png"}  # source -> photo, as the demo has them
-WIDTH, HEIGHT, GAP = 184, 118, 36  # of a picture, and below it
+WIDTH, HEIGHT, GAP = 220, 122, 34  # of a picture, and below it
 
 
 def main() -> None:
@@ -105,7 +105,7 @@ def _picture(source: str, image: Image.Image, top: int) -> str:
     data = base64.b64encode(small.getvalue()).decode()
     return (
         f'<image x="0" y="{top}" width="{WIDTH}" height="{HEIGHT}" href="data:image/jpeg;base64,{data}"/>'
-        f'<text x="0" y="{top + HEIGHT + 20}" font-family="{FONTS}" font-size="15" fill="{GREY}">{source}</text>'
+        f'<text x="0" y="{top + HEIGHT + 20}" font-family="{FONTS}" font-size="18" fill="{GREY}">{source}</text>'
     )
 
 

@@ -1,4 +1,4 @@
-"""Every error that coatstream raises on purpose, named by who must react to it; redaction; backoff.
+"""Every error that coatstream raises on purpose, named by who must react; the wait before a retry; redaction.
 
 A message is one line for a person: what happened, with which value, what to do. It never holds a credential.
 """
@@ -13,7 +13,7 @@ SLOW_RETRY: Final = 1.0  # seconds
 
 
 class CoatstreamError(Exception):
-    """The root: whatever is not one of these is a bug and ends the process with exit code 1."""
+    """The root. Any other exception is a bug and ends the process with exit code 1."""
 
 
 class ConfigError(CoatstreamError):
@@ -25,20 +25,20 @@ class EngineError(CoatstreamError):
 
 
 class EngineBroken(CoatstreamError):
-    """The engine fails on every picture, whoever's it is. The worker ends with exit code 1 and leaves the frames be."""
+    """The engine fails on every picture. The worker ends with exit code 1 and leaves its frames to other workers."""
 
 
 class RedisRefuses(ConfigError):
-    """Redis will refuse this for ever: a right is missing, a key holds something else. Exit code 2, at any time.
+    """Redis refuses a call, and always will: a right is missing, or a key holds another type. Exit code 2, at any time.
 
-    While rights are being reloaded a server may say so for a moment; who can wait may try a few times more.
+    A server that reloads its rights may refuse for a moment, so callers that can wait may try a few times more.
     """
 
 
 class RedisUnavailable(CoatstreamError):
-    """Redis cannot be reached. At start: exit code 4. Later: whoever called waits, then tries the same call again.
+    """Redis cannot be reached. At the start: exit code 4. Later the caller waits and then makes the same call again.
 
-    slow  trying again before `SLOW_RETRY` seconds have passed is no use: the password was refused, say
+    slow  the next try should wait for `SLOW_RETRY` seconds at least, because the password was refused, for instance
     """
 
     def __init__(self, message: str, *, slow: bool = False) -> None:
@@ -46,11 +46,11 @@ class RedisUnavailable(CoatstreamError):
         self.slow = slow
 
 
-REDIS_TROUBLE = (RedisUnavailable, RedisRefuses)  # for those who only look on: who reads or publishes decides
+REDIS_TROUBLE = (RedisUnavailable, RedisRefuses)  # for code that only observes: readers and publishers decide
 
 
 def first_line(error: BaseException) -> str:
-    """What an error that is not ours says, for one line of ours."""
+    """The first line of another library's error, at most 200 characters, to be quoted in a line of ours."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
@@ -58,21 +58,19 @@ class DownReason(StrEnum):
     """Why a source is down, for people, gauges and events."""
 
     UNREACHABLE = "unreachable"  # no route, no such name, nothing listens
-    REFUSED = (
-        "refused"  # somebody answers and says no: no such path, too many viewers, a certificate nobody vouches for
-    )
+    REFUSED = "refused"  # the other side refuses: no such path, too many viewers, an unknown certificate
     AUTH = "auth"  # user or password are wrong
     TIMEOUT = "timeout"  # connected, then silence
-    NO_VIDEO = "no_video"  # a stream without pictures
-    CODEC = "codec"  # pictures that nobody here can decode
+    NO_VIDEO = "no_video"  # a stream without video
+    CODEC = "codec"  # this machine cannot decode its pictures
     ENDED = "ended"  # the other side closed
     CRASHED = "crashed"  # the process that read it died
-    CHANGED = "changed"  # its pictures have another size now, which takes a new opening
-    REDIS = "redis"  # the queue: Redis is away
+    CHANGED = "changed"  # its pictures have another size now, so it is opened again
+    REDIS = "redis"  # of the queue: Redis cannot be reached
 
 
 class SourceLost(CoatstreamError):
-    """A source's connection is gone or silent. Its intake backs off and opens it again.
+    """A source's connection is gone or silent. Its intake waits and opens it again.
 
     slow  as above
     """
@@ -94,7 +92,7 @@ class DeadReason(StrEnum):
 
 
 class BadFrame(CoatstreamError):
-    """One frame cannot be labelled, whoever tries. A queue frame becomes a dead letter, a camera's frame is counted."""
+    """No worker can label this frame. A queue's frame becomes a dead letter, a camera's frame is counted."""
 
     def __init__(self, reason: DeadReason, message: str) -> None:
         super().__init__(message)
@@ -124,9 +122,9 @@ class NoOutcome(CoatstreamError, TimeoutError):
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Waits are drawn from 0..min(longest, first * 2**attempt) seconds: many who lost the same server spread out.
+    """Random waits of 0 to min(longest, first * 2**attempt) seconds, so that many clients of one server spread out.
 
-    "Full jitter" as compared in M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+    This is "full jitter" of M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
 
     first: float
@@ -168,8 +166,8 @@ class Retries:
         return self._refusals >= REFUSALS
 
 
-# user:password@ in a URL. The password may hold anything but white space and quotes, '@' and '/' too, so the match is
-# greedy up to the last '@' before one of those.
+# user:password@ in a URL. A password may hold '@' and '/', so the match runs to the last '@' before white space or a
+# quote.
 _USERINFO = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)[^\s\"'<>]*@", re.IGNORECASE)
 _QUERY_SECRET = re.compile(
     r"(?P<key>[?&;](?:[\w-]*(?:pass|pwd|secret|token|auth|signature|api_?key)[\w-]*|key|sig|user(?:name)?)=)[^&;\s\"'<>]*",

@@ -1,7 +1,7 @@
-"""Decoding: encoded or raw bytes to RGB pixels, within bounds. Nothing here knows where a picture comes from.
+"""Decoding: encoded or raw bytes to RGB pixels, within bounds. Knows no sources.
 
-What each way costs at 1080p, and how far half size is from the whole, bench/preparation.py says. A walk of our own over
-a JPEG's header is there because PIL's parser and a search for scans would add a tenth to that.
+bench/preparation.py measures the cost of each way at 1080p, and how far half size differs from the whole. This module
+reads JPEG headers itself, because PIL's parser and a search for scans would add a tenth to the cost.
 """
 
 import io
@@ -22,8 +22,8 @@ PixelFormat = Literal["bgr24", "rgb24", "gray8"]
 
 _CHANNELS: Final = {"bgr24": 3, "rgb24": 3, "gray8": 1}
 
-# The plugins themselves rather than PIL.Image.open: they are five, they answer to `max_pixels` alone and not to PIL's
-# process-wide limit, which warns first and raises at twice its value.
+# The five plugins instead of PIL.Image.open, which obeys PIL's process-wide limit: it warns first and raises only at
+# twice that value. Here `max_pixels` alone decides.
 _READERS: Final = (
     (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
     (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
@@ -33,9 +33,9 @@ _READERS: Final = (
     (b"MM", TiffImagePlugin.TiffImageFile),
 )
 
-# PIL warns about headers that contradict themselves (mostly TIFF tags). Here that is a reason to refuse the frame, so
-# the warning has to arrive as an exception. catch_warnings would swap the process's list of filters under other
-# decoding threads; one filter added at import, for these plugins only, is safe.
+# PIL warns about headers that contradict themselves (mostly TIFF tags), and such a frame is refused, so the warning
+# must be an exception. catch_warnings would swap the list of filters under other decoding threads; one filter that is
+# added at import, for these plugins only, is safe.
 warnings.filterwarnings("error", category=UserWarning, module=r"PIL\.(Jpeg|Png|WebP|Bmp|Tiff)ImagePlugin")
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
@@ -46,11 +46,11 @@ _HALF: Final = cv2.IMREAD_REDUCED_GRAYSCALE_2 | cv2.IMREAD_COLOR_RGB  # REDUCED_
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Picture:
-    """A picture as it was decoded.
+class DecodedPicture:
+    """A decoded picture.
 
-    pixels         uint8 RGB, upright; all of it, or half as high and half as wide
-    width, height  of the whole picture
+    pixels         uint8 [height, width, 3] RGB, upright; at full size, or half as high and half as wide
+    width, height  of the whole picture, in pixels
     """
 
     pixels: Pixels = field(repr=False)
@@ -66,11 +66,11 @@ def decode(data: bytes, *, max_bytes: int, max_pixels: int) -> Pixels:
     return decode_for(None, data, max_bytes=max_bytes, max_pixels=max_pixels).pixels
 
 
-def decode_for(spec: InputSpec | None, data: bytes, *, max_bytes: int, max_pixels: int) -> Picture:
-    """As `decode`, but a JPEG at half its size where that leaves twice of what `spec` asks for; None: never.
+def decode_for(spec: InputSpec | None, data: bytes, *, max_bytes: int, max_pixels: int) -> DecodedPicture:
+    """As `decode`, but a JPEG at half its size if that leaves twice what `spec` asks for (`spec` None: never).
 
-    libjpeg then transforms 4 x 4 coefficients instead of 8 x 8. Once both are resized, they are a fraction of a grey
-    level apart. Bounds and refusals are those of the whole picture.
+    libjpeg then transforms 4 x 4 coefficients instead of 8 x 8. After resizing, the two differ by a fraction of a grey
+    level. Bounds and errors are those of the whole picture.
     """
     if len(data) > max_bytes:
         raise BadFrame(DeadReason.TOO_LARGE, f"the picture has {len(data)} bytes, more than the {max_bytes} allowed")
@@ -79,17 +79,17 @@ def decode_for(spec: InputSpec | None, data: bytes, *, max_bytes: int, max_pixel
     _check_area(width, height, max_pixels)
     if jpeg is None or jpeg.many_scans:
         _check_structure(data)
-    # Which way up it is, cv2 finds out: so half of it has to do either way.
+    # Only cv2 finds out whether the picture lies or stands, so half of it must be enough either way.
     halved = jpeg is not None and spec is not None and survives_halving(height, width, spec)
     pixels = _pixels(data, _HALF if halved else cv2.IMREAD_COLOR_RGB, f"{width} x {height}")
     factor = 2 if halved else 1
     decoded_height, decoded_width = factor * pixels.shape[0], factor * pixels.shape[1]
     _check_area(decoded_width, decoded_height, max_pixels)  # a header can lie
-    return Picture(pixels, decoded_width, decoded_height)
+    return DecodedPicture(pixels, decoded_width, decoded_height)
 
 
 def _pixels(data: bytes, flags: int, announced: str) -> Pixels:
-    """What OpenCV reads. Raises BadFrame `undecodable`."""
+    """OpenCV's result. Raises BadFrame `undecodable`."""
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
@@ -100,10 +100,10 @@ def _pixels(data: bytes, flags: int, announced: str) -> Pixels:
 
 
 def raw(data: bytes, *, width: int, height: int, pixel_format: str) -> Pixels:
-    """Raw pixels, row-major and without padding, `bgr24`, `rgb24` or `gray8` -> uint8 [height, width, 3] RGB.
+    """Raw pixels, row-major without padding, `bgr24`, `rgb24` or `gray8` -> uint8 [height, width, 3] RGB.
 
-    The result of `rgb24` and `bgr24` is a read-only view of `data`; of the latter with its channels backwards, so that
-    `prepare` can turn them round in the small picture that it makes. Raises BadFrame `invalid`.
+    The result is a read-only view of `data`, except for `gray8`. That of `bgr24` has its channels reversed by strides,
+    so that `prepare` reorders only the small picture. Raises BadFrame `invalid`.
     """
     if pixel_format not in _CHANNELS:
         raise _invalid(f"format is {pixel_format[:32]!r}, not one of {', '.join(_CHANNELS)}")
@@ -124,7 +124,7 @@ def raw(data: bytes, *, width: int, height: int, pixel_format: str) -> Pixels:
 
 @dataclass(frozen=True, slots=True)
 class _JpegHeader:
-    """Size, and whether the decoder may go over the picture's pixels more than once."""
+    """The picture's size, and whether the decoder may go over its pixels more than once."""
 
     width: int
     height: int
@@ -137,9 +137,9 @@ _TABLES: Final = frozenset((0xC4, 0xCC, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)))
 
 
 def _jpeg_header(data: bytes) -> _JpegHeader | None:
-    """Of a JPEG whose header is as it should be up to its first scan; None: PIL has to judge.
+    """The header of a JPEG that is well formed up to its first scan; None: PIL must judge.
 
-    libjpeg reads a second scan only of a progressive picture, or where the first one has not all the components.
+    libjpeg reads a second scan only if the picture is progressive, or if the first scan lacks some components.
     """
     if not data.startswith(_JPEG):
         return None
@@ -170,9 +170,9 @@ def _announced_size(data: bytes) -> tuple[int, int]:
     try:
         with reader(io.BytesIO(data)) as picture:
             return picture.size
-    except DecompressionBombError:  # PIL's own bound, which WebP's reader checks whatever we ask
+    except DecompressionBombError:  # PIL's own bound: WebP's reader always checks it
         raise BadFrame(DeadReason.TOO_LARGE, "the picture has more pixels than PIL reads") from None
-    except Exception as error:  # a parser at work on a stranger's bytes: whatever it raises means the same
+    except Exception as error:  # a parser on a stranger's bytes: any error means the same
         raise _undecodable(data, f"its header does not parse ({type(error).__name__})") from None
 
 
@@ -183,10 +183,11 @@ def _check_area(width: int, height: int, max_pixels: int) -> None:
 
 
 def _check_structure(data: bytes) -> None:
-    """Refuses what would cost the decoder far more than the picture's size says. Raises BadFrame `undecodable`.
+    """Refuse pictures that cost far more than their size suggests. Raises BadFrame `undecodable`.
 
-    OpenCV's PNG reader allocates whatever length a chunk claims (84 bytes took 4 GB). A progressive JPEG goes over all
-    its pixels once a scan, and a scan takes 75 bytes (2 MB of them took a quarter of an hour); photos have about ten.
+    OpenCV's PNG reader allocates the length that a chunk claims (84 bytes took 4 GB). The decoder goes over all pixels
+    of a progressive JPEG once for each scan, and a scan takes 75 bytes (2 MB took a quarter of an hour); photos have
+    ten.
     """
     if data.startswith(_PNG):
         at = len(_PNG)

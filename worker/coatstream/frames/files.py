@@ -1,4 +1,4 @@
-"""Which files are pictures and which are clips, and what is in a folder. Opens nothing."""
+"""Which files are pictures, which are clips, and what a folder holds. Opens no file."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path

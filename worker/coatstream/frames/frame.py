@@ -1,6 +1,6 @@
-"""The words everybody speaks: frame, receipt, input spec, scores, prediction.
+"""The types that all rooms share: frame, receipt, input spec, scores, prediction.
 
-Plain frozen data, checked where it is made. Nothing here knows a camera, Redis or a model.
+Plain frozen data. Nothing here knows a camera, Redis or a model.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ CropMode = Literal["center", "squash", "border"]
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """How a picture becomes what a model wants to see. Taken from the model's own data config, never typed by hand.
+    """How a picture becomes a model's input. Taken from the model's own data config, never typed by hand.
 
     height, width   of the model's input, in pixels
     crop_pct        share of the resized picture that the crop keeps, 0 < crop_pct
@@ -37,9 +37,9 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """How to settle a frame that came from a queue: plain data, since it crosses threads.
+    """How to settle a frame that came from a queue. Plain data, since it crosses threads.
 
-    admitted  the entry's bytes as admission counted them; 0 for a plain XADD, which nobody counted
+    admitted  the entry's bytes as admission counted them; 0 for a plain XADD, which is not counted
     """
 
     stream: str
@@ -48,7 +48,7 @@ class Receipt:
 
 
 class PictureFault(StrEnum):
-    """What can be wrong with a picture that arrives well."""
+    """What can be wrong with a camera's picture."""
 
     FROZEN = "frozen"
     BLACK = "black"
@@ -62,13 +62,13 @@ THUMBNAIL = (36, 64)  # height, width
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Vitals:
-    """What was measured on a camera's whole picture where it was decoded, since the picture itself goes no further.
+    """Measurements of a camera's whole picture, made where it was decoded, since the whole picture goes no further.
 
     brightness   mean grey level, 0..255
     contrast     standard deviation of the grey levels
     sharpness    variance of the Laplacian of the grey picture, scaled to 320 pixels wide
-    damage       errors that the decoder reported since the last taken picture
-    fingerprint  of the thumbnail's exact pixels: two pictures of one fingerprint are the same picture
+    damage       errors that the decoder reported since the last picture that was taken
+    fingerprint  of the thumbnail's exact pixels: pictures with equal fingerprints are the same picture
     thumbnail    uint8 [36, 64], grey, area-averaged
     """
 
@@ -88,11 +88,11 @@ class Frame:
     width, height   of the original picture, in pixels
     captured_at     Unix seconds
     expires_at      Unix seconds after which the label is worthless, or None
-    receipt         set for queue frames only
+    receipt         of queue frames; None for cameras
     meta            the producer's own JSON object, as text, handed through untouched
     fence           cameras: the number of the lease under which it was read; 0: the camera is not shared
-    vitals          cameras: what was measured on the whole picture
-    faults          cameras: what was wrong with the picture by then
+    vitals          cameras: measurements of the whole picture
+    faults          cameras: what is wrong with the picture
     """
 
     source: str
@@ -128,11 +128,11 @@ class ScoredLabel:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
-    """What an engine says of a batch of n pictures.
+    """An engine's result for a batch of n pictures.
 
     indices      int64 [n, k], class indices, best first
     values       float32 [n, k], their probabilities (softmax over all classes)
-    embeddings   float32 [n, features], the pooled pre-logits of the same forward pass, or None when not asked for
+    embeddings   float32 [n, features], the pooled pre-logits of the same forward pass, or None if not asked for
     """
 
     indices: NDArray[np.int64]
@@ -142,13 +142,13 @@ class Scores:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
-    """What is said of one frame. Holds no pixels: keeping predictions must not keep pictures alive.
+    """The result for one frame. It holds no pixels: keeping predictions must not keep pictures in memory.
 
     labels       best first
     embedding    float16 [features], or None
-    further      labels behind those that are published, best first, for tags
-    reused       the labels are those of an earlier, like frame
-    faults       what was wrong with the picture
+    further      labels after the published ones, best first, for tags
+    reused       whether the labels are those of an earlier, similar frame
+    faults       what is wrong with the picture
     fence        of the lease under which the frame was read; 0: the camera is not shared
     """
 

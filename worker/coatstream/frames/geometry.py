@@ -1,4 +1,4 @@
-"""Geometry: which pixels of a picture become which of a model's input. Arithmetic only: no pixel is touched here.
+"""Geometry: which pixels of a picture become which pixels of a model's input. Arithmetic only.
 
 Sizes and rounding are those of timm's evaluation transform.
 """
@@ -34,7 +34,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What of an axis is computed: result pixels `start` to `end`, out of the picture's pixels `first` to `last`."""
+    """The computed part of an axis: result pixels `start` to `end`, from the picture's pixels `first` to `last`."""
 
     start: int
     end: int
@@ -67,10 +67,10 @@ def _resized(height: int, width: int, spec: InputSpec) -> tuple[int, int]:
 
 
 def survives_halving(height: int, width: int, spec: InputSpec) -> bool:
-    """True where a picture of half the size still has twice the pixels, along both sides, that its resizing leaves.
+    """Whether a picture of half the size still has twice the pixels that resizing leaves, along both sides.
 
-    Then halving it first hardly shows. Lying or standing, since a JPEG tells that elsewhere. Sides that are even only:
-    of others half the picture would be resized to another shape.
+    Halving it first then hardly shows. The test is for both orientations, since a JPEG tells its own in EXIF. Both
+    sides must be even: half of an odd side would be resized to another shape.
     """
     if height % 2 or width % 2:
         return False
@@ -84,11 +84,11 @@ def whole(axis: Axis) -> Cut:
 
 
 def exact_cut(axis: Axis, reach: int) -> Cut | None:
-    """Where to cut the picture so that each kept pixel comes out as if all of it had been resized.
+    """Where to cut the picture so that each kept pixel is the same as if the whole picture had been resized.
 
     A result pixel p is centred at (p + 0.5) * scale in the picture and reaches `reach` filter widths to both sides. The
     result can begin and end where that is a whole pixel of the picture: at multiples of resized / gcd(source, resized),
-    and at the axis' own ends. None where the nearest is so far off that buffers would get out of hand.
+    and at the ends of the axis. None if the nearest of them is over `_MAX_LEAD` pixels away.
     """
     margin = math.ceil(reach * max(axis.scale, 1.0) / axis.scale) + 1  # in pixels of the result
     period = axis.resized // math.gcd(axis.source, axis.resized)

@@ -1,6 +1,6 @@
-"""OpenCV with its options pinned: whoever needs cv2 imports it from here, since OpenCV reads them from the environment.
+"""OpenCV with fixed options. Other modules import cv2 from here, since OpenCV reads its options from the environment.
 
-An operator's own value of one of these variables is kept. Also the one place where FFmpeg's own words can be had.
+An operator's own value of one of these variables is kept. This is also where FFmpeg's messages can be read.
 
 OpenCV reads the log level of FFmpeg at the first opening of a process, not when it is imported (5.0.0.93). So a parent
 may import this module and fork, as long as it has opened nothing: the child enters `overheard()` before its first
@@ -21,10 +21,10 @@ CAPTURE_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"  # key;value|key;value, read a
 _OPTIONS = {
     # Without it one dead camera blocks every other open in the process (opencv#20114).
     "OPENCV_FFMPEG_IS_THREAD_SAFE": "1",
-    # For every opening that sets none of its own: `coatstream.cameras.capture.stream` does, for each camera.
+    # For openings that set no options of their own, as coatstream.cameras.capture.stream does for each camera.
     CAPTURE_OPTIONS: NETWORK_OPTIONS,
     "OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT": "5",  # seconds until a silent USB camera counts as lost
-    # Silence: FFmpeg's lines go to stdout, where labels are printed, and some levels of both print whole URLs.
+    # Silent: FFmpeg writes to stdout, where labels are printed, and some levels of both print whole URLs.
     "OPENCV_FFMPEG_LOGLEVEL": "-8",
     "OPENCV_LOG_LEVEL": "FATAL",
 }
@@ -43,10 +43,10 @@ _STDERR = 2
 
 @contextmanager
 def overheard() -> Iterator[Callable[[], bytes]]:
-    """File descriptor 2 as a pipe: FFmpeg's words since the last call, at most 64 KiB; what is more is dropped.
+    """Replace file descriptor 2 by a pipe; yields a function that returns FFmpeg's messages since its last call.
 
-    For a child process that reads one camera only: whatever C writes to stderr ends up here, credentials included.
-    Python's own sys.stderr keeps its way out. The pipe never blocks either side.
+    The pipe holds 64 KiB, drops what is more, and never blocks. For a child process that reads one camera only: all
+    that C code writes to stderr arrives here, credentials included. Python's own sys.stderr still leads out.
     """
     os.environ.update(_TALKATIVE)
     sys.stderr.flush()

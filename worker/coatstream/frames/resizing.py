@@ -1,7 +1,7 @@
-"""Resizing: RGB pixels of any size to what a model wants to see.
+"""Resizing: RGB pixels of any size to a model's input.
 
-The geometry is timm's evaluation transform and the filters are PIL's, at a fraction of its time. Normalising is the
-engine's business, on its device.
+The geometry is that of timm's evaluation transform and the filters are PIL's, at a fraction of PIL's time. The engine
+normalises, on its device.
 """
 
 import math
@@ -26,7 +26,7 @@ def prepare(image: Pixels, spec: InputSpec) -> Pixels:
     """uint8 [any height, any width, 3] -> uint8 [spec.height, spec.width, 3], channels as they come.
 
     Equal to timm's evaluation transform before normalisation: for `bicubic` and `bilinear` within one grey level, two
-    in a value of many millions (bench/preparation.py counts them). So a picture of the model's very size is enlarged
+    in a value of many millions (bench/preparation.py counts them). A picture of exactly the model's size is enlarged
     and cropped too, as timm does. `area` has the same geometry, rounded to whole pixels of the picture. The result has
     its own memory.
     """
@@ -60,7 +60,7 @@ _MAX_WHOLE: Final = 16_000_000  # pixels that a tall picture may have before its
 
 
 def _by_filter(image: Pixels, rows: Axis, columns: Axis, spec: InputSpec) -> Pixels:
-    """PIL's antialiased filter: torch's uint8 kernel wherever it is within one grey level of PIL, else PIL itself.
+    """PIL's antialiased filter: torch's uint8 kernel if it is within one grey level of PIL, else PIL itself.
 
     torch's 16-bit weights (PIL's have 22) round some values to the neighbouring level in the first pass. In the second
     pass those hardly ever add up to two levels while an axis shrinks by 1.75 or more; below that they do. A finer
@@ -78,7 +78,7 @@ def _by_filter(image: Pixels, rows: Axis, columns: Axis, spec: InputSpec) -> Pix
 
 
 def _is_tall(rows: Axis, columns: Axis) -> bool:
-    """True where Pillow 13 may take its two passes in the other order, which torch never does, and by the whole size.
+    """Whether Pillow 13 may take its two passes in the other order, by the whole size; torch never does.
 
     Seen from 2.3 times as tall as wide, and where the height is squashed (python-pillow/Pillow#9549).
     """
@@ -97,7 +97,7 @@ def _by_torch(image: Pixels, axes: tuple[Axis, Axis], cuts: tuple[Cut, Cut], int
     kernels = torch.ops.aten
     kernel = kernels._upsample_bicubic2d_aa if interpolation == "bicubic" else kernels._upsample_bilinear2d_aa
     height, width = (_computed(axis, cut) for axis, cut in zip(axes, cuts, strict=True))
-    # Left alone it gives planes for a part of a picture, and turning those round takes time again.
+    # Without `out` the kernel returns planes for a part of a picture, and reordering those takes time again.
     resized = np.empty((height, width, 3), np.uint8)
     scales = rows.resized / rows.source, columns.resized / columns.source
     kernel.out(_planes(_readable(pixels)), [height, width], False, *scales, out=_planes(resized))
@@ -108,7 +108,7 @@ def _by_torch(image: Pixels, axes: tuple[Axis, Axis], cuts: tuple[Cut, Cut], int
 def _planes(pixels: Pixels) -> "Tensor":
     """The same memory as a channels-last tensor, uint8 [1, 3, height, width].
 
-    Turned by numpy: each of torch's own views lets the interpreter go, and decode threads queue up to get it back.
+    numpy makes the view: each view by torch releases the interpreter lock, and decode threads queue to get it back.
     """
     import torch
 
@@ -116,9 +116,9 @@ def _planes(pixels: Pixels) -> "Tensor":
 
 
 def _readable(pixels: Pixels) -> Pixels:
-    """The same memory for torch, which knows no read-only tensors and warns of each: nobody writes into this one.
+    """The same memory for torch, which has no read-only tensors and warns about each. The kernel only reads it.
 
-    A copy only where rows, columns or channels run backwards.
+    It is a copy only if rows, columns or channels run backwards.
     """
     if min(pixels.strides) < 0:
         return np.ascontiguousarray(pixels)
@@ -137,13 +137,13 @@ class _Writable:
 
 
 def _computed(axis: Axis, cut: Cut) -> int:
-    """Result pixels to ask for. One more than needed where that is the cut's own length: torch would skip the axis."""
+    """Result pixels to ask for. One more than needed if that is the cut's length: torch would skip the axis."""
     needed = axis.offset + axis.kept - cut.start
     return needed + (axis.resized != axis.source and needed == cut.last - cut.first)
 
 
 def _by_pil(image: Pixels, axes: tuple[Axis, Axis], cuts: tuple[Cut, Cut], reach: int) -> Pixels:
-    """PIL over the cut, then the crop: the reference itself, at many times the cost of torch."""
+    """PIL over the cut, then the crop: the reference, at many times the cost of torch."""
     (rows, columns), (row_cut, column_cut) = axes, cuts
     pixels = image[row_cut.first : row_cut.last, column_cut.first : column_cut.last]
     size = column_cut.end - column_cut.start, row_cut.end - row_cut.start

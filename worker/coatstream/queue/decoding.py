@@ -8,7 +8,7 @@ import structlog
 
 from coatstream.engine.cores import usable_cores
 from coatstream.errors import BadFrame, DeadReason
-from coatstream.frames.decoding import Picture, decode_for, raw
+from coatstream.frames.decoding import DecodedPicture, decode_for, raw
 from coatstream.frames.frame import Frame, InputSpec, Pixels, Receipt
 from coatstream.pipeline.metrics import PipelineMetrics
 from coatstream.queue.entry import FrameEntry, RawPixels, admitted_of, frame_id_or_default, parse, source_or_default
@@ -102,7 +102,7 @@ class EntryDecoder:
             meta=entry.meta,
         )
 
-    def _picture(self, picture: bytes | RawPixels) -> Picture:
+    def _picture(self, picture: bytes | RawPixels) -> DecodedPicture:
         limits = self._limits
         if isinstance(picture, bytes):
             return decode_for(self._spec, picture, max_bytes=limits.max_bytes, max_pixels=limits.max_pixels)
@@ -113,7 +113,7 @@ class EntryDecoder:
                 f"({limits.max_pixels}) or queue.max_bytes ({limits.max_bytes})",
             )
         pixels = raw(picture.data, width=picture.width, height=picture.height, pixel_format=picture.format)
-        return Picture(pixels, picture.width, picture.height)
+        return DecodedPicture(pixels, picture.width, picture.height)
 
 
 def _receipt(taken: Taken) -> Receipt:

@@ -5,7 +5,7 @@ import pytest
 import timm
 import torch
 from coatstream.engine.model import weights
-from coatstream.engine.model.classifier import Classifier, input_spec, load_classifier
+from coatstream.engine.model.classifier import TimmClassifier, input_spec, load_classifier
 from coatstream.engine.model.fingerprint import origin
 from coatstream.errors import EngineError
 from coatstream.settings.model import ModelSettings
@@ -15,7 +15,7 @@ COATS = ["tiny", "mini", "small", "lite_tiny", "lite_mini", "lite_small", "lite_
 SMALL = "test_resnet.r160_in1k"
 
 
-def classifier(name: str = SMALL, **settings: Any) -> Classifier:
+def classifier(name: str = SMALL, **settings: Any) -> TimmClassifier:
     return load_classifier(ModelSettings(**{"name": name, "weights": "random", **settings}))
 
 

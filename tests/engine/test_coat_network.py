@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from coatstream.engine.model.classifier import Classifier
+from coatstream.engine.model.classifier import TimmClassifier
 from coatstream.engine.model.coat import fused_network, is_coat
 from coatstream.engine.model.coat.layers import PackedDepthwise
 from coatstream.engine.model.network import EagerNetwork
@@ -19,7 +19,7 @@ FP32, BF16 = torch.float32, torch.bfloat16
 
 
 @pytest.fixture(scope="module")
-def mini() -> Classifier:
+def mini() -> TimmClassifier:
     return coat_classifier("coat_lite_mini")
 
 
@@ -47,7 +47,7 @@ def test_every_coat_of_timm_says_what_it_said_before(name: str) -> None:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("packed", [False, True])
-def test_bfloat16_is_off_by_no_more_than_timm_s_own(mini: Classifier, packed: bool) -> None:
+def test_bfloat16_is_off_by_no_more_than_timm_s_own(mini: TimmClassifier, packed: bool) -> None:
     if packed and not has_packed(BF16):
         missing("packed layers in bfloat16")
     pictures = pixels(4)
@@ -62,7 +62,7 @@ def test_bfloat16_is_off_by_no_more_than_timm_s_own(mini: Classifier, packed: bo
 
 @torch.inference_mode()
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_picture_s_result_does_not_depend_on_its_batch(mini: Classifier, packed: bool) -> None:
+def test_a_picture_s_result_does_not_depend_on_its_batch(mini: TimmClassifier, packed: bool) -> None:
     if packed and not has_packed():
         missing("packed layers")
     network = fused_network(mini, dtype=FP32, packed=packed)
@@ -74,7 +74,7 @@ def test_a_picture_s_result_does_not_depend_on_its_batch(mini: Classifier, packe
         close(network(pictures[row : row + 1])[0], together[row : row + 1], 1e-4)
 
 
-def test_the_model_itself_is_left_as_it_was(mini: Classifier) -> None:
+def test_the_model_itself_is_left_as_it_was(mini: TimmClassifier) -> None:
     before = {name: tensor.clone() for name, tensor in mini.module.state_dict().items()}
 
     fused_network(mini, dtype=BF16, packed=False)
@@ -83,7 +83,7 @@ def test_the_model_itself_is_left_as_it_was(mini: Classifier) -> None:
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
-def test_blocks_of_a_stage_share_their_encodings(mini: Classifier) -> None:
+def test_blocks_of_a_stage_share_their_encodings(mini: TimmClassifier) -> None:
     if not has_packed():
         missing("packed layers")
     network = fused_network(mini, dtype=FP32, packed=True)
@@ -137,13 +137,13 @@ def test_what_the_rewrite_does_not_know_is_left_to_other_engines(other: str) -> 
     assert not is_coat(OTHERS[other]())
 
 
-def test_fusing_another_model_is_one_clear_error(mini: Classifier) -> None:
-    other = Classifier(timm.create_model("resnet10t"), "resnet10t", "random", mini.spec, (), True, 512)
+def test_fusing_another_model_is_one_clear_error(mini: TimmClassifier) -> None:
+    other = TimmClassifier(timm.create_model("resnet10t"), "resnet10t", "random", mini.spec, (), True, 512)
 
     with pytest.raises(NotHere, match="resnet10t is no CoaT, and only those can be fused"):
         fused_network(other, dtype=FP32, packed=False)
 
 
-def test_a_precision_without_packed_layers_is_one_clear_error(mini: Classifier) -> None:
+def test_a_precision_without_packed_layers_is_one_clear_error(mini: TimmClassifier) -> None:
     with pytest.raises(EngineError, match=r"no packed layers in torch\.float64 on this machine"):
         fused_network(mini, dtype=torch.float64, packed=True)

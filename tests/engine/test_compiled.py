@@ -12,7 +12,7 @@ import pytest
 import torch
 from coatstream.engine.backends.compiled import CompiledEngine, CompiledNetwork, inductor, load_compiled_engine
 from coatstream.engine.backends.pytorch import load_eager_engine
-from coatstream.engine.model.classifier import Classifier, load_classifier
+from coatstream.engine.model.classifier import TimmClassifier, load_classifier
 from coatstream.engine.model.coat.network import CoatNetwork
 from coatstream.engine.model.labels import numbered_labels
 from coatstream.engine.model.network import EagerNetwork
@@ -44,7 +44,7 @@ def settings(**values: Any) -> ModelSettings:
     return ModelSettings(**{"name": SMALL, "weights": "random", "device": "cpu", "streams": 2, "threads": 1, **values})
 
 
-def small() -> Classifier:
+def small() -> TimmClassifier:
     return load_classifier(settings())
 
 
@@ -86,7 +86,7 @@ def warm(compiler: Any, **batch: Any) -> CompiledEngine:
 # ---- torch's own compiler
 
 
-def tiny() -> Classifier:
+def tiny() -> TimmClassifier:
     """So small that compiling it takes seconds."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

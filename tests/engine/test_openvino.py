@@ -21,7 +21,7 @@ from coatstream.engine.backends.openvino import OpenVinoEngine, best, convert, l
 from coatstream.engine.cache import Cache
 from coatstream.engine.cores import usable_cores
 from coatstream.engine.model import coat, lite0
-from coatstream.engine.model.classifier import Classifier, load_classifier
+from coatstream.engine.model.classifier import TimmClassifier, load_classifier
 from coatstream.engine.model.network import EagerNetwork
 from coatstream.errors import EngineError
 from coatstream.frames.decoding import decode
@@ -60,7 +60,7 @@ def settings(name: str = SMALL, **model: Any) -> ModelSettings:
 class Made:
     """A classifier, its network, pictures, and what eager float32 says of them."""
 
-    classifier: Classifier
+    classifier: TimmClassifier
     network: nn.Module
     pictures: Pixels
     reference: self_check.Reference

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from coatstream.engine.backends.pytorch import TorchEngine, load_eager_engine
-from coatstream.engine.model.classifier import Classifier, load_classifier
+from coatstream.engine.model.classifier import TimmClassifier, load_classifier
 from coatstream.engine.self_check import (
     FP32_TOLERANCE,
     Disagreement,
@@ -40,7 +40,7 @@ def settings(name: str, **values: Any) -> ModelSettings:
 
 
 @cache
-def classifier(name: str = COAT) -> Classifier:
+def classifier(name: str = COAT) -> TimmClassifier:
     return load_classifier(settings(name))
 
 

@@ -12,7 +12,7 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"commands"},
-    {"supervisor", "service"},
+    {"supervisor", "service", "classifier"},
     {"web"},
     {"cameras", "queue"},
     {"pipeline"},

@@ -8,7 +8,15 @@ import pytest
 from coatstream.broker.connection import Client, connect
 from coatstream.errors import RedisRefuses, RedisUnavailable
 from coatstream.queue.audit import audit
-from coatstream.queue.dead.letters import LONGEST_TEXT, MOST_TEXT, PAGE, DeadLetters, Picture, Replayed, parse_letter
+from coatstream.queue.dead.letters import (
+    LONGEST_TEXT,
+    MOST_TEXT,
+    PAGE,
+    DeadLetters,
+    LetterPicture,
+    Replayed,
+    parse_letter,
+)
 from coatstream.settings.model import RedisSettings
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -280,8 +288,8 @@ def test_a_picture_is_fetched_as_it_came(client: Client, letters: DeadLetters) -
     raw = bury(client, ("pixels", b"\x00" * 6), ("width", 2), ("height", 1))
     neither = bury(client, ("source", "door"))
 
-    assert letters.picture(encoded) == Picture(b"\xff\xd8\x00", "")
-    assert letters.picture(raw) == Picture(b"\x00" * 6, "width 2, height 1, format bgr24")
+    assert letters.picture(encoded) == LetterPicture(b"\xff\xd8\x00", "")
+    assert letters.picture(raw) == LetterPicture(b"\x00" * 6, "width 2, height 1, format bgr24")
     assert letters.picture(neither) is letters.picture("1-1") is letters.picture("nonsense") is None
 
 

@@ -4,7 +4,7 @@ from typing import TypeVar
 
 import timm
 import torch
-from coatstream.engine.model.classifier import Classifier, input_spec
+from coatstream.engine.model.classifier import TimmClassifier, input_spec
 from coatstream.engine.model.coat.arithmetic import Arithmetic
 from coatstream.errors import EngineError
 from timm.models import coat
@@ -38,9 +38,9 @@ def varied(module: M, seed: int = 1) -> M:
     return module.eval()
 
 
-def coat_classifier(name: str, **options: object) -> Classifier:
+def coat_classifier(name: str, **options: object) -> TimmClassifier:
     module = varied(timm.create_model(name, **options))
-    return Classifier(module, name, "random", input_spec(module, name), (), True, module.num_features)
+    return TimmClassifier(module, name, "random", input_spec(module, name), (), True, module.num_features)
 
 
 def attention(channels: int, heads: int) -> coat.FactorAttnConvRelPosEnc:

@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from coatstream.cameras.capture.camera import Camera
 from coatstream.commands.terminal import complain, table
-from coatstream.engine.loading import load_engine
+from coatstream.engine.loading import exact, load_engine
 from coatstream.engine.protocol import Engine
 from coatstream.errors import CoatstreamError, ConfigError, redact
 from coatstream.frames.decoding import decode
@@ -25,7 +25,7 @@ from coatstream.frames.frame import Frame
 from coatstream.frames.resizing import prepare
 from coatstream.pipeline.inference import prediction_of
 from coatstream.results.documents import LabelDocument, document
-from coatstream.settings.model import CameraSettings, ModelSettings, QueueSettings, SettingsTree
+from coatstream.settings.model import CameraSettings, QueueSettings, SettingsTree
 from coatstream.telemetry import logs
 from coatstream.telemetry.identity import worker_name
 
@@ -43,7 +43,7 @@ def run_classify(settings: SettingsTree, paths: Sequence[str], *, fps: float, as
     if not any(Path(path).exists() for path in found):  # the model takes seconds to load
         raise ConfigError(f"no such file: {', '.join(found)}")
     logs.configure(logs.quiet(settings.log))
-    engine = load_engine(_exact(settings.model), settings.batch)
+    engine = load_engine(exact(settings.model), settings.batch)
     faults: list[str] = []
     frames = _frames(found, engine, settings.queue, fps=fps, faults=faults)
     documents = _documents(frames, engine, batch_size=settings.batch.max_size)
@@ -55,13 +55,6 @@ def run_classify(settings: SettingsTree, paths: Sequence[str], *, fps: float, as
     for fault in faults:
         complain(fault)
     return int(bool(faults))
-
-
-def _exact(model: ModelSettings) -> ModelSettings:
-    """The reference itself, unless another engine or precision is asked for: a few pictures are not worth a choice."""
-    plain = {"engine": "eager", "precision": "fp32"}
-    asked = {name: value for name in plain if (value := getattr(model, name)) != "auto"}
-    return model if model.engine != "auto" else model.model_copy(update=plain | asked)
 
 
 def _frames(

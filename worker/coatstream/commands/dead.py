@@ -13,7 +13,7 @@ from coatstream.commands.dead_view import document, in_bytes, print_letter, prin
 from coatstream.commands.terminal import complain, print_json, shown
 from coatstream.errors import ConfigError, DeadReason
 from coatstream.queue.audit import audit
-from coatstream.queue.dead.letters import DeadLetter, DeadLetters, Picture, Replayed
+from coatstream.queue.dead.letters import DeadLetter, DeadLetters, LetterPicture, Replayed
 from coatstream.settings.model import SettingsTree
 
 AT_ONCE = 256  # letters that are put back or deleted between two looks at the stream
@@ -199,7 +199,7 @@ def _some(boxes: Sequence[DeadLetters], entries: Iterable[str], absent: list[str
         yield from found
 
 
-def _save(picture: Picture, path: Path, *, force: bool) -> None:
+def _save(picture: LetterPicture, path: Path, *, force: bool) -> None:
     """Write the bytes as they came, without looking at them."""
     name = shown(str(path))
     try:

@@ -18,3 +18,10 @@ def load_engine(model: ModelSettings, batch: BatchSettings) -> Engine:
     from coatstream.engine.selection.selection import select
 
     return select(model, batch)
+
+
+def exact(model: ModelSettings) -> ModelSettings:
+    """The reference itself, unless another engine or precision is asked for: a few pictures are not worth a choice."""
+    plain = {"engine": "eager", "precision": "fp32"}
+    asked = {name: value for name in plain if (value := getattr(model, name)) != "auto"}
+    return model if model.engine != "auto" else model.model_copy(update=plain | asked)

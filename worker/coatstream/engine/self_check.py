@@ -18,7 +18,7 @@ from coatstream.frames.frame import InputSpec, Pixels, Scores
 from coatstream.frames.resizing import prepare
 
 if TYPE_CHECKING:  # it imports torch and timm, and a start from the cache does without
-    from coatstream.engine.model.classifier import Classifier
+    from coatstream.engine.model.classifier import TimmClassifier
 
 Floats = NDArray[np.float32]
 
@@ -77,7 +77,7 @@ def _part(photo: Pixels) -> Pixels:
     return np.ascontiguousarray(photo[height // 3 :, width // 3 :])
 
 
-def reference(classifier: "Classifier", pictures: Pixels) -> Reference:
+def reference(classifier: "TimmClassifier", pictures: Pixels) -> Reference:
     """What eager float32 says on the CPU."""
     import torch
 

@@ -21,7 +21,7 @@ from coatstream.engine.backends.cuda_graphs import GraphedNetwork
 from coatstream.engine.backends.pytorch import DTYPES, TorchEngine, device_of, eager_network
 from coatstream.engine.cache import expanded
 from coatstream.engine.model import coat
-from coatstream.engine.model.classifier import Classifier
+from coatstream.engine.model.classifier import TimmClassifier
 from coatstream.engine.protocol import NotHere, power_sizes
 from coatstream.errors import EngineError, first_line
 from coatstream.settings.model import BatchSettings, ModelSettings
@@ -124,7 +124,7 @@ class CompiledEngine(TorchEngine):
 
     def __init__(
         self,
-        classifier: Classifier,
+        classifier: TimmClassifier,
         network: nn.Module,
         *,
         precision: str,
@@ -157,7 +157,7 @@ class CompiledEngine(TorchEngine):
 
 
 def load_compiled_engine(
-    classifier: Classifier, model: ModelSettings, batch: BatchSettings, *, precision: str
+    classifier: TimmClassifier, model: ModelSettings, batch: BatchSettings, *, precision: str
 ) -> CompiledEngine:
     """The fused network where the model is a CoaT, else timm's own. Raises EngineError."""
     _prepare_compiler(model)

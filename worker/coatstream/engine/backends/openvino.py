@@ -41,7 +41,7 @@ from coatstream.settings.model import BatchSettings, ModelSettings
 if TYPE_CHECKING:  # they import torch and timm, and a start from the cache does without
     from torch import nn
 
-    from coatstream.engine.model.classifier import Classifier
+    from coatstream.engine.model.classifier import TimmClassifier
 
 Floats = NDArray[np.float32]
 
@@ -89,7 +89,7 @@ def load_cached(model: ModelSettings, batch: BatchSettings, cache: Cache) -> "Op
 
 
 def convert(
-    classifier: "Classifier",
+    classifier: "TimmClassifier",
     network: "nn.Module",
     reference: Reference,
     *,
@@ -304,7 +304,7 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def _converted(openvino: Any, network: "nn.Module", classifier: "Classifier") -> Any:
+def _converted(openvino: Any, network: "nn.Module", classifier: "TimmClassifier") -> Any:
     """An openvino.Model for any number of pictures. Raises EngineError.
 
     torch's tracer would run the network three times more and build another one, to check itself: most of the time, and

@@ -23,7 +23,7 @@ from coatstream.frames.model import ModelInfo
 from coatstream.settings.model import BatchSettings, ModelSettings
 
 if TYPE_CHECKING:  # it imports timm, and a start from the cache does without
-    from coatstream.engine.model.classifier import Classifier
+    from coatstream.engine.model.classifier import TimmClassifier
 
 DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -36,7 +36,7 @@ class TorchEngine:
 
     def __init__(
         self,
-        classifier: "Classifier",
+        classifier: "TimmClassifier",
         network: nn.Module,
         *,
         engine: str,
@@ -139,14 +139,16 @@ class TorchEngine:
 
 
 def load_eager_engine(
-    classifier: "Classifier", model: ModelSettings, batch: BatchSettings, *, precision: str = "fp32"
+    classifier: "TimmClassifier", model: ModelSettings, batch: BatchSettings, *, precision: str = "fp32"
 ) -> TorchEngine:
     """timm's module as it is. Raises EngineError."""
     network = eager_network(classifier, model, precision, device_of(model.device))
     return TorchEngine(classifier, network, engine="eager", precision=precision, model=model, batch=batch)
 
 
-def eager_network(classifier: "Classifier", model: ModelSettings, precision: str, device: torch.device) -> EagerNetwork:
+def eager_network(
+    classifier: "TimmClassifier", model: ModelSettings, precision: str, device: torch.device
+) -> EagerNetwork:
     """In a GPU's memory a copy runs: the classifier's own module stays where the reference needs it, on the CPU."""
     if device.type != "cpu" and precision == "fp32":  # other precisions copy it in any case
         classifier = replace(classifier, module=deepcopy(classifier.module))

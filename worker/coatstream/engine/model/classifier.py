@@ -21,7 +21,7 @@ from coatstream.settings.model import ModelSettings
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Classifier:
+class TimmClassifier:
     """A timm classifier: float32, on the CPU, in eval mode, never changed by who runs it.
 
     weights       where they are from, in the words of `ModelInfo.weights`
@@ -40,7 +40,7 @@ class Classifier:
     origin: Mapping[str, str] | None = None
 
 
-def load_classifier(model: ModelSettings) -> Classifier:
+def load_classifier(model: ModelSettings) -> TimmClassifier:
     """The classifier that the settings name. Raises EngineError."""
     before = origin(model)
     loaded = load_model(model)
@@ -49,7 +49,7 @@ def load_classifier(model: ModelSettings) -> Classifier:
     labels = labels_from_file(model.labels, count) if model.labels else imagenet_labels(count)
     num_features = _num_features(loaded.module, spec, model)
     after = origin(model)
-    return Classifier(
+    return TimmClassifier(
         module=loaded.module,
         name=model.name,
         weights=loaded.weights,

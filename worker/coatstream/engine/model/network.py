@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:  # it imports timm, and a start from the cache does without
-    from coatstream.engine.model.classifier import Classifier
+    from coatstream.engine.model.classifier import TimmClassifier
 
 
 class EagerNetwork(nn.Module):
@@ -27,7 +27,7 @@ class EagerNetwork(nn.Module):
     std: Tensor
 
     def __init__(
-        self, classifier: "Classifier", *, dtype: torch.dtype = torch.float32, embeddings: bool = False
+        self, classifier: "TimmClassifier", *, dtype: torch.dtype = torch.float32, embeddings: bool = False
     ) -> None:
         super().__init__()
         module = classifier.module

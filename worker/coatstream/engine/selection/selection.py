@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from coatstream.engine.model.classifier import (
-        Classifier,  # it imports timm, and a start from the cache does without
+        TimmClassifier,  # it imports timm, and a start from the cache does without
     )
 
 # What `auto` looks at. Compiling takes minutes a start, so it runs only where it is asked for.
@@ -260,7 +260,7 @@ class _Workshop:
     # ---- building and checking
 
     @cached_property
-    def _classifier(self) -> "Classifier":
+    def _classifier(self) -> "TimmClassifier":
         from coatstream.engine.model.classifier import load_classifier
 
         return load_classifier(self._model)

@@ -56,7 +56,7 @@ class DeadLetter:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class LetterPicture:
     """A letter's picture as its producer sent it. `raw` says how raw pixels lie, and is empty for an encoded one."""
 
     data: bytes = field(repr=False)
@@ -104,7 +104,7 @@ class DeadLetters:
 
         return [digit == "1" for digit in _digits(letters, look)]
 
-    def picture(self, letter: str) -> Picture | None:
+    def picture(self, letter: str) -> LetterPicture | None:
         """The one picture that does travel; None where the letter is gone or has none."""
         if not _is_id(letter):
             return None
@@ -181,14 +181,14 @@ def _is_text(name: str, size: int, value: bytes) -> bool:
     return name not in _NOT_TEXT and size == len(value)
 
 
-def _picture(fields: Mapping[bytes, bytes]) -> Picture | None:
+def _picture(fields: Mapping[bytes, bytes]) -> LetterPicture | None:
     if b"image" in fields:
-        return Picture(fields[b"image"], "")
+        return LetterPicture(fields[b"image"], "")
     if b"pixels" not in fields:
         return None
     told = {"width": b"?", "height": b"?", "format": b"bgr24"}
     told |= {name: fields[name.encode()][:40] for name in told if name.encode() in fields}
-    return Picture(fields[b"pixels"], ", ".join(f"{name} {_text(value)}" for name, value in told.items()))
+    return LetterPicture(fields[b"pixels"], ", ".join(f"{name} {_text(value)}" for name, value in told.items()))
 
 
 def _text(data: bytes) -> str:

@@ -7,7 +7,7 @@ from timm.layers import DropPath, LayerNorm, Mlp, PatchEmbed
 from timm.models import coat
 from torch import Tensor, nn
 
-from coatstream.engine.model.classifier import Classifier
+from coatstream.engine.model.classifier import TimmClassifier
 from coatstream.engine.model.coat.arithmetic import Arithmetic
 from coatstream.engine.model.coat.attention import relative_encoding
 from coatstream.engine.model.coat.blocks import (
@@ -66,7 +66,7 @@ def _is_whole(embedding: Any) -> bool:
 
 
 def fused_network(
-    classifier: Classifier, *, dtype: torch.dtype, packed: bool, embeddings: bool = False
+    classifier: TimmClassifier, *, dtype: torch.dtype, packed: bool, embeddings: bool = False
 ) -> "CoatNetwork":
     """The classifier as a network. Raises NotHere where it is no CoaT, EngineError without such an arithmetic."""
     if not is_coat(classifier.module):

@@ -165,6 +165,7 @@ def every_metric() -> CollectorRegistry:
     SettlementMetrics(registry)
     metrics = Metrics(registry)
     metrics.build(version="1", worker="w")
+    metrics.lost_lines(lambda: 0)
     metrics.expose(Ledger(), Status(stall_after=1))
     registry.register(CameraCollector(lambda: ()))
     registry.register(FleetCollector(FleetStats))

@@ -27,6 +27,7 @@ from coatstream.errors import CoatstreamError, SourceLost, redact
 from coatstream.frames.frame import InputSpec
 from coatstream.frames.model import ModelInfo
 from coatstream.queue.audit import Audit, audit
+from coatstream.queue.stranded import count_stranded
 from coatstream.results.events.tag_classes import tag_classes
 from coatstream.settings.errors import SettingsError
 from coatstream.settings.model import CameraSettings, ModelSettings, QueueSettings, SettingsTree
@@ -122,12 +123,17 @@ def _books(settings: SettingsTree) -> Iterator[Finding]:
     """Of each queue: has an entry vanished, and is there room for dead letters?"""
     try:
         with connect(settings.redis) as client:
-            audits = [audit(client, queue) for queue in queues_of(settings)]
+            queues = queues_of(settings)
+            audits = [audit(client, queue) for queue in queues]
+            stranded = {queue.stream: count_stranded(client, queue) for queue in queues}
     except CoatstreamError as error:
         yield Finding("queue", "fault", redact(str(error)))
         return
     for books in audits:
         yield from _account(books, settings.queue)
+        if found := stranded[books.stream]:
+            detail = f"{found:,} or more entries are neither new nor in work: a worker that runs hands them out again"
+            yield Finding(f"queue {books.stream}", "warning", detail)
 
 
 def _account(books: Audit, limits: QueueSettings) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from coatstream.broker.script import Script
 _AUDIT: Final = Script("queue/audit")
 _FIELDS: Final = (  # of the books, as they are named there
     *("published", "dropped", "dead", "trimmed"),
-    *("dead_bytes", "dead_dropped", "refused", "admitted_bytes"),
+    *("dead_bytes", "dead_dropped", "refused", "admitted_bytes", "stranded"),
 )
 _NUMBER: Final = re.compile(rb"-?\d{1,18}")
 
@@ -32,6 +32,7 @@ class Audit:
     dead_dropped    dead letters that had to go, or lost their picture, for dead_max_length or dead_max_bytes
     refused         frames that admission turned away
     admitted_bytes  of admitted entries that are unfinished
+    stranded        entries that workers found neither new nor in work, and handed out
     """
 
     stream: str
@@ -48,6 +49,7 @@ class Audit:
     dead_dropped: int
     refused: int
     admitted_bytes: int
+    stranded: int
 
     @property
     def added(self) -> int:

@@ -13,6 +13,7 @@ from coatstream.broker.connection import Client
 from coatstream.broker.failures import calls
 from coatstream.broker.keys import Queue
 from coatstream.broker.script import Script, unix_seconds
+from coatstream.queue.stranded import adopt_stranded
 from coatstream.settings.model import QueueSettings
 
 Fields = dict[bytes, bytes]
@@ -142,6 +143,10 @@ class ConsumerGroup:
                 queue.stream, queue.group, "-", "+", SWEEP_LIMIT, consumername=self._consumer
             )
         return [item["message_id"].decode() for item in pending]
+
+    def adopt_stranded(self) -> int:
+        """Give entries back to the group that it would never hand out again. Returns how many."""
+        return adopt_stranded(self._client, self.queue)
 
     def reap(self, silent: float) -> int:
         """Remove consumers that have nothing and were silent for so many seconds."""

@@ -34,6 +34,11 @@ class QueueMetrics:
         self.trimmed = _per_stream(
             "queue_trimmed_frames", "Entries that vanished without an outcome: trimmed or deleted by others.", registry
         )
+        self.stranded = _per_stream(
+            "queue_stranded_frames",
+            "Entries that were neither new nor in work when a worker found them; they were handed out.",
+            registry,
+        )
         self.dead_letters = _per_stream("dead_letters", "Entries in the dead-letter stream.", registry)
 
     def count(self, event: QueueEvent, number: int) -> None:

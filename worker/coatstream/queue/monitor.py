@@ -83,4 +83,6 @@ class Monitor:
         self._metrics.oldest.labels(queue.stream).set(depth.oldest_age)
         self._metrics.dead_letters.labels(queue.stream).set(depth.dead)
         if self._looks % AUDIT_EVERY == 0:
-            self._metrics.trimmed.labels(queue.stream).set(audit(self._client, queue).gone)
+            books = audit(self._client, queue)
+            self._metrics.trimmed.labels(queue.stream).set(books.gone)
+            self._metrics.stranded.labels(queue.stream).set(books.stranded)

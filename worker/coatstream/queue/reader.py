@@ -53,6 +53,7 @@ class EntryReader:
         self._sweep_at = self._look_at = float("-inf")
         self._largest = SUPPOSED  # bytes of an entry, lately
         self._joined = False  # True: the groups were there
+        self._adopting = False  # True: the last look found stranded entries, and it was logged
         self._suspects = False  # True: suspects wait for everything else to leave this process
 
     def join(self) -> None:
@@ -182,14 +183,28 @@ class EntryReader:
     # ---- entries that are ours and that nobody here knows
 
     def _sweep(self) -> None:
-        """Hand back what was delivered to us in a reply that never arrived."""
+        """Hand back what was delivered to us in a reply that never arrived, and what was delivered to nobody."""
         if self._monotonic() < self._sweep_at:
             return
+        stranded = 0
         for queue, group in self._groups.items():
             known = self._holdings.entries(queue.stream)
             lost = [entry_id for entry_id in group.orphans() if entry_id not in known]
             self._observer.count("orphaned", group.release(lost, begun=False))
-        self._sweep_at = self._monotonic() + SWEEP_EVERY
+            stranded += self._adopt_stranded(group)
+        self._sweep_at = self._monotonic() + (0.0 if stranded else SWEEP_EVERY)  # one look is bounded
+
+    def _adopt_stranded(self, group: ConsumerGroup) -> int:
+        found = group.adopt_stranded()
+        if found and not self._adopting:
+            self._log.warning(
+                "entries were neither new nor in work, so no worker would have had them: they are handed out now "
+                "(XACK, XGROUP DELCONSUMER or SETID by hand, or a group that was made at $)",
+                stream=group.queue.stream,
+                entries=found,
+            )
+        self._adopting = found > 0
+        return found
 
     def _hold(self, taken: Iterable[Taken]) -> list[Taken]:
         entries = list(taken)

@@ -208,7 +208,7 @@ def test_nobody_there_is_an_outage_without_the_password() -> None:
 
 
 def test_a_wrong_password_is_an_outage_to_be_retried_slowly(servers: ClusterServers) -> None:
-    with pytest.raises(RedisUnavailable, match="does not know us") as caught:
+    with pytest.raises(RedisUnavailable, match="refuses the login") as caught:
         connect(at(servers, username="nobody", password="hunter2"))
 
     assert caught.value.slow

@@ -239,7 +239,7 @@ class TestServer:
     ) -> None:
         admin.replicaof("127.0.0.1", 1)
         try:
-            with pytest.raises(RedisUnavailable, match="is a replica, and takes no writes"):
+            with pytest.raises(RedisUnavailable, match="is a replica and refuses writes"):
                 check_server(client, as_worker(server))
         finally:
             admin.replicaof("NO", "ONE")

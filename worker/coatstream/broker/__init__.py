@@ -1,1 +1,1 @@
-"""Redis: connections, the scripts that run on the server, publishing, dead letters, the embedded server."""
+"""Redis: connections, the names of keys, checks before work, Lua scripts, the embedded server."""

@@ -1,7 +1,7 @@
-"""A client of Redis Cluster that sends nothing twice. Knows the commands that we use, and no settings.
+"""A client of Redis Cluster that sends no command twice. Knows the commands that coatstream uses, and no settings.
 
-redis-py's own cluster client sends each command of a pipeline again when its reply was lost, whatever `retry` says;
-refuses EVALSHA and TIME in a pipeline; and asks the server where the key is before each XREADGROUP.
+redis-py's own cluster client repeats each command of a pipeline whose reply was lost, whatever `retry` says; refuses
+EVALSHA and TIME in a pipeline; and asks the server for the key's place before each XREADGROUP.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-# The key is the first argument; of XGROUP and XINFO the second. EVAL and EVALSHA are known to redis-py.
+# Commands whose first argument is the key; of XGROUP and XINFO it is the second. redis-py knows EVAL and EVALSHA.
 _FIRST: Final = frozenset(
     {
         *("XADD", "XACK", "XDEL", "XLEN", "XRANGE", "XREVRANGE", "XTRIM", "XCLAIM", "XAUTOCLAIM", "XPENDING"),
@@ -30,25 +30,25 @@ _FIRST: Final = frozenset(
 )
 _SECOND: Final = frozenset({"XGROUP", "XINFO"})
 _ALL: Final = frozenset({"EXISTS", "DEL"})
-_READS: Final = {"XREAD": 0, "XREADGROUP": 3}  # the keys come after STREAMS, which stands beyond so many arguments
+_READS: Final = {"XREAD": 0, "XREADGROUP": 3}  # the keys follow STREAMS, which comes after so many arguments
 
 
 class Cluster(RedisCluster):
-    """Keys of one call must share a slot. Connects when it is made."""
+    """A client that connects when it is made. All keys of one call must share a slot."""
 
     def pipeline(self, transaction: Any = None, shard_hint: Any = None) -> Any:
-        """Commands for one node in one round trip; those without a key go there too."""
+        """Commands for one node in one round trip; commands without a key go there too."""
         if transaction:
             raise RedisClusterException("transactions are not used on a cluster")
         return _OneNodePipeline(self)
 
     def determine_slot(self, *args: Any) -> int | None:
-        """Where a command belongs, without asking the server."""
+        """The slot of a command, found without asking the server."""
         keys = _keys(args)
         return super().determine_slot(*args) if keys is None else self.slot_of(keys)
 
     def slot_of(self, keys: Sequence[Any]) -> int:
-        """The slot of all of them. Raises ClusterCrossSlotError."""
+        """The slot that all keys share. Raises ClusterCrossSlotError."""
         slots = {int(self.keyslot(key)) for key in keys}
         if len(slots) != 1:
             raise ClusterCrossSlotError("keys of one call lie in different slots")
@@ -59,7 +59,7 @@ class Cluster(RedisCluster):
         return self.get_redis_connection(self.nodes_manager.get_node_from_slot(slot))
 
     def look_around(self) -> None:
-        """Drop idle connections, and ask anew who has which slot. Where nobody answers, the next call tries it."""
+        """Drop idle connections, and ask which node has which slot. If no node answers, the next call asks again."""
         with suppress(RedisError, RedisClusterException, OSError):
             self.nodes_manager.initialize()
         for node in self.get_nodes():
@@ -68,7 +68,7 @@ class Cluster(RedisCluster):
 
 
 class _OneNodePipeline(Pipeline):
-    """redis-py's plain pipeline, on the node that the keys lead to."""
+    """redis-py's plain pipeline, on the node of the keys."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -76,7 +76,7 @@ class _OneNodePipeline(Pipeline):
         super().__init__(node.connection_pool, node.response_callbacks, False, None)
 
     def execute(self, raise_on_error: bool = True) -> list[Any]:
-        """Every command's reply. What was redirected was not run, and is sent once more, to the right node."""
+        """Every command's reply. A redirected command was not run, and is sent once more, to the right node."""
         commands = list(self.command_stack)
         slots = {self._cluster.determine_slot(*args) for args, _ in commands if _has_key(args)}
         if len(slots) > 1:
@@ -103,7 +103,7 @@ class _OneNodePipeline(Pipeline):
 
 
 def _keys(args: tuple[Any, ...]) -> Sequence[Any] | None:
-    """The keys of a command; None where this module does not know them."""
+    """The keys of a command; None if this module does not know them."""
     words = str(args[0]).upper().split()  # redis-py names subcommands in one string: "XGROUP CREATE"
     name, rest = words[0], (*words[1:], *args[1:])
     if name in _READS:

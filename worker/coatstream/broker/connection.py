@@ -1,6 +1,6 @@
 """Clients of Redis, made from the settings: one server, a socket, the primary that Sentinels name, or a cluster.
 
-redis-py's own retries are off: it would send a command again that the server may have run already. Who calls decides.
+redis-py's own retries are off, because it would repeat a command that the server may have run. The caller decides.
 """
 
 import ssl
@@ -22,19 +22,19 @@ from coatstream.settings.model import RedisSettings
 
 __all__ = ["Client", "address", "connect"]
 
-# A redis.Redis or a Cluster. Their type hints give each reply as whatever any client might get (bytes, str, None,
-# awaitables); ours get bytes, and a cast at every call would say less than this line.
+# A redis.Redis or a Cluster. Their type hints allow every reply that any client could get (bytes, str, None,
+# awaitables); these clients get bytes, and a cast at every call would tell less than this line.
 Client: TypeAlias = Any
 
-# Bytes in one look at the socket. A batch of pictures is a megabyte: with redis-py's 64 KiB it takes 16 looks, each of
-# which lets the interpreter go and queues up for it again, and a sixth more processor time (bench/read_size.py).
+# Bytes of one read from the socket. A batch of pictures is a megabyte. With redis-py's 64 KiB it takes 16 reads, each
+# of which releases the interpreter lock and waits for it, and a sixth more processor time (bench/read_size.py).
 READ_SIZE: Final = 256 * 1024
 
 
 def connect(settings: RedisSettings) -> Client:
-    """A client that has not connected yet; bytes in, bytes out.
+    """A client that has not connected yet; bytes in, bytes out. Raises ConfigError.
 
-    Only that of a cluster has connected: it asks for the slots. Raises ConfigError, and RedisUnavailable then.
+    The client of a cluster has connected to ask for the slots, and so may raise RedisUnavailable.
     """
     place = location(settings)
     options = connection_options(settings)
@@ -52,7 +52,7 @@ def connect(settings: RedisSettings) -> Client:
 
 
 def _primary(settings: RedisSettings, place: Location, options: dict[str, Any]) -> Client:
-    """A client whose every new connection asks the Sentinels where the primary is."""
+    """A client that asks the Sentinels for the primary at each new connection."""
     sentinels = Sentinel(place.hosts, sentinel_kwargs=sentinel_options(settings, options))
     return sentinels.master_for(place.service, connection_pool_class=_SentinelPool, db=place.db, **options)
 
@@ -95,7 +95,7 @@ def _retry() -> dict[str, Any]:
 
 
 def _tls(settings: RedisSettings, place: Location) -> dict[str, Any]:
-    """Verification of the certificate and of the host's name cannot be switched off. Raises ConfigError."""
+    """TLS options. The certificate and the host's name are always verified. Raises ConfigError."""
     files = {"tls_ca": settings.tls_ca, "tls_cert": settings.tls_cert, "tls_key": settings.tls_key}
     given = {name: path for name, path in files.items() if path is not None}
     if not place.tls:
@@ -104,7 +104,7 @@ def _tls(settings: RedisSettings, place: Location) -> dict[str, Any]:
                 f"redis.{next(iter(given))} is set, but redis.url begins with {place.scheme}://: TLS needs "
                 f"{place.scheme.replace('redis', 'rediss', 1)}://"
                 if place.kind != "socket"
-                else f"redis.{next(iter(given))} is set, but a Unix socket has no TLS: take it away"
+                else f"redis.{next(iter(given))} is set, but a Unix socket has no TLS: remove it"
             )
         return {}
     for name, path in given.items():
@@ -123,7 +123,7 @@ def _tls(settings: RedisSettings, place: Location) -> dict[str, Any]:
 
 
 def _load(settings: RedisSettings) -> None:
-    """Read the files once as each connection will. Raises ConfigError."""
+    """Read the files once, as each connection will. Raises ConfigError."""
     context = ssl.create_default_context()
     if settings.tls_ca:
         try:

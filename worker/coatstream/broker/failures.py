@@ -1,6 +1,7 @@
-"""The one rule for failures: any error on a call of ours means that Redis is away, unless it would refuse us for ever.
+"""The one rule for failed calls: an error means that Redis is unavailable, unless Redis would always refuse the call.
 
-Scripts' errors carry the code of the command that failed within, but for rights: there each server has its own words.
+A script's error carries the code of the command that failed in it. Only for missing rights each server has its own
+text.
 """
 
 import re
@@ -31,10 +32,10 @@ from coatstream.errors import RedisRefuses, RedisUnavailable, redact
 
 LONGEST_LINE: Final = 500
 
-RefusedCall = ResponseError  # the server's own answer: no
-REDIRECTIONS: Final = (AskError, TryAgainError)  # what a cluster answers for a key that is elsewhere; MOVED is an ASK
+RefusedCall = ResponseError  # the server's answer is an error
+REDIRECTIONS: Final = (AskError, TryAgainError)  # a cluster's answer for a key on another node; MOVED is an ASK
 
-# redis-py takes these codes off the text. The order matters: some are kinds of others.
+# redis-py removes these codes from the text. The order matters: some classes are subclasses of others.
 _CODES: Final[tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...]] = (
     (NoPermissionError, "NOPERM"),
     (ReadOnlyError, "READONLY"),
@@ -49,7 +50,7 @@ _CODES: Final[tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], .
     ((AuthenticationError, AuthenticationWrongNumberOfArgsError), "NOAUTH"),
 )
 
-# What has no code of its own, or another one than its meaning.
+# Errors without a code of their own, or whose code does not tell their meaning.
 _TEXTS: Final[tuple[tuple[str, str], ...]] = (
     (r"instance state changed", "READONLY"),
     (r"stream key no longer exists", "NOGROUP"),  # Redis 7.0: UNBLOCKED
@@ -63,40 +64,42 @@ _TEXTS: Final[tuple[tuple[str, str], ...]] = (
 
 _OUTAGES: Final = {
     "LOADING": "Redis is loading its data and answers when that is done",
-    "MISCONF": "Redis cannot save its data and so takes no writes: look at its disk and its log",
-    "OOM": "Redis is at its maxmemory: workers free some as they settle frames, else raise maxmemory",
-    "NOREPLICAS": "Redis has too few replicas in reach (min-replicas-to-write) and so takes no writes",
-    "READONLY": "this Redis is a replica, now or for good: its connections are dropped, to find the primary",
+    "MISCONF": "Redis cannot save its data and so refuses writes: look at its disk and its log",
+    "OOM": "Redis has reached its maxmemory: workers free memory as they settle frames, or raise maxmemory",
+    "NOREPLICAS": "Redis has too few replicas in reach (min-replicas-to-write) and so refuses writes",
+    "READONLY": "this Redis is a replica, for now or for good: its connections are dropped, to find the primary",
     "MASTERDOWN": "this Redis is a replica that has lost its primary: its connections are dropped, to find another",
     "NOMASTER": "no Sentinel names a primary: are they in reach, and is the service's name in redis.url right",
     "CLUSTERDOWN": "the cluster does not serve all its slots now",
-    "TRYAGAIN": "the cluster moves our slot from one node to another",
+    "TRYAGAIN": "the cluster is moving the slot from one node to another",
     "NOGROUP": "the stream or its consumer group is gone: a worker makes them again when it reads next",
-    "BUSY": "somebody's script holds Redis up: SCRIPT KILL ends it",
-    "NOAUTH": "Redis does not know us: is the password right and the user on (redis.username, redis.password_file)",
-    "MAXCLIENTS": "Redis has as many clients as it takes: raise its maxclients",
+    "BUSY": "another client's script blocks Redis: SCRIPT KILL ends it",
+    "NOAUTH": "Redis refuses the login: is the password right and the user on (redis.username, redis.password_file)",
+    "MAXCLIENTS": "Redis has reached its maxclients: raise it",
     "EXECABORT": "Redis dropped a transaction",
     "UNBLOCKED": "Redis ended a blocking read",
 }
 
 _REFUSALS: Final = {
     "NOPERM": "the Redis user lacks a right: `coatstream check` lists all that it lacks, ACL SETUSER gives them",
-    "WRONGTYPE": "a key of ours holds something else: `coatstream check` names it; rename it or choose another name",
+    "WRONGTYPE": "a key holds another type: `coatstream check` names the key; rename it, or choose another name",
     "CROSSSLOT": "keys of one queue lie in different slots of the cluster: give their names one hash tag, say {frames}",
-    "UNKNOWN": "this Redis lacks a command that we need: is it 7.0 or newer, and was the command renamed or disabled",
+    "UNKNOWN": "this Redis lacks a command: is it 7.0 or newer, and was the command renamed or disabled",
     "NOCLUSTER": "this Redis is no cluster: write redis:// (rediss://) in redis.url",
     "NOSENTINEL": "this is no Sentinel: redis+sentinel:// in redis.url takes the Sentinels' own ports, mostly 26379",
     "MOVED": "this Redis is a node of a cluster: write redis+cluster:// (rediss+cluster://) in redis.url",
 }
 
-# After these the connection leads to the wrong server, or may: the same name is looked up anew.
+# After these errors the connection may lead to the wrong server, so the name is looked up again.
 _STALE: Final = frozenset({"READONLY", "NOREPLICAS", "MASTERDOWN"})
 
 
 @contextmanager
 def calls(what: str, client: Any = None) -> Iterator[None]:
-    """Turns whatever Redis or the network says during a call into RedisUnavailable, or RedisRefuses where waiting is
-    no use: one line, no credentials. Where the server is no primary any more, `client` drops its connections to it.
+    """Turn an error of Redis or the network into RedisUnavailable, or into RedisRefuses if waiting is of no use.
+
+    The message begins with `what`, is one line, and holds no credentials. If the server is no longer the primary,
+    `client` drops its connections to it.
     """
     try:
         yield
@@ -112,7 +115,7 @@ def calls(what: str, client: Any = None) -> Iterator[None]:
 
 
 def code_of(error: BaseException) -> str:
-    """The first word of what Redis said, or one of ours; empty where it said nothing that we know."""
+    """The code of an error: the first word of Redis' text, or one of ours; empty if it is unknown."""
     for kind, code in _CODES:
         if isinstance(error, kind):
             return code
@@ -125,7 +128,7 @@ def code_of(error: BaseException) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """What went wrong, in one line: what it means, where that is known, and Redis' own words."""
+    """What went wrong, in one line: the meaning, if it is known, and Redis' own text."""
     code = code_of(error)
     meaning = _OUTAGES.get(code) or _REFUSALS.get(code)
     text = _said(error)
@@ -138,7 +141,7 @@ def is_stale(reply: object) -> bool:
 
 
 def drop_connections(client: Any) -> None:
-    """Close what leads to servers that have changed their part; those in use by other threads find out themselves."""
+    """Close connections to servers whose role has changed. Other threads notice on the connections that they use."""
     if isinstance(client, Cluster):
         client.look_around()
     else:
@@ -146,7 +149,7 @@ def drop_connections(client: Any) -> None:
 
 
 def _root(error: BaseException) -> BaseException:
-    """What is behind an error of the cluster client, whose own text is no help."""
+    """The cause of an error of the cluster client, whose own text does not help."""
     inner = error.__cause__ or error.__context__
     if isinstance(error, RedisClusterException) and isinstance(inner, RedisError | RedisClusterException | OSError):
         return _root(inner)
@@ -155,7 +158,7 @@ def _root(error: BaseException) -> BaseException:
 
 def _said(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, MasterNotFoundError):  # its text goes on with redis-py's own objects
+    if isinstance(error, MasterNotFoundError):  # the rest of its text are redis-py's objects
         text = text.partition(" : ")[0]
-    text = text.partition(", with args beginning")[0]  # those of AUTH are a password, those of XADD a picture
+    text = text.partition(", with args beginning")[0]  # the arguments of AUTH are a password, those of XADD a picture
     return re.sub(r",? script: ?\w*,? ?on @user_script:\d+\.?$", "", text)[:300]

@@ -1,7 +1,7 @@
-"""The names of all keys that cameras need beside the queue's. Touches no server.
+"""The names of all keys that cameras need beside the queue's. Connects to no server.
 
-On a cluster all of them must lie in one slot, that of the labels' stream. So where that has a hash tag, as in
-`{door}labels`, names without one get it: `{door}cameras`.
+On a cluster all of them must lie in the slot of the labels' stream. If that has a hash tag, as in `{door}labels`, names
+without one get it: `{door}cameras`.
 """
 
 import re
@@ -18,7 +18,7 @@ _TAG: Final = re.compile(r"\{[^{}]+\}")
 
 @dataclass(frozen=True, slots=True)
 class FleetKeys:
-    """Keys by what they hold. `key`, `events` and `tags` are settings, the rest follows."""
+    """Keys by what they hold. The three fields are settings (with `redis.prefix`), the other names follow from them."""
 
     key: str = "cameras"
     events: str = "events"
@@ -26,12 +26,12 @@ class FleetKeys:
 
     @property
     def registry(self) -> str:
-        """Hash of the cameras that were added at run time: name -> settings as JSON, secrets included."""
+        """Hash of the cameras that were added at run time: name -> settings as JSON, passwords included."""
         return self.key
 
     @property
     def paused(self) -> str:
-        """Set of the names that nobody shall read for now."""
+        """Set of the names of cameras that no worker may read for now."""
         return f"{self.key}:paused"
 
     @property
@@ -46,12 +46,12 @@ class FleetKeys:
 
     @property
     def leases(self) -> str:
-        """Hash of who reads which camera until when."""
+        """Hash of which worker reads which camera until when."""
         return f"{self.key}:leases"
 
     @property
     def fences(self) -> str:
-        """Hash of the newest number granted per camera. Never lowered, so that a late owner is refused for ever."""
+        """Hash of each camera's newest lease number. It only rises, so that labels of a former owner are refused."""
         return f"{self.key}:fences"
 
     @property
@@ -80,13 +80,13 @@ class FleetKeys:
 
     @property
     def rights_unshared(self) -> Mapping[str, Sequence[str]]:
-        """The same of a worker that shares no camera: it says events, and nobody else may speak for its cameras."""
+        """The same for a worker that shares no camera: it publishes events, and other workers never do so for it."""
         used = {key: self.rights[key] for key in (self.states, self.events, self.tags("camera"))}
         return used | {self.fences: ON_NEIGHBOURS}
 
     @property
     def types(self) -> Mapping[str, str]:
-        """What each fixed key must hold, where it is there."""
+        """The type that each fixed key must have, if it exists."""
         hashes = (self.registry, self.members, self.leases, self.fences, self.states)
         return dict.fromkeys(hashes, "hash") | {self.paused: "set", self.version: "string", self.events: "stream"}
 
@@ -96,7 +96,7 @@ class FleetKeys:
 
 
 def fleet_keys(settings: SettingsTree) -> FleetKeys:
-    """The keys beside the labels of the first queue, where those of cameras go. Raises ConfigError."""
+    """The keys beside the labels of the first queue, where labels of cameras go. Raises ConfigError."""
     prefix, tag = settings.redis.prefix, _TAG.search(queues_of(settings)[0].labels)
 
     def beside(name: str) -> str:

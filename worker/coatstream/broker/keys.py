@@ -1,7 +1,7 @@
-"""The queues that this worker serves, and the names of all keys that belong to each. Touches no server.
+"""The queues that this worker serves, and the names of all keys of each. Connects to no server.
 
-A queue is one frames stream with everything that one script call needs beside it. On a cluster all of that must lie in
-one slot, which a hash tag in the names brings about: `{door}frames`, `{door}frames:dead`, `{door}labels`.
+A queue is one frames stream with all keys that one script call needs beside it. On a cluster all of them must lie in
+one slot, so their names share a hash tag: `{door}frames`, `{door}frames:dead`, `{door}labels`.
 """
 
 import re
@@ -16,7 +16,7 @@ from coatstream.settings.model import QueueEntry, SettingsTree
 
 _TAG: Final = re.compile(r"\{([^{}]+)\}")
 
-# Commands that our scripts and clients run on each kind of key: what the Redis user must be allowed.
+# Commands that scripts and clients run on each kind of key, and that the Redis user must be allowed to run.
 _ON_FRAMES: Final = (
     *("XREADGROUP", "XACK", "XDEL", "XCLAIM", "XPENDING", "XRANGE", "XREVRANGE", "XADD", "XLEN", "XGROUP|CREATE"),
     *("XGROUP|DELCONSUMER", "XINFO|STREAM", "XINFO|GROUPS", "XINFO|CONSUMERS", "TYPE", "EXISTS"),
@@ -25,7 +25,7 @@ _ON_DEAD: Final = ("XADD", "XDEL", "XLEN", "XRANGE", "XREVRANGE", "TYPE")
 _ON_LABELS: Final = ("XADD", "TYPE")
 _ON_LATEST: Final = ("HGET", "HSET", "HLEN", "TYPE")
 _ON_BOOKS: Final = ("HGET", "HMGET", "HSET", "HSETNX", "HINCRBY", "HDEL", "HLEN", "HGETALL", "DEL", "TYPE")
-ON_NEIGHBOURS: Final = ("TYPE", "EVALSHA")  # only named to a script: yet the user must have all rights to the key
+ON_NEIGHBOURS: Final = ("TYPE", "EVALSHA")  # only named to a script; the server asks for all rights still
 _ON_MARKS: Final = ("GET", "SET", "EXISTS", "DEL", "PEXPIRE", "TYPE")
 
 
@@ -68,21 +68,21 @@ class Queue:
 
     @property
     def books(self) -> str:
-        """Hash of what became of all entries of the stream: the audit's counters."""
+        """Hash of the audit's counters: what became of all entries of the stream."""
         return f"{self.stream}:books"
 
     @property
     def sources(self) -> str:
-        """Hash of admitted entries per source that are still unfinished; a source without any is not in it."""
+        """Hash of each source's admitted entries that are unfinished; sources without any are not in it."""
         return f"{self.stream}:sources"
 
     @property
     def gate(self) -> str:
-        """Set for a moment when somebody looked for idle entries and found none."""
+        """A mark, set for a moment when a worker has looked for idle entries and found none."""
         return f"{self.stream}:gate"
 
     def memo(self, worker: str, caller: str) -> str:
-        """What one caller settled last."""
+        """The last settlement of one caller."""
         return f"{self.stream}:settled:{worker}:{caller}"
 
     def sequence(self, source: str) -> str:
@@ -91,7 +91,7 @@ class Queue:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """One of each kind: on a cluster they must share a slot."""
+        """One key of each kind: on a cluster they must share a slot."""
         return (
             *(self.stream, self.dead, self.labels, self.latest, self.books, self.sources, self.gate),
             *(self.memo("worker", "caller"), self.sequence("source")),
@@ -99,7 +99,7 @@ class Queue:
 
     @property
     def types(self) -> Mapping[str, str]:
-        """What each fixed key must hold, where it is there."""
+        """The type that each fixed key must have, if it exists."""
         streams = dict.fromkeys((self.stream, self.dead, self.labels), "stream")
         return streams | dict.fromkeys((self.latest, self.books, self.sources), "hash") | {self.gate: "string"}
 
@@ -119,7 +119,7 @@ class Queue:
 
     @property
     def rights_of_cameras(self) -> Mapping[str, Sequence[str]]:
-        """The same of a worker that reads no queue: of what lies beside its labels it looks at the types only."""
+        """The same for a worker that reads no queue: it only looks at the types of the keys beside its labels."""
         labels = {self.labels, self.latest, self.memo("worker", "caller")}
         return {
             key: rights if key in labels else ON_NEIGHBOURS for key, rights in self.rights.items() if key != self.gate
@@ -179,7 +179,7 @@ def partitions(queue: Queue, count: int) -> list[Queue]:
 
 
 def by_slot(queues: Sequence[Queue]) -> list[tuple[Queue, ...]]:
-    """Those that lie in one slot of a cluster together."""
+    """The queues grouped by their slot on a cluster."""
     slots: dict[int, list[Queue]] = {}
     for queue in queues:
         slots.setdefault(key_slot(queue.stream.encode()), []).append(queue)
@@ -187,7 +187,7 @@ def by_slot(queues: Sequence[Queue]) -> list[tuple[Queue, ...]]:
 
 
 def _check_names(queues: Sequence[Queue]) -> None:
-    """Two kinds of things in one key would be seen late, and as damage."""
+    """Refuse one key for two kinds of things, which would be noticed late, and as damage. Raises ConfigError."""
     seen: dict[str, str] = {}
     for queue in queues:
         own = {queue.stream: "frames", queue.dead: "dead letters", queue.books: "counters", queue.sources: "counters"}

@@ -1,7 +1,7 @@
-"""Where Redis is: the URL taken apart, and shown again without what is secret. Connects to nothing.
+"""Where Redis is: the URL taken apart, and its text without secrets. Connects to no server.
 
-redis-py's own reading of a URL is not used: it knows no Sentinel, lets a query switch the verification of certificates
-off, and quotes passwords in its errors.
+redis-py's own parser is not used: it knows no Sentinels, lets a query turn off the verification of certificates, and
+quotes passwords in its errors.
 """
 
 import re
@@ -36,7 +36,7 @@ UNREADABLE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """One URL. `hosts` are several for Sentinels and clusters, and none for a socket; `path` is the socket's."""
+    """One URL. `hosts` may be several for Sentinels and clusters and is empty for a socket, which has a `path`."""
 
     scheme: str
     hosts: tuple[tuple[str, int], ...]
@@ -61,7 +61,7 @@ class Location:
 
 
 def location(settings: RedisSettings) -> Location:
-    """Where the settings say that Redis is. Raises ConfigError, which quotes nothing of the URL."""
+    """The place that redis.url names. Raises ConfigError, which quotes nothing of the URL."""
     if settings.url is None:
         raise ConfigError(
             "redis.url is not set: say where Redis is, for example COATSTREAM_REDIS__URL=redis://localhost:6379/0"
@@ -73,7 +73,7 @@ def location(settings: RedisSettings) -> Location:
 
 
 def address(settings: RedisSettings) -> str:
-    """Where Redis is, as it may be shown: put together from the parts that hold no secret."""
+    """Where Redis is, made of the parts of the URL that hold no secret."""
     try:
         return str(location(settings))
     except ConfigError:
@@ -84,7 +84,7 @@ def address(settings: RedisSettings) -> str:
 def _parsed(url: SplitResult) -> Location:
     """Raises ValueError and ConfigError."""
     kind = _KINDS[url.scheme]
-    if url.fragment:  # a '#' that belongs to the password
+    if url.fragment:  # probably a '#' of the password
         raise ValueError(url.scheme)
     userinfo, _, netloc = url.netloc.rpartition("@")
     username, _, password = userinfo.partition(":")
@@ -118,7 +118,7 @@ def _hosts(netloc: str, kind: Kind) -> tuple[tuple[str, int], ...]:
 
 
 def _path(kind: Kind, path: str) -> tuple[str, str]:
-    """The Sentinel's name of the service, and the number of the database."""
+    """The Sentinels' name of the service, and the number of the database."""
     parts = [unquote(part) for part in path.strip("/").split("/")]
     if kind == "socket":
         return "", ""
@@ -135,7 +135,7 @@ def _path(kind: Kind, path: str) -> tuple[str, str]:
 
 
 def _options(query: str) -> dict[str, str]:
-    """What comes after `?`. Anything else would undo what `connect` promises, or be a piece of a password."""
+    """The part after `?`. Other options would undo what `connect` promises, or are part of a password."""
     options = dict(parse_qsl(query, keep_blank_values=True))
     if not options.keys() <= _OPTIONS:
         raise ConfigError(

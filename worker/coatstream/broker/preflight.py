@@ -1,6 +1,6 @@
-"""What is looked at before the work begins: the server, our keys, our rights, the cluster's slots.
+"""Checks before work begins: the server, the types of keys, the user's rights, the cluster's slots.
 
-Changes nothing on the server. Everything that is wrong is said at once, where that can be.
+Changes nothing on the server. Reports as many mistakes at once as possible.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,10 +18,10 @@ from coatstream.settings.model import RedisSettings, SettingsTree
 
 OLDEST_SERVER: Final = (7, 0)
 MOST_NAMED: Final = 20  # missing rights in one line
-KEYLESS: Final = ("EVAL", "EVALSHA", "PING", "TIME")  # commands that need no key here, beside those of a queue
+KEYLESS: Final = ("EVAL", "EVALSHA", "PING", "TIME")  # commands that are checked without a key, too
 
-# The arguments with which a command is refused or finds nothing, after the server has looked at the rights; so it does
-# no harm even where MULTI is not allowed. {} is the key. A group of that name is nobody's.
+# Arguments with which a command fails or finds nothing after the server has checked the rights, so that it does no harm
+# even if MULTI is not allowed. {} is the key. No group has that name.
 _GROUP: Final = "coatstream:no-such-group"
 _HARMLESS: Final[Mapping[str, tuple[str, ...]]] = {
     "XADD": ("{}", "0-0", "f", "v"),
@@ -67,7 +67,7 @@ _HARMLESS: Final[Mapping[str, tuple[str, ...]]] = {
     "PING": (),
     "TIME": (),
 }
-# These have no such arguments: they are tried only where MULTI holds them back.
+# Commands without such arguments. They are tried only inside MULTI, which never ends.
 _IN_MULTI_ONLY: Final[Mapping[str, tuple[str, ...]]] = {
     "DEL": ("{}",),
     "UNLINK": ("{}",),
@@ -79,7 +79,7 @@ _IN_MULTI_ONLY: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 def check_server(client: Client, settings: RedisSettings) -> str:
-    """The server's name and version, if it can serve us. Raises RedisUnavailable, or ConfigError (too old, say)."""
+    """The server's name and version. Raises RedisUnavailable, or ConfigError if it cannot be used (too old, say)."""
     place = address(settings)
     with calls(f"cannot reach Redis at {place}", client):
         info = client.info()
@@ -91,16 +91,16 @@ def check_server(client: Client, settings: RedisSettings) -> str:
     if info.get("cluster_enabled") and not isinstance(client, Cluster):
         scheme = "rediss" if place.startswith("rediss") else "redis"
         raise ConfigError(f"{name} at {place} is a node of a cluster: write {scheme}+cluster:// in redis.url")
-    if info.get("role") == "slave":  # it may be the primary in a moment, so this is no matter of settings
+    if info.get("role") == "slave":  # it may become the primary in a moment, so the settings may be right
         raise RedisUnavailable(
-            f"{name} at {place} is a replica, and takes no writes: redis.url must lead to the primary "
+            f"{name} at {place} is a replica and refuses writes: redis.url must lead to the primary "
             "(redis+sentinel:// follows it), or a failover is going on"
         )
     return f"{name} {version}"
 
 
 def server_infos(client: Client) -> list[dict[str, Any]]:
-    """INFO of the server; of a cluster, that of each primary. Raises RedisUnavailable."""
+    """INFO of the server, or of each primary of a cluster. Raises RedisUnavailable."""
     with calls("the server cannot be asked about itself", client):
         if isinstance(client, Cluster):
             return [client.info(target_nodes=node) for node in client.get_primaries()]
@@ -108,7 +108,7 @@ def server_infos(client: Client) -> list[dict[str, Any]]:
 
 
 def check_types(client: Client, types: Mapping[str, str]) -> None:
-    """Raises ConfigError if one of these keys is there and holds something else."""
+    """Raises ConfigError if one of these keys exists and has another type."""
     for key, kind in types.items():
         with calls(f"the type of the key {key} cannot be read", client):
             found = client.type(key).decode()
@@ -120,9 +120,9 @@ def check_types(client: Client, types: Mapping[str, str]) -> None:
 
 
 def check_usage(client: Client, settings: SettingsTree) -> tuple[str, ...]:
-    """Slots, rights and types of all keys that a worker with these settings uses, and of no others.
+    """Check slots, rights and types of exactly the keys that a worker with these settings uses.
 
-    Returns what `check_rights` does. Raises ConfigError.
+    Returns what `check_rights` returns. Raises ConfigError.
     """
     queues = queues_of(settings)
     channels = (queues[0].channel("source"), queues[0].failure_channel("source"))
@@ -138,10 +138,10 @@ def check_usage(client: Client, settings: SettingsTree) -> tuple[str, ...]:
 def check_queues(
     client: Client, queues: Sequence[Queue], *, channels: Sequence[str] = (), read: bool = True
 ) -> tuple[str, ...]:
-    """Slots, rights and types of all keys of these queues, and what `check_rights` returns. Raises ConfigError.
+    """Check slots, rights and types of all keys of these queues; returns as `check_rights`. Raises ConfigError.
 
-    Rights come before types: a missing right to look at a type would else be all that is said. `read`: False for a
-    worker that publishes labels of cameras only.
+    Rights come first: otherwise a missing right to read a type would be the only one reported. `read` is False for a
+    worker that only publishes labels of cameras.
     """
     for queue in queues:
         check_slots(client, queue.keys)
@@ -155,7 +155,7 @@ def check_queues(
 
 
 def check_fleet(client: Client, keys: FleetKeys, *, shared: bool) -> None:
-    """The same of the keys of cameras. Raises ConfigError."""
+    """The same for the keys of cameras. Raises ConfigError."""
     rights = keys.rights if shared else keys.rights_unshared
     check_slots(client, list(rights))
     check_rights(client, rights, keyless=())
@@ -163,7 +163,7 @@ def check_fleet(client: Client, keys: FleetKeys, *, shared: bool) -> None:
 
 
 def check_slots(client: Client, keys: Sequence[str]) -> None:
-    """Raises ConfigError if these keys of one queue lie in several slots of a cluster: no script could run."""
+    """Raises ConfigError if these keys of one queue lie in several slots of a cluster, where no script could run."""
     if not keys or not isinstance(client, Cluster):
         return
     first = keys[0]
@@ -184,19 +184,19 @@ def check_rights(
     channels: Sequence[str] = (),
     keyless: Sequence[str] = KEYLESS,
 ) -> tuple[str, ...]:
-    """Ask for every right at once. Raises ConfigError that names all that are missing.
+    """Check all rights at once. Raises ConfigError, which names all that are missing.
 
     needs     key -> commands on it ("XADD", "XGROUP|CREATE")
     keyless   commands without a key
-    channels  of Pub/Sub; returned are those that may not be published to, which is no fault but worth a warning
+    channels  Pub/Sub channels; those that the user may not publish to are returned, since they are worth only a warning
 
-    Nothing is run: the commands wait in a MULTI that never ends, and most could do no harm anyway.
+    No command runs: they wait in a MULTI that never ends, and most could do no harm anyway.
     """
     wanted = [(command, key) for key, commands in needs.items() for command in commands]
     lacking: dict[tuple[str, str], str] = {}
     silent: list[str] = []
     name = ""
-    with calls("the rights of the Redis user cannot be looked at", client):
+    with calls("the rights of the Redis user cannot be checked", client):
         everywhere = [(command, "") for command in keyless] + [("PUBLISH", channel) for channel in channels]
         for pool, asked in _by_node(client, wanted).items():
             name, refused = _refused(pool, asked + everywhere)
@@ -208,7 +208,7 @@ def check_rights(
 
 
 def _by_node(client: Client, wanted: Sequence[tuple[str, str]]) -> dict[Any, list[tuple[str, str]]]:
-    """What to ask each server: on a cluster each has its own users."""
+    """The questions for each server: on a cluster each has its own users."""
     found: dict[Any, list[tuple[str, str]]] = {}
     for command, key in wanted:
         node = client.node_of(client.slot_of([key])) if isinstance(client, Cluster) else client
@@ -217,7 +217,7 @@ def _by_node(client: Client, wanted: Sequence[tuple[str, str]]) -> dict[Any, lis
 
 
 def _refused(pool: Any, asked: Sequence[tuple[str, str]]) -> tuple[str, dict[tuple[str, str], str]]:
-    """The user's name, and what the server said of each command that this user may not run."""
+    """The user's name, and the server's answer for each command that this user may not run."""
     connection = pool.get_connection()
     try:
         name = _answers(connection, [("ACL", "WHOAMI")])[0]
@@ -233,13 +233,13 @@ def _refused(pool: Any, asked: Sequence[tuple[str, str]]) -> tuple[str, dict[tup
 
 def _trial(command: str, key: str) -> tuple[str, ...]:
     words = _HARMLESS[command] if command in _HARMLESS else _IN_MULTI_ONLY[command]
-    if command == "EVALSHA" and key:  # which of its keys it writes to, the server cannot know: all must be writable
+    if command == "EVALSHA" and key:  # the server cannot know which keys a script writes: all must be writable
         words = (words[0], "1", "{}")
     return (*command.split("|"), *(word.replace("{}", key) for word in words))
 
 
 def _answers(connection: Any, commands: Sequence[tuple[str, ...]]) -> list[Any]:
-    """One round trip; errors that the server returns are answers too."""
+    """The answers in one round trip; an error of the server is an answer too."""
     connection.send_packed_command(connection.pack_commands(commands))
     answers: list[Any] = []
     for _ in commands:

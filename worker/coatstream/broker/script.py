@@ -1,4 +1,4 @@
-"""Lua that runs on the server: named by the hash of its text, so that old and new workers live side by side."""
+"""Lua that runs on the server, named by the hash of its text, so that workers of two releases run side by side."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ Argument = str | bytes | int | float
 
 
 class Script:
-    """One .lua file of coatstream; `after` are files that are put in front of it.
+    """One .lua file of the package, with the files `after` in front of it.
 
     name, after   paths in the package without the suffix: `queue/beat`, `broker/keys`
     """
@@ -24,7 +24,7 @@ class Script:
         self._sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     def __call__(self, client: Client, *, keys: Sequence[str], args: Sequence[Argument]) -> Any:
-        """Run it in one round trip; two where the server has forgotten it (restart, failover, SCRIPT FLUSH)."""
+        """Run it in one round trip, or two if the server has forgotten it (restart, failover, SCRIPT FLUSH)."""
         try:
             return client.evalsha(self._sha, len(keys), *keys, *args)
         except NoScriptError:

@@ -53,7 +53,7 @@ class Bare:
     def drain(self, kind: PictureKind, frames: int, batch: int) -> Drained:
         """From nothing decoded to everything classified. Raises EngineError."""
         ready: Queue[Pixels] = Queue(2 * batch * self._engine.streams)
-        shares = _Shares(frames, batch)
+        shares = _Batches(frames, batch)
         began, spent = time.perf_counter(), time.process_time()
         decoders = [
             self._decoding.submit(self._decode, kind, range(first, frames, self._threads), ready)
@@ -70,12 +70,12 @@ class Bare:
             spec = self._engine.spec
             ready.put(prepare(kind.open(picture, self._queue, spec), spec), timeout=STUCK_AFTER)
 
-    def _classify(self, ready: "Queue[Pixels]", shares: "_Shares") -> None:
+    def _classify(self, ready: "Queue[Pixels]", shares: "_Batches") -> None:
         while pixels := shares.take(ready):
             self._engine.classify(np.stack(pixels))
 
 
-class _Shares:
+class _Batches:
     """Hands out batches, a whole one to one stream at a time."""
 
     def __init__(self, frames: int, batch: int) -> None:

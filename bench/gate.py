@@ -68,7 +68,7 @@ CLIPS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class ClassifiedPicture:
     """One frame of a clip, measured and classified once."""
 
     vitals: Vitals
@@ -76,7 +76,7 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class GateRun:
     """A camera with a gate, for some minutes."""
 
     saved: float
@@ -143,9 +143,9 @@ def _fetched(package: str, name: str, cache: Path) -> Path | None:
     return folder / name
 
 
-def _classified(clip: Clip, path: Path, engine: Engine) -> tuple[list[Picture], float, float]:
+def _classified(clip: Clip, path: Path, engine: Engine) -> tuple[list[ClassifiedPicture], float, float]:
     """Every picture of the clip, the clip's rate, and the model's seconds for one picture (in full batches)."""
-    pictures: list[Picture] = []
+    pictures: list[ClassifiedPicture] = []
     fps, frames = _frames(path)
     spent: list[float] = []
     batch: list[Frame] = []
@@ -157,7 +157,7 @@ def _classified(clip: Clip, path: Path, engine: Engine) -> tuple[list[Picture], 
             spent.append((time.perf_counter() - started) / BATCH)
         for row, frame in enumerate(batch):
             assert frame.vitals is not None
-            pictures.append(Picture(frame.vitals, prediction_of(frame, scores, row, engine)))
+            pictures.append(ClassifiedPicture(frame.vitals, prediction_of(frame, scores, row, engine)))
         batch.clear()
 
     for bgr in frames:
@@ -191,7 +191,7 @@ def _frame(number: int, at: float, vitals: Vitals, pixels: Pixels = _NO_PIXELS) 
     return Frame("camera", str(number), at, pixels, width=1, height=1, vitals=vitals)
 
 
-def _run(pictures: list[Picture], fps: float, settings: ReuseSettings, minutes: float, seed: int) -> Run:
+def _run(pictures: list[ClassifiedPicture], fps: float, settings: ReuseSettings, minutes: float, seed: int) -> GateRun:
     """The clip in a loop; each time round it begins one picture later, so that all of them have their turn."""
     now = 0.0
     gate = Gate(settings, rng=random.Random(seed), monotonic=lambda: now)
@@ -210,7 +210,7 @@ def _run(pictures: list[Picture], fps: float, settings: ReuseSettings, minutes: 
             reused += 1
             wrong += answer.labels[0].label.index != picture.truth.labels[0].label.index
     stats = gate.stats()
-    return Run(
+    return GateRun(
         saved=reused / count,
         wrong=wrong / reused if reused else 0.0,
         reused=reused,

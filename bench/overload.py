@@ -31,7 +31,7 @@ Metrics = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 @dataclass(frozen=True)
-class Load:
+class CameraLoad:
     """Cameras and an engine; `settings` are the worker's."""
 
     cameras: int
@@ -67,19 +67,21 @@ def main(
         return int(not judge(load, *observe(worker, client, load, seconds)))
 
 
-def noop_load(streams: int) -> Load:
+def noop_load(streams: int) -> CameraLoad:
     """Batches of four in 0.1 s a stream: 40 frames/s each, of which three times as many are offered."""
     settings = {"model__engine": "noop", "model__noop_delay": 0.1, "model__streams": streams, "batch__max_size": 4}
-    return Load(12, 10.0 * streams, streams, settings)
+    return CameraLoad(12, 10.0 * streams, streams, settings)
 
 
-def model_load(streams: int) -> Load:
+def model_load(streams: int) -> CameraLoad:
     """The real model with random weights does some 10 to 40 frames/s on two cores."""
     settings = {"model__engine": "auto", "model__weights": "random", "model__streams": streams}
-    return Load(6, 12.5, streams, {**settings, "batch__max_size": 4, "batch__prepared": "[1,2,3,4]"})
+    return CameraLoad(6, 12.5, streams, {**settings, "batch__max_size": 4, "batch__prepared": "[1,2,3,4]"})
 
 
-def observe(worker: Worker, client: Client, load: Load, seconds: float) -> tuple[Metrics, Metrics, list[Any], float]:
+def observe(
+    worker: Worker, client: Client, load: CameraLoad, seconds: float
+) -> tuple[Metrics, Metrics, list[Any], float]:
     """(metrics before, metrics after, labels in between, seconds in between)."""
     deadline = time.monotonic() + 60
     while len(playing(worker.metrics())) < load.cameras:
@@ -101,12 +103,12 @@ def playing(metrics: Metrics) -> set[str]:
     }
 
 
-def judge(load: Load, before: Metrics, after: Metrics, labels: list[Any], seconds: float) -> bool:
+def judge(load: CameraLoad, before: Metrics, after: Metrics, labels: list[Any], seconds: float) -> bool:
     """Print one line per bar. Whether all are held."""
     return all([_age(load, before, after, labels), _shares(load, before, after, labels, seconds), _books(load, after)])
 
 
-def _age(load: Load, before: Metrics, after: Metrics, labels: list[Any]) -> bool:
+def _age(load: CameraLoad, before: Metrics, after: Metrics, labels: list[Any]) -> bool:
     """Of each label against two frame periods and its own batch: uneven batches are the machine's doing."""
     published = [float(label[b"published_at"]) for label in labels]
     ages = [at - float(label[b"captured_at"]) for at, label in zip(published, labels, strict=True)]
@@ -135,7 +137,7 @@ def _part(values: list[float], part: float) -> float:
     return sorted(values)[int(len(values) * part)]
 
 
-def _shares(load: Load, before: Metrics, after: Metrics, labels: list[Any], seconds: float) -> bool:
+def _shares(load: CameraLoad, before: Metrics, after: Metrics, labels: list[Any], seconds: float) -> bool:
     got = Counter(label[b"source"].decode() for label in labels)
     offered = {
         name: _of(after, "received", name) - _of(before, "received", name) for name in load.names
@@ -152,7 +154,7 @@ def _shares(load: Load, before: Metrics, after: Metrics, labels: list[Any], seco
     return abs(worst) <= WITHIN
 
 
-def _books(load: Load, after: Metrics) -> bool:
+def _books(load: CameraLoad, after: Metrics) -> bool:
     drops: Counter[str] = Counter()
     for (name, labels), value in after.items():
         if name == "coatstream_frames_dropped_total":

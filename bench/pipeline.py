@@ -25,7 +25,7 @@ from coatstream.broker.embedded import embedded_server
 from coatstream.broker.failures import calls
 from coatstream.broker.keys import queues_of
 from coatstream.broker.preflight import check_server
-from coatstream.commands.bench.child import Child, child
+from coatstream.commands.bench.remote import RemoteObject, remote
 from coatstream.commands.bench.report import (
     ROUNDS,
     Report,
@@ -85,7 +85,7 @@ def run_bench_pipeline(
             with _worker(settings) as (process, started):
                 made = {kind.name: kind for kind in make_kinds(started.spec)}
                 bench = PipelineBench(report, settings, client, process, started)
-                with child("the bare side", Bare, bench.same_model(), settings.batch, settings.queue) as bare:
+                with remote("the bare side", Bare, bench.same_model(), settings.batch, settings.queue) as bare:
                     bare.call("warm_up", within=LOADING)
                     reached = [bench.throughput(made[name], bare, seconds) for name in kinds]
                 bench.latency(made[kinds[0]], reached[0], loads, seconds)
@@ -135,7 +135,7 @@ class PipelineBench:
 
     # ---- throughput
 
-    def throughput(self, kind: PictureKind, bare: Child, seconds: float) -> Reached:
+    def throughput(self, kind: PictureKind, bare: RemoteObject, seconds: float) -> Reached:
         """The worker against the bare work, and where its time goes; a line."""
         pipeline = WorkerSide(self.client, self.process, self.settings, kind)
         pipeline.warm_up()
@@ -221,7 +221,7 @@ def _latency(trip: "OpenLoop", load: float, p50: list[float]) -> dict[str, Value
 class BareSide:
     """The bare side of one kind of picture: as many frames as fit into a slice."""
 
-    def __init__(self, bare: Child, kind: PictureKind, batch: int, rate: float) -> None:
+    def __init__(self, bare: RemoteObject, kind: PictureKind, batch: int, rate: float) -> None:
         self.spent = Spent()
         self._bare = bare
         self._kind = kind

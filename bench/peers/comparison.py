@@ -26,7 +26,7 @@ from coatstream.errors import CoatstreamError, ConfigError
 
 from bench.peers.environment import SERVERS, Environment
 from bench.peers.pictures import prepare_job
-from bench.peers.systems import MEASURES, Job, LeftOut, Sample, Setting, Span, grid
+from bench.peers.systems import MEASURES, Job, NotMeasurable, Sample, Setting, Span, grid
 
 OURS = "coatstream"
 SYSTEMS = tuple(MEASURES)
@@ -222,7 +222,7 @@ def _sample(job: Job, competitor: Competitor, span: Span) -> Sample | None:
     """One measurement; a system that fails is left out of all later ones, with a line."""
     try:
         sample: Sample = MEASURES[competitor.system](job, competitor.setting, span)
-    except (LeftOut, CoatstreamError) as error:
+    except (NotMeasurable, CoatstreamError) as error:
         competitor.left_out = str(error)
         say(f"{competitor.name} is left out: {error}")
         return None

@@ -96,7 +96,7 @@ class Closed:
 
 
 @dataclass
-class Load:
+class Requests:
     """What is sent, and what became of it."""
 
     ask: Ask
@@ -204,7 +204,7 @@ async def run(options: dict[str, Any]) -> dict[str, Any]:
     meters = {name: Meter(*known) for name, known in options["meters"].items()}
     way = queue(options["url"]) if options["kind"] == "queue" else http(options["url"], options["kind"] == "form")
     async with way as ask:
-        load = Load(ask, pictures, judge)
+        load = Requests(ask, pictures, judge)
         window = Closed(meters, warm=options["warm"], seconds=options["seconds"])
         await load.closed(window, options["clients"])
         rate = window.frames / window.elapsed

@@ -9,7 +9,7 @@ from torch import Tensor
 from bench.peers.naive_classifier import Answer, from_environment, number
 
 
-class Classify(litserve.LitAPI):
+class LitServeClassifier(litserve.LitAPI):
     def setup(self, device: str) -> None:
         self.classifier = from_environment()
 
@@ -31,6 +31,6 @@ class Classify(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    api = Classify(max_batch_size=number("BATCH"), batch_timeout=number("WAIT_MS") / 1000)
+    api = LitServeClassifier(max_batch_size=number("BATCH"), batch_timeout=number("WAIT_MS") / 1000)
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=number("WORKERS"), timeout=60)
     server.run(host="127.0.0.1", port=number("PORT"), log_level="error", generate_client_file=False)

@@ -26,7 +26,7 @@ class Decode(_Raw):
         return picture
 
 
-class Classify(Worker):
+class MosecClassifier(Worker):
     def __init__(self) -> None:
         self._classifier = from_environment()
 
@@ -55,7 +55,7 @@ if __name__ == "__main__":
         batches["max_wait_time"] = max(1, number("WAIT_MS"))
     if number("DECODERS"):
         server.append_worker(Decode, num=number("DECODERS"), env=[{"PEER_THREADS": "1"}] * number("DECODERS"))
-        server.append_worker(Classify, **batches)
+        server.append_worker(MosecClassifier, **batches)
     else:
         server.append_worker(Everything, **batches)
     server.run()

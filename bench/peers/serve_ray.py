@@ -17,7 +17,7 @@ from bench.peers.naive_classifier import Answer, from_environment, number
     max_ongoing_requests=64,  # more than are ever in flight: nothing but batching holds a request back
     ray_actor_options={"num_cpus": 0.01},  # or Ray sets OMP_NUM_THREADS itself, and counts cores that its proxy needs
 )
-class Classify:
+class RayClassifier:
     def __init__(self) -> None:
         self._classifier = from_environment()
 
@@ -46,7 +46,7 @@ if __name__ == "__main__":
         _temp_dir=os.environ["PEER_FOLDER"],
     )
     serve.start(http_options={"host": "127.0.0.1", "port": number("PORT")})
-    serve.run(Classify.bind())  # type: ignore[attr-defined]  # what the decorator adds
+    serve.run(RayClassifier.bind())  # type: ignore[attr-defined]  # what the decorator adds
     ended.wait()
     serve.shutdown()
     ray.shutdown()

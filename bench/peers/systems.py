@@ -32,7 +32,7 @@ CALL_TIMEOUT = 300.0
 Setting = Mapping[str, int]
 
 
-class LeftOut(Exception):
+class NotMeasurable(Exception):
     """This system cannot be measured here: why, in one line."""
 
 
@@ -135,7 +135,7 @@ def measure_naive(job: Job, setting: Setting, span: Span) -> Sample:
 
 
 @dataclass(frozen=True)
-class Server:
+class HttpPeer:
     """A peer that is asked by HTTP: a script of this folder."""
 
     module: str
@@ -181,9 +181,9 @@ class Server:
             time.sleep(0.05)
 
 
-MOSEC = Server("serve_mosec", "/inference")
-RAY = Server("serve_ray", "/")
-LITSERVE = Server("serve_litserve", "/predict", kind="form")
+MOSEC = HttpPeer("serve_mosec", "/inference")
+RAY = HttpPeer("serve_ray", "/")
+LITSERVE = HttpPeer("serve_litserve", "/predict", kind="form")
 
 MEASURES: Mapping[str, Callable[[Job, Setting, Span], Sample]] = {
     "coatstream": measure_coatstream,
@@ -232,12 +232,12 @@ class PeerProcess:
     log: Path
 
     def check(self, deadline: float) -> None:
-        """Raises LeftOut if it has ended, or the time is over."""
+        """Raises NotMeasurable if it has ended, or the time is over."""
         if self.popen.poll() is None and time.perf_counter() < deadline:
             return
         lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         what = f"ended ({self.popen.returncode})" if self.popen.poll() is not None else "did not answer in time"
-        raise LeftOut(f"{what}: {lines[-1].strip() if lines else 'it said nothing'}")
+        raise NotMeasurable(f"{what}: {lines[-1].strip() if lines else 'it said nothing'}")
 
 
 @contextmanager
@@ -279,16 +279,16 @@ def _end_with_parent() -> None:
 
 
 def _call(command: list[str], variables: Mapping[str, str] | None = None) -> Sample:
-    """The JSON that it prints. Raises LeftOut with the last line of what it complained about."""
+    """The JSON that it prints. Raises NotMeasurable with the last line of what it complained about."""
     try:
         done = subprocess.run(
             command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False, timeout=CALL_TIMEOUT
         )
     except subprocess.TimeoutExpired:
-        raise LeftOut(f"not done in {CALL_TIMEOUT:.0f} s") from None
+        raise NotMeasurable(f"not done in {CALL_TIMEOUT:.0f} s") from None
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise LeftOut(lines[-1].strip() if lines else f"exit code {done.returncode}")
+        raise NotMeasurable(lines[-1].strip() if lines else f"exit code {done.returncode}")
     sample: Sample = json.loads(done.stdout.splitlines()[-1])
     return sample
 

@@ -102,9 +102,9 @@ def test_a_peer_that_is_not_there_is_left_out_with_its_last_line(tmp_path: Path)
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "00.jpg").write_bytes(b"")
     job = systems.Job(tmp_path, "resnet18", cores=1, clients=1, peers_python=Path(sys.executable))
-    server = systems.Server("serve_nothing", "/")
+    server = systems.HttpPeer("serve_nothing", "/")
 
-    with pytest.raises(systems.LeftOut, match=r"ended \(1\): .*serve_nothing"):
+    with pytest.raises(systems.NotMeasurable, match=r"ended \(1\): .*serve_nothing"):
         server(job, {"workers": 1}, systems.Span(0.1, 0.1, 0.0))
 
 

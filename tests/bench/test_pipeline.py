@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from coatstream.broker.connection import Client, connect
-from coatstream.commands.bench.child import child
+from coatstream.commands.bench.remote import remote
 from coatstream.commands.bench.report import percentile
 from coatstream.engine.backends.noop import NoopEngine
 from coatstream.errors import EngineError
@@ -171,7 +171,7 @@ def test_the_bare_side_classifies_every_frame_in_batches(monkeypatch: pytest.Mon
 def test_what_a_process_of_its_own_raises_is_raised_here_and_its_end_is_told() -> None:
     wrong = ModelSettings(name="no_such_model", weights="random", engine="eager", device="cpu")
 
-    with child("the bare side", Bare, wrong, BatchSettings(), QueueSettings()) as bare:
+    with remote("the bare side", Bare, wrong, BatchSettings(), QueueSettings()) as bare:
         with pytest.raises(EngineError, match="no_such_model"):
             bare.call("warm_up", within=60.0)
         bare.process.kill()

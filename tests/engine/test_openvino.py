@@ -63,7 +63,7 @@ class Made:
     classifier: TimmClassifier
     network: nn.Module
     pictures: Pixels
-    reference: self_check.Reference
+    reference: self_check.ReferenceScores
 
 
 @cache
@@ -450,11 +450,11 @@ from coatstream.engine.cache import Cache
 from coatstream.engine.model.classifier import load_classifier
 from coatstream.engine.model.network import EagerNetwork
 from coatstream.engine.backends.openvino import convert
-from coatstream.engine.self_check import Reference
+from coatstream.engine.self_check import ReferenceScores
 import numpy as np
 model = ModelSettings(name="test_vit.r160_in1k", weights="random", device="cpu", precision="fp32")
 classifier = load_classifier(model)
-reference = Reference(np.zeros((1, 1000), np.float32), np.zeros((1, 0), np.float32))
+reference = ReferenceScores(np.zeros((1, 1000), np.float32), np.zeros((1, 0), np.float32))
 batch = BatchSettings()
 convert(classifier, EagerNetwork(classifier), reference, model=model, batch=batch, cache=Cache(None)).warm_up()
 """

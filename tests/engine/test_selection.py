@@ -269,7 +269,7 @@ def test_another_device_or_a_compiler_that_is_there_now_is_another_choice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def key(**more: Any) -> Any:
-        return selection._Workshop(settings(tmp_path, **more), BatchSettings())._key({"weights": "w", "labels": "own"})
+        return selection.choice_key(settings(tmp_path, **more), {"weights": "w", "labels": "own"})
 
     assert key() == key()
     assert key(device="auto") == key()  # without a GPU that is the same
@@ -333,3 +333,15 @@ def _nobody(_: int) -> Any:
 
 def _no_openvino(*_: Any, **__: Any) -> Any:
     raise EngineError("no more")
+
+
+def test_a_misspelt_model_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    with (
+        structlog.testing.capture_logs() as lines,
+        pytest.raises(
+            EngineError, match=r"timm knows no model 'coat_lite_minii.in1k': did you mean coat_lite_mini\.in1k"
+        ),
+    ):
+        select(settings(tmp_path, name="coat_lite_minii.in1k"), BatchSettings())
+
+    assert lines == []

@@ -12,7 +12,7 @@ from coatstream.engine.self_check import (
     FP32_TOLERANCE,
     Disagreement,
     Floats,
-    Reference,
+    ReferenceScores,
     allowed,
     check_pictures,
     disagreement,
@@ -50,7 +50,7 @@ def pictures(name: str = COAT) -> Pixels:
 
 
 @cache
-def wanted(name: str = COAT) -> Reference:
+def wanted(name: str = COAT) -> ReferenceScores:
     return reference(classifier(name), pictures(name))
 
 

@@ -40,17 +40,17 @@ _CUT_SHORT = "interrupted before everything was enqueued"
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)
 
 
-class _Kind(Enum):
+class _InputKind(Enum):
     PICTURE = "picture"
     CLIP = "clip"
     CAMERA = "camera"
 
 
 @dataclass(frozen=True, slots=True)
-class _Item:
+class _Input:
     """One picture, clip or camera, and how its frames are called. A camera's location may hold a password."""
 
-    kind: _Kind
+    kind: _InputKind
     location: str = field(repr=False)
     source: str
     name: str
@@ -77,7 +77,7 @@ def run_enqueue(
     name = name_of_queue(settings, stream)
     with connect(settings.redis) as client, _until_interrupted() as stop:
         queues = queues_to_fill(client, settings, stream)
-        run = _Run(settings, fps=fps, stop=stop)
+        run = _Enqueuing(settings, fps=fps, stop=stop)
         make = partial(Producer, client, queues, settings.queue, stop=stop)
         files = make(_terms(settings, confirm, wait=not drop, batch=MAX_ENTRIES), on_wait=run.note_full)
         cameras = make(_terms(settings, confirm, wait=False, batch=1))  # its next picture may be long in coming
@@ -107,7 +107,7 @@ def _summary(name: str, *producers: Producer) -> str:
     )
 
 
-class _Run:
+class _Enqueuing:
     """One call of the command."""
 
     def __init__(self, settings: SettingsTree, *, fps: float, stop: threading.Event) -> None:
@@ -120,7 +120,7 @@ class _Run:
         self._task = self._progress.add_task(_WORKING, total=None, frames=0)
         self._said_full = False
 
-    def find(self, path: str, source: str | None) -> Iterator[_Item]:
+    def find(self, path: str, source: str | None) -> Iterator[_Input]:
         """What a path of the command line stands for; what it does not is a fault."""
         try:
             yield from _items(path, source)
@@ -129,7 +129,7 @@ class _Run:
         except OSError as error:
             self._fault(_unread(path, error))
 
-    def enqueue(self, items: Iterable[_Item], *, files: Producer, cameras: Producer) -> None:
+    def enqueue(self, items: Iterable[_Input], *, files: Producer, cameras: Producer) -> None:
         """One after the other, until Ctrl-C. Raises CoatstreamError where that left out more than cameras."""
         waiting = deque(items)
         with self._progress:
@@ -144,7 +144,7 @@ class _Run:
                 self._show(files, cameras)
             except QueueFull:  # nothing but Ctrl-C ends the wait for room
                 raise CoatstreamError(_CUT_SHORT) from None
-        if any(item.kind is not _Kind.CAMERA for item in waiting):
+        if any(item.kind is not _InputKind.CAMERA for item in waiting):
             raise CoatstreamError(_CUT_SHORT)
 
     def note_full(self, seconds: float, why: str) -> None:
@@ -154,9 +154,9 @@ class _Run:
             self._said_full = True
             self._say(f"{why}: waiting for workers to make room")
 
-    def _put(self, item: _Item, files: Producer, cameras: Producer) -> None:
+    def _put(self, item: _Input, files: Producer, cameras: Producer) -> None:
         """All pictures of one item. What was read before a camera goes in before it, since that may never end."""
-        producer = cameras if item.kind is _Kind.CAMERA else files
+        producer = cameras if item.kind is _InputKind.CAMERA else files
         if producer is cameras:
             files.flush()
         for picture in self._readable(item):
@@ -169,7 +169,7 @@ class _Run:
     def _show(self, *producers: Producer) -> None:
         self._progress.update(self._task, description=_WORKING, frames=sum(one.sent for one in producers))
 
-    def _readable(self, item: _Item) -> Iterator[Picture]:
+    def _readable(self, item: _Input) -> Iterator[Picture]:
         """The item's pictures as far as they can be read."""
         try:
             yield from self._pictures(item)
@@ -180,16 +180,16 @@ class _Run:
         except OSError as error:
             self._fault(_unread(item.location, error))
 
-    def _pictures(self, item: _Item) -> Iterator[Picture]:
-        if item.kind is _Kind.PICTURE:
+    def _pictures(self, item: _Input) -> Iterator[Picture]:
+        if item.kind is _InputKind.PICTURE:
             image = _read(Path(item.location), self._limits.max_bytes)
             yield Picture(image, item.source, item.name, time.time())
             return
-        name = item.source if item.kind is _Kind.CAMERA else Path(item.name).name[-MAX_SOURCE:]
+        name = item.source if item.kind is _InputKind.CAMERA else Path(item.name).name[-MAX_SOURCE:]
         settings = CameraSettings(name=name, url=SecretStr(item.location), fps=self._fps)
         with closing(Camera(settings, prepare=lambda image: image).frames(self._stop)) as frames:
             for number, frame in enumerate(frames):
-                frame_id = frame.frame_id if item.kind is _Kind.CAMERA else f"{item.name}#{number}"
+                frame_id = frame.frame_id if item.kind is _InputKind.CAMERA else f"{item.name}#{number}"
                 image = encode_jpeg(frame.pixels, quality=JPEG_QUALITY)
                 yield Picture(image, item.source, frame_id, frame.captured_at)
 
@@ -216,7 +216,7 @@ def _progress(console: Console) -> Progress:
 # ---- paths to items
 
 
-def _items(path: str, source: str | None) -> Iterator[_Item]:
+def _items(path: str, source: str | None) -> Iterator[_Input]:
     """Raises ConfigError for what is none, OSError for what cannot be looked at."""
     here = Path(path)
     if here.is_dir():
@@ -234,25 +234,25 @@ def _items(path: str, source: str | None) -> Iterator[_Item]:
         raise ConfigError(f"{path}: {'not a plain file' if here.exists() else 'there is no such file or folder'}")
 
 
-def _file(path: Path, source: str, name: str) -> _Item:
+def _file(path: Path, source: str, name: str) -> _Input:
     source, name = _text(source)[:MAX_SOURCE] or DEFAULT_SOURCE, _text(name)[-MAX_FRAME_ID:]
     if is_picture(path):
-        return _Item(_Kind.PICTURE, str(path), source, name)
+        return _Input(_InputKind.PICTURE, str(path), source, name)
     if not is_clip(path):
         raise ConfigError(f"{path}: neither a picture nor a clip, by its suffix")
     if _text(str(path.absolute())) != str(path.absolute()):
         raise ConfigError(f"{path}: the path of a clip must be UTF-8; rename it")
     # The number of each frame follows. A URL, because a path with a colon could be taken for one.
-    return _Item(_Kind.CLIP, path.absolute().as_uri(), source, name[-MAX_FRAME_ID + 12 :])
+    return _Input(_InputKind.CLIP, path.absolute().as_uri(), source, name[-MAX_FRAME_ID + 12 :])
 
 
-def _camera(url: str, source: str | None) -> _Item:
+def _camera(url: str, source: str | None) -> _Input:
     """A camera, or a clip named by a URL. Raises ConfigError, which never holds the URL."""
     address = parse(CameraSettings(name=source or "camera", url=SecretStr(url)))
     name = address.host or Path(address.location).name
     if address.kind is Kind.FILE:
         return _file(Path(address.location), source or Path(name).stem, name)
-    return _Item(_Kind.CAMERA, url, source or name[:MAX_SOURCE], name)
+    return _Input(_InputKind.CAMERA, url, source or name[:MAX_SOURCE], name)
 
 
 def _text(name: str) -> str:

@@ -23,7 +23,7 @@ RETRY = Backoff(first=0.05, longest=2.0)
 LONGEST_BLOCK = 1.0  # seconds
 
 
-class _Item(Protocol):
+class _StreamItem(Protocol):
     @property
     def source(self) -> str: ...
 
@@ -31,7 +31,7 @@ class _Item(Protocol):
     def json(self) -> str: ...
 
 
-_ItemT = TypeVar("_ItemT", bound=_Item)
+_ItemT = TypeVar("_ItemT", bound=_StreamItem)
 
 
 def run_watch(

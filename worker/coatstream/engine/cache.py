@@ -48,7 +48,7 @@ class _Manifest(BaseModel):
     files: dict[str, _File]
 
 
-class _Document(BaseModel):
+class _KeptValue(BaseModel):
     """A small value, with the sha256 of its JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,7 +63,7 @@ class _DamagedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
+class _OnDisk:
     """An entry or a document on disk."""
 
     path: Path
@@ -217,13 +217,13 @@ def expanded(folder: Path) -> Path:
         raise OSError(errno.ENOENT, "this user has no home folder: set HOME, or model.cache") from None
 
 
-def _kept(folder: Path) -> Iterator[_Kept]:
+def _kept(folder: Path) -> Iterator[_OnDisk]:
     """What is ours in the folder, the user's own files left out."""
     for path in folder.iterdir():
         if _ENTRY.fullmatch(path.name):
             with suppress(OSError):  # another process has just removed it
                 files = list(path.iterdir()) if path.is_dir() else [path]
-                yield _Kept(path, sum(file.stat().st_size for file in files), path.stat().st_mtime)
+                yield _OnDisk(path, sum(file.stat().st_size for file in files), path.stat().st_mtime)
 
 
 def _entry_files(path: Path, key: Key) -> dict[str, bytes]:
@@ -264,7 +264,7 @@ def _make_entry(new: Path, path: Path, key: Key, write: Callable[[Path], None]) 
 
 
 def _document_value(path: Path, key: Key) -> JsonValue:
-    document = _Document.model_validate_json(_content(path))
+    document = _KeptValue.model_validate_json(_content(path))
     if document.key != dict(key):
         raise _DamagedError("it is of another key")
     if hashlib.sha256(_canonical(document.value)).hexdigest() != document.sha256:
@@ -274,7 +274,7 @@ def _document_value(path: Path, key: Key) -> JsonValue:
 
 def _make_document(new: Path, path: Path, key: Key, value: JsonValue) -> None:
     digest = hashlib.sha256(_canonical(value)).hexdigest()
-    new.write_text(_Document(key=dict(key), sha256=digest, value=value).model_dump_json(indent=1), "utf-8")
+    new.write_text(_KeptValue(key=dict(key), sha256=digest, value=value).model_dump_json(indent=1), "utf-8")
     _sync(new)
     new.replace(path)
 

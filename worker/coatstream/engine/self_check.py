@@ -32,7 +32,7 @@ EMBEDDINGS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Reference:
+class ReferenceScores:
     """What eager float32 says of the check pictures: float32 [n, classes] and [n, features], of which some models have
     none.
     """
@@ -77,7 +77,7 @@ def _part(photo: Pixels) -> Pixels:
     return np.ascontiguousarray(photo[height // 3 :, width // 3 :])
 
 
-def reference(classifier: "TimmClassifier", pictures: Pixels) -> Reference:
+def reference(classifier: "TimmClassifier", pictures: Pixels) -> ReferenceScores:
     """What eager float32 says on the CPU."""
     import torch
 
@@ -88,10 +88,10 @@ def reference(classifier: "TimmClassifier", pictures: Pixels) -> Reference:
         rows = [network(torch.from_numpy(pictures[row : row + 1])) for row in range(len(pictures))]
     probabilities = torch.cat([logits.softmax(dim=1) for logits, *_ in rows])
     embeddings = [pooled for _, *others in rows for pooled in others] or [torch.empty(len(pictures), 0)]
-    return Reference(probabilities.numpy(), torch.cat(embeddings).numpy())
+    return ReferenceScores(probabilities.numpy(), torch.cat(embeddings).numpy())
 
 
-def disagreement(engine: Engine, pictures: Pixels, wanted: Reference) -> Disagreement:
+def disagreement(engine: Engine, pictures: Pixels, wanted: ReferenceScores) -> Disagreement:
     """By how much an engine is off. Pictures go through one by one and, as far as it takes them, together.
 
     Shares, because random weights give no class more than 0.005, and an absolute bound would let anything pass.

@@ -62,7 +62,7 @@ _PICTURES: Final = 10  # after which a reader's memory has grown to its size
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ReadingCost:
     """What reading cameras of one size takes; `memory` in bytes, or None where the system does not tell."""
 
     cost: DecodeCost
@@ -123,9 +123,9 @@ def _engine_words(engine: Engine, rates: dict[int, float]) -> dict[str, Any]:
 # ---- reading
 
 
-def _reading(size: str, spec: InputSpec, seconds: float) -> Reading:
+def _reading(size: str, spec: InputSpec, seconds: float) -> ReadingCost:
     with as_file(files("coatstream") / "assets" / f"camera_{size}.mp4") as clip:
-        return Reading(decode_cost(clip, spec, seconds=seconds), _memory(clip, spec))
+        return ReadingCost(decode_cost(clip, spec, seconds=seconds), _memory(clip, spec))
 
 
 def decode_cost(clip: Path, spec: InputSpec, *, seconds: float) -> DecodeCost:
@@ -226,7 +226,7 @@ def private_bytes(pid: int | None) -> int | None:
     return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
 
 
-def _reading_words(reading: Reading) -> dict[str, float | None]:
+def _reading_words(reading: ReadingCost) -> dict[str, float | None]:
     return {
         "picture_ms": rounded(1000 * reading.cost.picture),
         "keys_only_ms": rounded(1000 * reading.cost.keys_only),
@@ -238,7 +238,7 @@ def _reading_words(reading: Reading) -> dict[str, float | None]:
 # ---- what fits
 
 
-def _fits(capacity: Capacity, assignments: Mapping[str, Reading]) -> Iterator[tuple[str, str, Fit]]:
+def _fits(capacity: Capacity, assignments: Mapping[str, ReadingCost]) -> Iterator[tuple[str, str, Fit]]:
     for size, reading in assignments.items():
         for name, sampling in KINDS:
             yield size, name, capacity.fit(reading.cost, sampling)

@@ -18,9 +18,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from coatstream.commands.bench.child import Child, burner, child
 from coatstream.commands.bench.contender import Contender, Layout, Limits, Sample, gpu_words, limits
 from coatstream.commands.bench.photos import photos
+from coatstream.commands.bench.remote import RemoteObject, burner, remote
 from coatstream.commands.bench.report import Figure, Report, Run, Value, figure, interleave, machine, ratio
 from coatstream.engine.backends.pytorch import device_of
 from coatstream.engine.cores import usable_cores
@@ -57,7 +57,7 @@ class Side:
     """One engine's process, and what is known of it."""
 
     asked: Asked
-    child: Child
+    remote: RemoteObject
     info: ModelInfo
     layouts: tuple[Layout, ...]
     differs: dict[str, Value] = field(default_factory=dict)  # from the base, on real pictures
@@ -79,7 +79,7 @@ class Case:
         return f"{self.side}_{self.layout}_batch{self.size}"
 
     def sample(self, seconds: float) -> Sample:
-        taken: Sample = self.side.child.call("rate", self.layout, self.size, seconds, within=seconds + SLICE)
+        taken: Sample = self.side.remote.call("rate", self.layout, self.size, seconds, within=seconds + SLICE)
         return taken
 
     def rate(self, seconds: float) -> float:
@@ -181,14 +181,14 @@ def _bench(model: ModelSettings, wanted: Sequence[Asked], sizes: tuple[int, ...]
         for name, why in left_out.items():
             report.add(case=name, left_out=why)
         base = sides[0]
-        gflop: float = base.child.call("gflop", base.layouts[0], within=SLICE)
-        yield EngineBench(report, sides, stack.enter_context(child("limits", Limits, base.info.device)), gflop)
+        gflop: float = base.remote.call("gflop", base.layouts[0], within=SLICE)
+        yield EngineBench(report, sides, stack.enter_context(remote("limits", Limits, base.info.device)), gflop)
 
 
 def _side(stack: ExitStack, model: ModelSettings, asked: Asked, sizes: tuple[int, ...], *, tuned: bool) -> Side:
     """Raises EngineError."""
     model = model.model_copy(update={"engine": asked.engine, "precision": asked.precision})
-    process = stack.enter_context(child(str(asked), partial(Contender, tuned=tuned), model, sizes))
+    process = stack.enter_context(remote(str(asked), partial(Contender, tuned=tuned), model, sizes))
     first = Layout(1, usable_cores())
     info: ModelInfo = process.call("load", first, within=LOADING)
     shapes = layouts(usable_cores(), on_cpu=info.device == "cpu")
@@ -203,7 +203,7 @@ class EngineBench:
 
     report: Report
     sides: list[Side]
-    limits: Child
+    limits: RemoteObject
     gflop: float
 
     @property
@@ -218,12 +218,12 @@ class EngineBench:
 
     def compare(self) -> None:
         """Each engine's probabilities of real pictures with the base's."""
-        spec: InputSpec = self.base.child.call("spec", self.base.layouts[0], within=SLICE)
+        spec: InputSpec = self.base.remote.call("spec", self.base.layouts[0], within=SLICE)
         shown = pictures(spec)
-        reference = self.base.child.call("probabilities", shown, within=LOADING)
+        reference = self.base.remote.call("probabilities", shown, within=LOADING)
         with self.report.track("comparing with the base on photos", self.sides[1:]) as tracked:
             for side in tracked:
-                side.differs = differences(reference, side.child.call("probabilities", shown, within=LOADING))
+                side.differs = differences(reference, side.remote.call("probabilities", shown, within=LOADING))
 
     # ---- how fast they are
 

@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 from coatstream.engine.cache import Cache, Key
 from coatstream.engine.model.fingerprint import code_digest, origin
 from coatstream.engine.protocol import NotHere, cpu_shares, padded, prepared_size
-from coatstream.engine.self_check import Reference
+from coatstream.engine.self_check import ReferenceScores
 from coatstream.errors import EngineError
 from coatstream.frames.frame import InputSpec, Label, Pixels, Scores
 from coatstream.frames.model import ModelInfo
@@ -75,7 +75,7 @@ def load_cached(model: ModelSettings, batch: BatchSettings, cache: Cache) -> "Op
     try:
         network = openvino.Core().read_model(files[_MODEL], files[_WEIGHTS])
         facts = Facts.model_validate_json(files[_FACTS])
-        reference = Reference(**np.load(io.BytesIO(files[_REFERENCE]), allow_pickle=False))
+        reference = ReferenceScores(**np.load(io.BytesIO(files[_REFERENCE]), allow_pickle=False))
     except (
         KeyError,
         TypeError,
@@ -91,7 +91,7 @@ def load_cached(model: ModelSettings, batch: BatchSettings, cache: Cache) -> "Op
 def convert(
     classifier: "TimmClassifier",
     network: "nn.Module",
-    reference: Reference,
+    reference: ReferenceScores,
     *,
     model: ModelSettings,
     batch: BatchSettings,
@@ -125,7 +125,7 @@ class OpenVinoEngine:
     """
 
     def __init__(
-        self, network: Any, facts: Facts, reference: Reference, *, model: ModelSettings, batch: BatchSettings
+        self, network: Any, facts: Facts, reference: ReferenceScores, *, model: ModelSettings, batch: BatchSettings
     ) -> None:
         """`network` is an openvino.Model: uint8 [?, height, width, 3] -> logits and, with embeddings, pooled features.
 
@@ -148,7 +148,7 @@ class OpenVinoEngine:
         self._compiling = threading.Lock()
 
     @property
-    def source(self) -> tuple[Any, Facts, Reference]:
+    def source(self) -> tuple[Any, Facts, ReferenceScores]:
         """What another one can be made of, in another precision or layout; until every shape is compiled."""
         return self._network, self._facts, self.reference
 
@@ -340,7 +340,7 @@ def _root_logger_kept() -> Iterator[None]:
         root.filters[:], root.handlers[:] = filters, handlers
 
 
-def _write(openvino: Any, network: Any, facts: Facts, reference: Reference, folder: Path) -> None:
+def _write(openvino: Any, network: Any, facts: Facts, reference: ReferenceScores, folder: Path) -> None:
     """Raises OSError."""
     try:
         openvino.save_model(network, folder / _MODEL, compress_to_fp16=False)

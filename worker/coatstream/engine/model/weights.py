@@ -42,7 +42,7 @@ class LoadedModel:
 
 def load_model(settings: ModelSettings) -> LoadedModel:
     """The timm classifier `settings.name` with the weights that `settings.weights` names. Raises EngineError."""
-    _check_name(settings.name)
+    check_name(settings.name)
     match settings.weights:
         case "random":
             module, weights = _random(settings.name), "random"
@@ -59,7 +59,7 @@ def load_model(settings: ModelSettings) -> LoadedModel:
     return LoadedModel(module.eval().requires_grad_(False), weights)
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
     """Raises EngineError with the nearest names, where timm has no such model or no such pretrained tag."""
     architecture, _, tag = name.partition(".")
     if timm.is_model(architecture) and (not tag or name in _tagged(architecture)):

@@ -18,10 +18,10 @@ from coatstream.errors import CoatstreamError, EngineError
 from coatstream.settings.model import LogSettings
 from coatstream.telemetry import logs
 
-LEAVE: Final = 10.0  # seconds that a child has to end
+LEAVE: Final = 10.0  # seconds that the process has to end
 
 
-class Child:
+class RemoteObject:
     """A process with one object in it. One call at a time, from one thread."""
 
     def __init__(self, name: str, process: BaseProcess, connection: "Connection[Any, Any]") -> None:
@@ -45,7 +45,7 @@ class Child:
 
 
 @contextmanager
-def child(name: str, make: Callable[..., object], *arguments: object) -> Iterator[Child]:
+def remote(name: str, make: Callable[..., object], *arguments: object) -> Iterator[RemoteObject]:
     """`make(*arguments)` in a process of its own, which ends on leaving. Both must be known to a fresh interpreter."""
     spawning = multiprocessing.get_context("spawn")  # not fork: torch's and OpenCV's threads would not survive it
     ours, theirs = spawning.Pipe()
@@ -53,7 +53,7 @@ def child(name: str, make: Callable[..., object], *arguments: object) -> Iterato
     process.start()
     theirs.close()
     try:
-        yield Child(name, process, ours)
+        yield RemoteObject(name, process, ours)
     finally:
         ours.close()  # ends its loop
         process.join(LEAVE)

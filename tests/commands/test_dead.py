@@ -448,3 +448,25 @@ def test_without_redis_there_is_one_line_and_exit_code_4(
     assert len(err.splitlines()) == 1
     assert "cannot reach Redis" in err
     assert "secret" not in err
+
+
+def test_the_list_can_be_of_one_source_and_one_reason(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    first = bury(client, ("image", b"x"), ("source", "door-1"))
+    bury(client, ("image", b"x"), ("source", "door-2"))
+    unnamed = bury(client, ("image", b"x"))
+
+    assert [
+        json.loads(line)["entry"] for line in run(capsys, "list", "--json", "--source", "door-1")[1].splitlines()
+    ] == [first]
+    assert [
+        json.loads(line)["entry"] for line in run(capsys, "list", "--json", "--source", "queue")[1].splitlines()
+    ] == [unnamed]
+    assert len(run(capsys, "list", "--json", "--reason", "undecodable")[1].splitlines()) == 3
+    assert run(capsys, "list", "--json", "--reason", "invalid")[1] == ""
+
+
+def test_a_reason_that_is_none_is_refused_with_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "list", "--reason", "tired")
+
+    assert (code, out) == (2, "")
+    assert "give one of undecodable, invalid, too_large, model_error, delivery_limit" in err

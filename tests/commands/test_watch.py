@@ -300,3 +300,21 @@ def test_without_redis_there_is_one_line_and_exit_code_4(capsys: pytest.CaptureF
     assert (code, out) == (4, "")
     assert len(err.splitlines()) == 1
     assert "secret" not in err
+
+
+def test_since_shows_what_was_published_before_and_goes_on_from_there(
+    redis_url: str, client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(client, "old", source="old")
+
+    code = cli.run(["watch", "--redis", redis_url, "--since", "10m", "--count", "1"])
+
+    assert code == 0
+    assert [line[1] for line in lines(capsys.readouterr().out)] == ["old"]
+
+
+@pytest.mark.parametrize("since", ["yesterday", "-5m", "10 m", ""])
+def test_a_time_that_is_none_is_refused_in_one_line(since: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["watch", "--redis", "redis://127.0.0.1:1", f"--since={since}"]) == 2
+
+    assert "give an age such as 90s" in capsys.readouterr().err

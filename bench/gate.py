@@ -34,7 +34,7 @@ from coatstream.frames.frame import Frame, Pixels, Prediction, Vitals
 from coatstream.frames.opencv import cv2
 from coatstream.frames.resizing import prepare
 from coatstream.pipeline.inference import prediction_of
-from coatstream.pipeline.reuse import Gate
+from coatstream.pipeline.reuse import ChangeGate
 from coatstream.settings.model import BatchSettings, ModelSettings, ReuseSettings
 
 FPS = 5.0
@@ -194,7 +194,7 @@ def _frame(number: int, at: float, vitals: Vitals, pixels: Pixels = _NO_PIXELS) 
 def _run(pictures: list[ClassifiedPicture], fps: float, settings: ReuseSettings, minutes: float, seed: int) -> GateRun:
     """The clip in a loop; each time round it begins one picture later, so that all of them have their turn."""
     now = 0.0
-    gate = Gate(settings, rng=random.Random(seed), monotonic=lambda: now)
+    gate = ChangeGate(settings, rng=random.Random(seed), monotonic=lambda: now)
     count, reused, wrong, spent = int(minutes * 60 * FPS), 0, 0, 0.0
     for number in range(count):
         now = number / FPS

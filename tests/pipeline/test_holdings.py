@@ -31,25 +31,25 @@ def test_a_batch_may_begin_only_what_is_held() -> None:
     holdings = holding("1-0", "2-0")
     holdings.remove("frames", ["1-0"])
 
-    assert holdings.begin(Receipt("frames", "1-0")) is False
-    assert holdings.begin(Receipt("frames", "2-0")) is True
-    assert holdings.begin(Receipt("other", "2-0")) is False
+    assert holdings.begin([Receipt("frames", "1-0")]) == [False]
+    assert holdings.begin([Receipt("frames", "2-0")]) == [True]
+    assert holdings.begin([Receipt("other", "2-0")]) == [False]
 
 
 def test_only_what_no_batch_has_taken_waits_and_can_be_given_up() -> None:
     holdings = holding("1-0", "2-0", "3-0")
     holdings.add("other", ["1-0"])
-    holdings.begin(Receipt("frames", "2-0"))
+    holdings.begin([Receipt("frames", "2-0")])
 
     assert (holdings.waiting(["frames"]), holdings.waiting(["frames", "other"])) == (2, 3)
     assert holdings.give_up("frames") == ["1-0", "3-0"]
     assert holdings.entries("frames") == {"2-0"}
-    assert holdings.begin(Receipt("frames", "1-0")) is False
+    assert holdings.begin([Receipt("frames", "1-0")]) == [False]
 
 
 def test_an_entry_that_is_read_again_waits_again() -> None:
     holdings = holding("1-0")
-    holdings.begin(Receipt("frames", "1-0"))
+    holdings.begin([Receipt("frames", "1-0")])
 
     holdings.add("frames", ["1-0"])  # the group was made anew, and its entries were delivered a second time
 
@@ -86,9 +86,13 @@ def test_a_reader_is_not_alone_while_another_one_may_be_about_to_hold_something(
     assert holdings.wait_until_alone("reader", 0.01) is True
 
 
+BEGUN = [Receipt("frames", "1-0")]
 WAITS: list[tuple[Callable[[Holdings, float], object], Callable[[Holdings], object]]] = [
     (lambda held, wait: held.wait_until_alone("reader", wait), lambda held: held.remove("frames", ["1-0"])),
-    (lambda held, wait: held.wait_until_fewer(["frames"], 1, wait), lambda held: held.begin(Receipt("frames", "1-0"))),
+    (
+        lambda held, wait: held.wait_until_fewer(["frames"], 1, wait),
+        lambda held: held.begin([Receipt("frames", "1-0")]),
+    ),
     (lambda held, wait: held.wait_until_fewer(["frames"], 1, wait), lambda held: held.give_up("frames")),
     (lambda held, wait: held.wait_for_change(wait), lambda held: held.open_to_others("reader")),
 ]
@@ -126,7 +130,7 @@ def test_no_wait_is_longer_than_it_may_be(wait: Callable[[Holdings, float], obje
 
 def test_what_is_there_already_is_not_waited_for() -> None:
     holdings = holding("1-0")
-    holdings.begin(Receipt("frames", "1-0"))
+    holdings.begin([Receipt("frames", "1-0")])
     started = time.monotonic()
 
     holdings.wait_until_fewer(["frames"], 1, 50.0)
@@ -143,7 +147,7 @@ def test_threads_that_add_begin_and_settle_at_once_leave_nothing_behind() -> Non
         for number in range(300):
             receipt = Receipt(name, f"{number}-0")
             holdings.add(name, [receipt.entry_id])
-            assert holdings.begin(receipt)
+            assert holdings.begin([receipt]) == [True]
             holdings.settled([receipt])
 
     threads = [threading.Thread(target=work, args=(f"s{number}",)) for number in range(6)]
@@ -160,11 +164,11 @@ def test_a_batch_begins_all_that_is_still_held_and_the_others_are_told_apart() -
     holdings.add("frames", ["1-0", "2-0"])
     holdings.add("other", ["1-0"])
 
-    begun = holdings.begin_all([Receipt("frames", "2-0"), None, Receipt("frames", "9-0"), Receipt("other", "1-0")])
+    begun = holdings.begin([Receipt("frames", "2-0"), None, Receipt("frames", "9-0"), Receipt("other", "1-0")])
 
     assert begun == [True, True, False, True]
     assert holdings.unbegun == holdings.waiting(["frames", "other"]) == 1
-    assert holdings.begin_all([Receipt("frames", "2-0")]) == [True]  # again: it stays begun, and is counted once
+    assert holdings.begin([Receipt("frames", "2-0")]) == [True]  # again: it stays begun, and is counted once
     holdings.remove("frames", ["1-0", "2-0", "9-0"])
     assert holdings.unbegun == 0
     assert len(holdings) == 1

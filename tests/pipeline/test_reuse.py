@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from coatstream.frames.frame import Frame, Label, PictureFault, Prediction, ScoredLabel, Vitals
-from coatstream.pipeline.reuse import Gate, difference
+from coatstream.pipeline.reuse import ChangeGate, difference
 from coatstream.settings.model import ReuseSettings
 from numpy.typing import NDArray
 
@@ -25,7 +25,7 @@ Thumbnail = NDArray[np.uint8]
 class Camera:
     """Makes frames 0.2 s apart, and says of each class `label` what the model says."""
 
-    gate: Gate
+    gate: ChangeGate
     now: float = 100.0
     number: int = 0
     reused: list[Prediction] = field(default_factory=list)
@@ -66,7 +66,7 @@ def said(frame: Frame, label: int, *, second: float = 0.1) -> Prediction:
 
 def camera(settings: ReuseSettings = NEVER_CHECK, *, seed: int = 0) -> Camera:
     made: list[Camera] = []
-    gate = Gate(settings, rng=random.Random(seed), monotonic=lambda: made[0].now)
+    gate = ChangeGate(settings, rng=random.Random(seed), monotonic=lambda: made[0].now)
     made.append(Camera(gate))
     return made[0]
 
@@ -353,7 +353,7 @@ def test_many_engine_threads_may_ask_at_once() -> None:
     assert stats.reused == reused > 2000
 
 
-def _asked(gate: Gate, frame: Frame) -> bool:
+def _asked(gate: ChangeGate, frame: Frame) -> bool:
     answer = gate.consider(frame)
     if answer is None:
         gate.classified(frame, said(frame, 7))

@@ -112,7 +112,7 @@ def test_while_it_is_silent_another_worker_takes_the_entries_and_it_does_not_tak
     beating.heart.beat()
 
     assert owners(client)[taken] == ("other", 2)
-    assert beating.holdings.begin(Receipt("frames", taken)) is False
+    assert beating.holdings.begin([Receipt("frames", taken)]) == [False]
     assert len(beating.holdings) == 2
     assert beating.observer.counted == {"leases_lost": 1}
 

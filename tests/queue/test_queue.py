@@ -103,7 +103,7 @@ def _read_all(reader: Reader, frames: list[Frame]) -> None:
 def begin(reader: Reader, frame: Frame) -> None:
     """A batch takes it."""
     assert frame.receipt is not None
-    assert reader.holdings.begin(frame.receipt)
+    assert reader.holdings.begin([frame.receipt]) == [True]
 
 
 def test_frames_come_in_the_order_of_the_stream_with_what_their_producer_said(client: Client) -> None:
@@ -185,7 +185,7 @@ def test_stopping_hands_back_what_no_batch_has_taken_and_keeps_the_rest(client: 
     assert first.receipt is not None
     assert second.receipt is not None
     assert reader.holdings.entries("frames") == {first.receipt.entry_id}
-    assert not reader.holdings.begin(second.receipt)
+    assert reader.holdings.begin([second.receipt]) == [False]
     owned = {item["message_id"].decode(): item for item in client.xpending_range("frames", "coatstream", "-", "+", 100)}
     mine = owned.pop(first.receipt.entry_id)
     assert (mine["consumer"], mine["times_delivered"]) == (b"me", 1)

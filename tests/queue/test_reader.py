@@ -79,7 +79,7 @@ class Ahead:
     def finish(self, client: Client, entries: Sequence[str]) -> None:
         """A batch takes these and they are published."""
         for entry_id in entries:
-            assert self.holdings.begin(Receipt("frames", entry_id))
+            assert self.holdings.begin([Receipt("frames", entry_id)]) == [True]
         settler(client, f"finish {entries}").settle([published(entry_id) for entry_id in entries], now=NOW)
         self.holdings.remove("frames", entries)
 
@@ -94,9 +94,9 @@ def test_it_reads_ahead_as_far_as_it_may_and_reads_on_when_half_of_that_has_begu
     assert ahead.take() == entries[:6]
     assert ahead.take() == []
     for begun in entries[:2]:
-        ahead.holdings.begin(Receipt("frames", begun))
+        ahead.holdings.begin([Receipt("frames", begun)])
     assert ahead.take() == []
-    ahead.holdings.begin(Receipt("frames", entries[2]))
+    ahead.holdings.begin([Receipt("frames", entries[2])])
     assert ahead.take() == entries[6:9]
     assert len(pending(client)) == len(ahead.holdings) == 9
 
@@ -162,7 +162,7 @@ def test_who_waits_for_room_is_woken_by_the_batch_that_takes_something(client: C
 
     thread.start()
     for begun in entries[:2]:
-        ahead.holdings.begin(Receipt("frames", begun))
+        ahead.holdings.begin([Receipt("frames", begun)])
     thread.join(20)
 
     assert found == entries[4:6]
@@ -477,7 +477,7 @@ def test_a_sweep_leaves_alone_what_is_in_hand(client: Client) -> None:
     ahead = Ahead(client)
     held = add(client, 3)
     assert ahead.take() == held
-    ahead.holdings.begin(Receipt("frames", held[0]))
+    ahead.holdings.begin([Receipt("frames", held[0])])
 
     ahead.clock.now += SWEEP_EVERY
     ahead.take()
@@ -508,7 +508,7 @@ def test_what_no_batch_has_taken_goes_back_uncounted_and_others_take_it_at_once(
     ahead, other = Ahead(client), Ahead(client, consumer="other")
     begun, *rest = add(client, 4)
     ahead.take()
-    ahead.holdings.begin(Receipt("frames", begun))
+    ahead.holdings.begin([Receipt("frames", begun)])
 
     ahead.reader.hand_back()
 
@@ -516,7 +516,7 @@ def test_what_no_batch_has_taken_goes_back_uncounted_and_others_take_it_at_once(
     assert ahead.holdings.entries("frames") == {begun}
     assert ahead.counted["released"] == 3
     assert other.take() == rest
-    assert other.holdings.begin(Receipt("frames", rest[0]))
+    assert other.holdings.begin([Receipt("frames", rest[0])]) == [True]
 
 
 def test_an_entry_that_hangs_in_a_decoder_goes_back_as_a_suspect(client: Client) -> None:
@@ -551,7 +551,7 @@ def test_a_hand_back_that_fails_is_no_error_and_no_batch_takes_what_was_given_up
 
     ahead.reader.hand_back()
 
-    assert ahead.holdings.begin(Receipt("frames", entry_id)) is False
+    assert ahead.holdings.begin([Receipt("frames", entry_id)]) == [False]
 
 
 @pytest.mark.parametrize("disaster", ["FLUSHALL", "DEL frames", "XGROUP DESTROY frames coatstream"])

@@ -91,7 +91,7 @@ class Pacing:
 
 
 @dataclass(slots=True)
-class _Child:
+class _WorkerProcess:
     pid: int
     name: str
     pipe: int
@@ -152,7 +152,7 @@ def _stopped_while_waiting(pacing: Pacing) -> bool:
     return False
 
 
-def _start(run_child: RunChild, lineage: Lineage) -> _Child:
+def _start(run_child: RunChild, lineage: Lineage) -> _WorkerProcess:
     if threading.active_count() > 1:  # the child would have their locks, and nobody to release them
         raise RuntimeError(f"threads at the fork: {threading.enumerate()}")
     parent, suffix = os.getpid(), draw_suffix()
@@ -166,7 +166,7 @@ def _start(run_child: RunChild, lineage: Lineage) -> _Child:
         _live(parent, lifeline, lambda: run_child(worker_name(suffix=suffix), lineage, lifeline))
     os.close(telling)
     os.set_blocking(hearing, False)
-    child = _Child(pid, worker_name(pid, suffix), hearing, time.monotonic())
+    child = _WorkerProcess(pid, worker_name(pid, suffix), hearing, time.monotonic())
     if lineage.restarts:
         _log.warning("worker restarted", worker=child.name, restarts=lineage.restarts)
     return child
@@ -183,7 +183,7 @@ def _live(parent: int, lifeline: Lifeline, run: Callable[[], int]) -> NoReturn:
         lifeline.leave(code)
 
 
-def _outlive(child: _Child) -> _End:
+def _outlive(child: _WorkerProcess) -> _End:
     """Wait for the child's end. The first signal asks it to drain, the second one ends it, and us, at once.
 
     So does time where it has nothing to drain: it was still loading.
@@ -204,7 +204,7 @@ def _outlive(child: _Child) -> _End:
             return _killed(child, code=1)
 
 
-def _next_signal(child: _Child, *, stopping: bool) -> int | None:
+def _next_signal(child: _WorkerProcess, *, stopping: bool) -> int | None:
     """None: a child that shall stop has not, though it had not begun to work."""
     if stopping and "ready" not in child.listen():
         info = signal.sigtimedwait(_AWAITED, LOADING_ENDS_WITHIN)
@@ -213,7 +213,7 @@ def _next_signal(child: _Child, *, stopping: bool) -> int | None:
     return signal.sigwait(_AWAITED)
 
 
-def _killed(child: _Child, *, code: int) -> _End:
+def _killed(child: _WorkerProcess, *, code: int) -> _End:
     os.kill(child.pid, signal.SIGKILL)
     signal.sigtimedwait({signal.SIGCHLD}, 1.0)  # its port and its memory are free when we are gone
     return _End(code=code, ready=False, port=0, how="killed by us", uptime=0.0, stopping=True)
@@ -229,7 +229,7 @@ def _reap(child: int) -> int | None:
             return status if pid else None
 
 
-def _end(child: _Child, status: int, stopping: bool) -> _End:
+def _end(child: _WorkerProcess, status: int, stopping: bool) -> _End:
     words = child.listen().split()
     os.close(child.pipe)
     code = os.waitstatus_to_exitcode(status)

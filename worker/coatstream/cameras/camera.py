@@ -20,7 +20,7 @@ from coatstream.cameras.process.source import CameraProcess
 from coatstream.errors import BadFrame, DownReason, redact
 from coatstream.frames.frame import Frame, InputSpec, Label, PictureFault
 from coatstream.pipeline.metrics import PipelineMetrics
-from coatstream.pipeline.reuse import Gate
+from coatstream.pipeline.reuse import ChangeGate
 from coatstream.results.events.publisher import EventPublisher
 from coatstream.results.events.tag_classes import TagClasses, tag_classes
 from coatstream.results.events.tags import Tagger
@@ -74,7 +74,7 @@ class ActiveCamera:
         self.lease = lease
         self.events = CameraEvents(settings.name, lease, context.tagger(settings), context.events, loop=context.loop)
         self.health = PictureHealth(settings.health or tree.health, settings.name, publish=self.events.picture)
-        self.gate = Gate(reuse, rng=random.Random(), monotonic=time.monotonic) if reuse.enabled else None
+        self.gate = ChangeGate(reuse, rng=random.Random(), monotonic=time.monotonic) if reuse.enabled else None
         self.process = CameraProcess(
             settings, context.spec, fork_server=context.fork_server, lease=lease, observer=self
         )

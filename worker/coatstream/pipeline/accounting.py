@@ -24,7 +24,7 @@ class Accounting:
 
         A queue's frame counts as received from here on; until now it could go back to the server.
         """
-        begun = self.holdings.begin_all(one.frame.receipt for one in queued)
+        begun = self.holdings.begin(one.frame.receipt for one in queued)
         ours = [one for one, is_ours in zip(queued, begun, strict=True) if is_ours]
         for one in ours:
             if one.frame.receipt is not None:

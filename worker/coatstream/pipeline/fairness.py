@@ -25,13 +25,13 @@ _FORGET: Final = 10.0  # seconds without a frame after which a live source is fo
 _SILENT: Final = 4.0
 _OVERDUE: Final = 2.0  # periods after which a frame that waits is the last of a source that fell silent
 _LEAST: Final = 4  # a batch is at least this part of what it could be: engines like full ones
-_MOST_ACCOUNTS: Final = 2048  # of sources that have nothing waiting: a queue's sources come from strangers
+_MOST_FLOWS: Final = 2048  # of sources that have nothing waiting: a queue's sources come from strangers
 _GOLDEN: Final = (5**0.5 - 1) / 2  # its multiples lie evenly in 0 to 1, however many there are
 _EPSILON: Final = 1e-9  # of a weight
 
 
 @dataclass(slots=True)
-class _Account:
+class _Flow:
     """What is known of a source.
 
     phase   0 to 1, differing from source to source: sources of one weight that are due at one moment would go in one
@@ -68,7 +68,7 @@ class Turns(Generic[Key]):
     """The order among sources. Used under the mailbox's lock."""
 
     def __init__(self) -> None:
-        self._accounts: dict[Key, _Account] = {}
+        self._flows: dict[Key, _Flow] = {}
         self._weights: Counter[float] = Counter()  # of all accounts
         self._short = 0  # live accounts that are short: asked at each put, so it must not be looked for
         self._virtual = 0.0  # how far service has come, in frames per weight; never goes back
@@ -77,7 +77,7 @@ class Turns(Generic[Key]):
 
     def __len__(self) -> int:
         """Sources that are known."""
-        return len(self._accounts)
+        return len(self._flows)
 
     @property
     def alike(self) -> bool:
@@ -91,18 +91,18 @@ class Turns(Generic[Key]):
 
     def arrived(self, key: Key, *, weight: float, live: bool, now: float, replaced: bool) -> None:
         """A frame came; `replaced`: it took the place of one that had waited here."""
-        account = self._accounts.get(key)
-        if account is None or account.weight != weight:
+        flow = self._flows.get(key)
+        if flow is None or flow.weight != weight:
             self._open(key, weight, live, now)
             return
-        interval = now - account.put_at
+        interval = now - flow.put_at
         # Two pictures at once are a burst of the network, no fault of the engine: the first has not waited in vain.
-        in_vain = replaced and interval >= account.period / 2
-        was_short = account.short
-        account.lost += _LOSSES * (in_vain - account.lost)
-        self._short += account.short - was_short
-        account.period += (interval - account.period) * (_PERIODS if account.period else 1.0)
-        account.put_at = now
+        in_vain = replaced and interval >= flow.period / 2
+        was_short = flow.short
+        flow.lost += _LOSSES * (in_vain - flow.lost)
+        self._short += flow.short - was_short
+        flow.period += (interval - flow.period) * (_PERIODS if flow.period else 1.0)
+        flow.put_at = now
 
     def choose(self, waiting: Mapping[Key, int], count: int, *, now: float) -> list[Key]:
         """Whose frames to take, at most `count` of them and at least one; `waiting` is in turn order."""
@@ -119,62 +119,62 @@ class Turns(Generic[Key]):
                 break  # a frame that is due earlier comes soon
             chosen.append(key)
             left[key] -= 1
-            account = self._accounts[key]
-            account.due = account.within(self._virtual) + 1 / account.weight
+            flow = self._flows[key]
+            flow.due = flow.within(self._virtual) + 1 / flow.weight
             if left[key]:
-                heapq.heappush(due, (*self._turn(account), turn + len(waiting), key))
-            elif account.live and account.short and not self.alike:
-                heapq.heappush(coming, self._turn(account))
+                heapq.heappush(due, (*self._turn(flow), turn + len(waiting), key))
+            elif flow.live and flow.short and not self.alike:
+                heapq.heappush(coming, self._turn(flow))
         return chosen
 
     def _place(self, key: Key, now: float) -> tuple[float, float]:
-        account = self._accounts[key]
-        last = account.live and account.period and account.silent(_OVERDUE, now)
-        return (float("-inf"), 0.0) if last else self._turn(account)
+        flow = self._flows[key]
+        last = flow.live and flow.period and flow.silent(_OVERDUE, now)
+        return (float("-inf"), 0.0) if last else self._turn(flow)
 
-    def _turn(self, account: _Account) -> tuple[float, float]:
+    def _turn(self, flow: _Flow) -> tuple[float, float]:
         """By when it is due; of those that are due already the heaviest first, since it is due again the soonest."""
-        return max(account.due, self._virtual), 1 / account.weight
+        return max(flow.due, self._virtual), 1 / flow.weight
 
     def _coming(self, waiting: Collection[Key], now: float) -> list[tuple[float, float]]:
         """When the next frames of those are due who are short, have nothing here, and will have something soon."""
-        near = (account for key, account in self._accounts.items() if key not in waiting and account.live)
-        coming = [self._turn(account) for account in near if account.short and not account.silent(_OVERDUE, now)]
+        near = (flow for key, flow in self._flows.items() if key not in waiting and flow.live)
+        coming = [self._turn(flow) for flow in near if flow.short and not flow.silent(_OVERDUE, now)]
         heapq.heapify(coming)
         return coming
 
     def _advance(self, waiting: Collection[Key]) -> None:
         """Virtual time is what the source that is served least of all who are short has come to."""
-        here = [self._accounts[key] for key in waiting]
-        for account in here:
-            account.due = account.within(self._virtual)
-        starts = [account.due for account in here if account.short] or [account.due for account in here]
+        here = [self._flows[key] for key in waiting]
+        for flow in here:
+            flow.due = flow.within(self._virtual)
+        starts = [flow.due for flow in here if flow.short] or [flow.due for flow in here]
         self._virtual = max(self._virtual, min(starts, default=0.0))
 
     def _open(self, key: Key, weight: float, live: bool, now: float) -> None:
         self._close(key)
         self._opened += 1
         phase = self._opened * _GOLDEN % 1.0
-        self._accounts[key] = _Account(weight, live, phase, self._virtual + phase / weight, now)
+        self._flows[key] = _Flow(weight, live, phase, self._virtual + phase / weight, now)
         self._weights[weight] += 1
 
     def _close(self, key: Key) -> None:
-        account = self._accounts.pop(key, None)
-        if account is not None:
-            self._short -= account.live and account.short
-            self._weights[account.weight] -= 1
+        flow = self._flows.pop(key, None)
+        if flow is not None:
+            self._short -= flow.live and flow.short
+            self._weights[flow.weight] -= 1
             self._weights = +self._weights
 
     def forget(self, waiting: Collection[Key], now: float) -> None:
         """Drop the accounts of sources that are gone; cheap to call often."""
-        if now < self._look_at and len(self._accounts) <= len(waiting) + _MOST_ACCOUNTS:
+        if now < self._look_at and len(self._flows) <= len(waiting) + _MOST_FLOWS:
             return
-        crowded = len(self._accounts) > len(waiting) + _MOST_ACCOUNTS
+        crowded = len(self._flows) > len(waiting) + _MOST_FLOWS
         self._look_at = now + 1.0
-        for key in [key for key in self._accounts if key not in waiting]:
-            account = self._accounts[key]
-            silent = now - account.put_at > _FORGET and account.silent(_SILENT, now)
-            if silent or (crowded and not account.live):
+        for key in [key for key in self._flows if key not in waiting]:
+            flow = self._flows[key]
+            silent = now - flow.put_at > _FORGET and flow.silent(_SILENT, now)
+            if silent or (crowded and not flow.live):
                 self._close(key)
 
 

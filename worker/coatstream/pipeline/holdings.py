@@ -29,12 +29,11 @@ class Holdings:
                 self._waiting[stream] += held.get(entry_id, True)  # it may be here: delivered a second time
                 held[entry_id] = False
 
-    def begin(self, receipt: Receipt) -> bool:
-        """A batch takes this entry. False: it is ours no longer, and work on it would be for nothing."""
-        return self.begin_all((receipt,))[0]
+    def begin(self, receipts: Iterable[Receipt | None]) -> list[bool]:
+        """A batch takes these entries. False: it is held no longer, and work on it would be for nothing.
 
-    def begin_all(self, receipts: Iterable[Receipt | None]) -> list[bool]:
-        """A batch takes these, as `begin` says. What has no receipt can always be taken."""
+        What has no receipt can always be taken.
+        """
         with self._changed:
             answers = [receipt is None or self._take(receipt) for receipt in receipts]
             self._changed.notify_all()

@@ -8,7 +8,6 @@ that it takes no innocent frame with it; and it is blamed only while the engine 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import structlog
@@ -19,19 +18,10 @@ from coatstream.frames.frame import Frame, Prediction, ScoredLabel, Scores
 from coatstream.pipeline.batching import Batch
 from coatstream.pipeline.mailbox import QueuedFrame
 from coatstream.pipeline.metrics import PipelineMetrics
+from coatstream.pipeline.reuse import ChangeGate
 from coatstream.results.outcomes import Buried, Dropped, Outcome, Published
 from coatstream.telemetry.ledger import DropReason
 from coatstream.telemetry.status import Status
-
-
-class Gate(Protocol):
-    """Whether a frame needs the model at all (`coatstream.pipeline.reuse.Gate`). Called from any engine thread."""
-
-    def consider(self, frame: Frame) -> Prediction | None:
-        """The labels of an earlier, like frame as this frame's own, or None: classify it."""
-
-    def classified(self, frame: Frame, prediction: Prediction) -> None:
-        """What the model said of a frame that was not let through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +32,7 @@ class FramePolicy:
     """
 
     max_age: float | None = None
-    gate: Gate | None = None
+    gate: ChangeGate | None = None
 
 
 _PLAIN = FramePolicy()
@@ -129,7 +119,7 @@ class Inference:
             with self._status.at_work("a batch"):  # a device that fails may hang next
                 self._engine.classify(black)
         except Exception:
-            raise EngineBroken(f"the model fails on every picture: {_one_line(error)}") from error
+            raise EngineBroken(f"the model fails on every picture: {_summary(error)}") from error
 
     def _timed(self, frames: Sequence[Frame]) -> Scores:
         pixels = np.stack([frame.pixels for frame in frames])
@@ -143,12 +133,12 @@ class Inference:
             self._metrics.observe("infer", self._monotonic() - started)
 
     def _buried(self, frame: Frame, error: Exception) -> Outcome:
-        message = _one_line(error)
+        message = _summary(error)
         self._log.error("the model raised on a frame", source=frame.source, frame_id=frame.frame_id, error=message)
         return Buried(frame.source, DeadReason.MODEL_ERROR, message, frame.receipt, frame.frame_id)
 
 
-def _one_line(error: Exception) -> str:
+def _summary(error: Exception) -> str:
     return redact(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
 
 

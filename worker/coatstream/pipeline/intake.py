@@ -72,11 +72,6 @@ class Intake:
             reader.stop.set()
             self._removed = [old for old in self._removed if not old.ended] + [reader]
 
-    @property
-    def names(self) -> list[str]:
-        """The sources that are read, in the order in which they were added."""
-        return list(self._readers)
-
     def look(self) -> None:
         """Whoever waits in `finished` shall look again."""
         self._changed.set()

@@ -55,7 +55,7 @@ class ReuseStats:
     difference: float
 
 
-class Gate:
+class ChangeGate:
     """One camera's. Called from every engine thread.
 
     Two predictions disagree when their first labels are of different classes: that is what a consumer takes for another
@@ -80,7 +80,7 @@ class Gate:
         self._rng = rng
         self._monotonic = monotonic
         self._lock = threading.Lock()  # guards all below
-        self._reference: _Reference | None = None
+        self._reference: _Baseline | None = None
         self._pending: OrderedDict[str, Prediction] = OrderedDict()  # by frame id: what would have been reused
         self._tightness = _Tightness(settings)
         self._considered = self._reused = self._doubtful = self._checks = self._disagreements = 0
@@ -124,7 +124,7 @@ class Gate:
                 difference=self._tightness.difference,
             )
 
-    def _is_like(self, frame: Frame, reference: "_Reference") -> bool:
+    def _is_like(self, frame: Frame, reference: "_Baseline") -> bool:
         if frame.vitals is None or frame.faults or not reference.is_sure or _place(frame) != reference.place:
             return False
         if self._monotonic() - reference.at >= self._settings.heartbeat:
@@ -140,7 +140,7 @@ class Gate:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Reference:
+class _Baseline:
     """The last classified frame. Always compared with this one, never with a reused one: slow drift adds up.
 
     place    whatever must stay the same: the picture's size, and the lease under which it was read
@@ -154,12 +154,12 @@ class _Reference:
     at: float
 
 
-def _reference_of(frame: Frame, prediction: Prediction, at: float) -> _Reference | None:
+def _reference_of(frame: Frame, prediction: Prediction, at: float) -> _Baseline | None:
     """None where nothing may be reused: the picture was sick, or not measured."""
     if frame.vitals is None or frame.faults:
         return None
     thumbnail = frame.vitals.thumbnail.astype(np.int16)
-    return _Reference(thumbnail, prediction, _place(frame), _is_sure(prediction), at)
+    return _Baseline(thumbnail, prediction, _place(frame), _is_sure(prediction), at)
 
 
 def _is_sure(prediction: Prediction) -> bool:
@@ -236,7 +236,7 @@ class _Tightness:
         elif self._step == 0 and self._evidence.checks > _TRUSTED:
             self._clean = _CLEAN
 
-    def tried(self, reference: _Reference | None) -> None:
+    def tried(self, reference: _Baseline | None) -> None:
         """A frame was classified, for whatever reason: would the next wider step have been right about it?"""
         if self._step == 0:
             return
@@ -279,17 +279,17 @@ class _Trial:
 
     def __init__(self, settings: ReuseSettings) -> None:
         self._heartbeat = settings.heartbeat
-        self._reference: _Reference | None = None
+        self._reference: _Baseline | None = None
         self.evidence = _Evidence(settings.budget)
 
-    def compare(self, new: _Reference | None, limit: float) -> None:
+    def compare(self, new: _Baseline | None, limit: float) -> None:
         kept = self._reference
         if new is None or kept is None or not self._is_like(new, kept, limit):
             self._reference = new
         else:
             self.evidence.add(agrees=_agree(kept.prediction, new.prediction))
 
-    def _is_like(self, new: _Reference, kept: _Reference, limit: float) -> bool:
+    def _is_like(self, new: _Baseline, kept: _Baseline, limit: float) -> bool:
         if not kept.is_sure or new.place != kept.place or new.at - kept.at >= self._heartbeat:
             return False
         return difference(new.thumbnail, kept.thumbnail) <= limit

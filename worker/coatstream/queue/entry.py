@@ -46,13 +46,13 @@ class FrameEntry:
 
 def parse(entry_id: str, fields: Mapping[bytes, bytes]) -> FrameEntry:
     """The entry's fields by the contract; unknown ones are ignored. Raises BadFrame (invalid)."""
-    captured_at = _moment(fields, b"captured_at")
+    captured_at = _unix_seconds(fields, b"captured_at")
     return FrameEntry(
         entry_id=entry_id,
         source=source_of(fields),
         frame_id=_text(fields, b"frame_id", MAX_FRAME_ID) or entry_id,
         captured_at=milliseconds_of(entry_id) / 1000 if captured_at is None else captured_at,
-        expires_at=_moment(fields, b"expires_at"),
+        expires_at=_unix_seconds(fields, b"expires_at"),
         meta=_meta(fields.get(b"meta")),
         picture=_picture(fields),
     )
@@ -100,13 +100,13 @@ def _text(fields: Mapping[bytes, bytes], name: bytes, longest: int) -> str:
     return text
 
 
-def _moment(fields: Mapping[bytes, bytes], name: bytes) -> float | None:
+def _unix_seconds(fields: Mapping[bytes, bytes], name: bytes) -> float | None:
     text = fields.get(name, b"").strip()
     if not text:
         return None
     moment = float(text) if _DECIMAL.fullmatch(text) else math.nan
     if not moment < LATEST_MOMENT:
-        raise _invalid(f"{name.decode()} is {_shown(text)}, not Unix seconds as a decimal number")
+        raise _invalid(f"{name.decode()} is {_quoted(text)}, not Unix seconds as a decimal number")
     return moment
 
 
@@ -131,7 +131,7 @@ def _picture(fields: Mapping[bytes, bytes]) -> bytes | RawPixels:
         raise _invalid("neither the field image nor the field pixels is there")
     pixel_format = fields.get(b"format", b"bgr24").decode("ascii", "replace")
     if pixel_format not in ("bgr24", "rgb24", "gray8"):
-        raise _invalid(f"format is {_shown(pixel_format.encode())}, not bgr24, rgb24 or gray8")
+        raise _invalid(f"format is {_quoted(pixel_format.encode())}, not bgr24, rgb24 or gray8")
     return RawPixels(
         fields[b"pixels"], _count(fields, b"width"), _count(fields, b"height"), cast("PixelFormat", pixel_format)
     )
@@ -140,11 +140,11 @@ def _picture(fields: Mapping[bytes, bytes]) -> bytes | RawPixels:
 def _count(fields: Mapping[bytes, bytes], name: bytes) -> int:
     text = fields.get(name, b"")
     if not _COUNT.fullmatch(text) or int(text) == 0:
-        raise _invalid(f"{name.decode()} is {_shown(text)}, not a number of pixels (pixels need width and height)")
+        raise _invalid(f"{name.decode()} is {_quoted(text)}, not a number of pixels (pixels need width and height)")
     return int(text)
 
 
-def _shown(text: bytes) -> str:
+def _quoted(text: bytes) -> str:
     return repr(text[:40].decode("utf-8", "replace"))
 
 

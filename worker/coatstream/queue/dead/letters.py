@@ -170,7 +170,7 @@ def parse_letter(stream: str, letter: str, flat: Sequence[Any]) -> DeadLetter:
         error=why.get("error", ""),
         deliveries=why.get("deliveries", ""),
         entry_id=why.get("entry_id", ""),
-        died_at=_moment(why.get("died_at", "")),
+        died_at=_seconds_of(why.get("died_at", "")),
         worker=why.get("worker", ""),
         texts={name: _text(value) for name, size, value in own if _is_text(name, size, value)},
         sizes={name: size for name, size, value in own if not _is_text(name, size, value)},
@@ -195,5 +195,5 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", "replace")
 
 
-def _moment(text: str) -> float | None:
+def _seconds_of(text: str) -> float | None:
     return float(text) if re.fullmatch(r"\d{1,10}(\.\d{0,20})?", text, re.ASCII) else None

@@ -8,7 +8,7 @@ import pytest
 from coatstream.broker.connection import Client, connect
 from coatstream.broker.embedded import EmbeddedServer, embedded_server
 from coatstream.errors import RedisRefuses, RedisUnavailable
-from coatstream.queue.group import AT_ONCE, GATE, ConsumerGroup
+from coatstream.queue.group import AT_ONCE, GATE
 from coatstream.settings.model import RedisSettings
 from redis.exceptions import OutOfMemoryError
 
@@ -649,7 +649,7 @@ def test_on_a_full_server_a_group_that_vanished_is_made_again(full: Client) -> N
 
 def test_a_server_that_is_away_is_one_clear_error_whatever_is_asked() -> None:
     with connect(RedisSettings.model_validate({"url": "redis://:hunter2@127.0.0.1:1"})) as nowhere:
-        group = ConsumerGroup(nowhere, QUEUE, member(nowhere)._settings, consumer="me")
+        group = member(nowhere)
         calls: list[Callable[[], object]] = [
             group.join,
             lambda: group.reclaim(1, alone=False),

@@ -456,7 +456,7 @@ def broken(script: Script, right: str, wrong: str) -> Script:
     assert script.source.count(right) == 1
     made = copy.copy(script)
     made.source = script.source.replace(right, wrong)
-    made._sha = hashlib.sha1(made.source.encode()).hexdigest()
+    made.sha1 = hashlib.sha1(made.source.encode()).hexdigest()
     return made
 
 

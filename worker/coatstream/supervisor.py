@@ -41,7 +41,7 @@ class NeverReady(CoatstreamError):
 
 @dataclass(frozen=True, slots=True)
 class Lifeline:
-    """What a worker tells its parent, if it has one."""
+    """What a worker reports to its parent, if it has one."""
 
     pipe: int | None = None
 
@@ -52,19 +52,20 @@ class Lifeline:
 
     def ready(self, port: int = 0) -> None:
         """The model is warm and reading begins now: from here on a crash may be a frame's doing. `port` is HTTP's."""
-        self._say(f"ready {port}\n")
+        self._report(f"ready {port}\n")
 
     def leave(self, code: int) -> NoReturn:
         """End this process on purpose, now: no thread is waited for, no library's destructor can crash or hang."""
         try:
-            with suppress(OSError, ValueError):  # the reader of our lines may be gone
+            with suppress(OSError, ValueError):  # the reader of these lines may be gone
                 sys.stdout.flush()
             drain_log()
-            self._say(f"end {code}\n")
+            self._report(f"end {code}
+")
         finally:
             os._exit(code)
 
-    def _say(self, words: str) -> None:
+    def _report(self, words: str) -> None:
         if self.pipe is not None:
             os.write(self.pipe, words.encode())
 
@@ -96,7 +97,7 @@ class _WorkerProcess:
     name: str
     pipe: int
     born: float
-    words: str = ""  # what it has said so far
+    words: str = ""  # what it has reported so far
 
     def listen(self) -> str:
         with suppress(BlockingIOError):  # a process that the child left behind may hold the other end open
@@ -111,7 +112,7 @@ class _End:
     port: int  # where it listened, if it got as far as ready
     how: str
     uptime: float
-    stopping: bool  # whether it had been told to
+    stopping: bool  # whether it had been asked to
 
 
 def supervise(run_child: RunChild, *, restarts_per_minute: int) -> int:
@@ -120,7 +121,7 @@ def supervise(run_child: RunChild, *, restarts_per_minute: int) -> int:
     `run_child` gets its worker's name, its lineage and its lifeline, with SIGTERM and SIGINT blocked until it has
     handlers for them. It raises nothing: the code that it returns, or leaves with, is this process's too.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever started us may have ignored it: no child would be heard of
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored signals are inherited: no end of a child would be noticed
     signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)  # for good: a late signal shall not change the exit code
     pacing, lineage, early = Pacing(restarts_per_minute), Lineage(), 0
     while True:
@@ -153,7 +154,7 @@ def _stopped_while_waiting(pacing: Pacing) -> bool:
 
 
 def _start(run_child: RunChild, lineage: Lineage) -> _WorkerProcess:
-    if threading.active_count() > 1:  # the child would have their locks, and nobody to release them
+    if threading.active_count() > 1:  # the child would inherit their locks, and no thread to release them
         raise RuntimeError(f"threads at the fork: {threading.enumerate()}")
     parent, suffix = os.getpid(), draw_suffix()
     hearing, telling = os.pipe()
@@ -192,7 +193,7 @@ def _outlive(child: _WorkerProcess) -> _End:
     while True:
         received = _next_signal(child, stopping=stopping)
         if received is None:
-            _log.info("killed: it was asked to stop while loading, and did not hear", worker=child.name)
+            _log.info("killed: it did not stop while it was loading", worker=child.name)
             return _killed(child, code=0)
         if received == signal.SIGCHLD:
             if (status := _reap(child.pid)) is not None:
@@ -205,7 +206,7 @@ def _outlive(child: _WorkerProcess) -> _End:
 
 
 def _next_signal(child: _WorkerProcess, *, stopping: bool) -> int | None:
-    """None: a child that shall stop has not, though it had not begun to work."""
+    """The next signal; None: a child that was asked to stop while loading has not stopped in time."""
     if stopping and "ready" not in child.listen():
         info = signal.sigtimedwait(_AWAITED, LOADING_ENDS_WITHIN)
         if info is not None or "ready" not in child.listen():

@@ -21,12 +21,12 @@ class Script:
     def __init__(self, name: str, *, after: Sequence[str] = ()) -> None:
         package = files("coatstream")
         self.source = "\n".join((package / f"{part}.lua").read_text("utf-8") for part in (*after, name))
-        self._sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+        self.sha1 = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     def __call__(self, client: Client, *, keys: Sequence[str], args: Sequence[Argument]) -> Any:
         """Run it in one round trip, or two if the server has forgotten it (restart, failover, SCRIPT FLUSH)."""
         try:
-            return client.evalsha(self._sha, len(keys), *keys, *args)
+            return client.evalsha(self.sha1, len(keys), *keys, *args)
         except NoScriptError:
             return client.eval(self.source, len(keys), *keys, *args)
 

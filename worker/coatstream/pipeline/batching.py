@@ -1,6 +1,6 @@
-"""Taking batches from the mailbox: waits for frames as long as it is told. Knows nothing of what happens to a batch.
+"""Takes batches from the mailbox, and waits for frames. Knows nothing of what happens to a batch.
 
-How long a batch waits under a latency target, and how large it is, `coatstream.pipeline.policy` says.
+`coatstream.pipeline.policy` decides how long a batch waits and how large it is.
 """
 
 import asyncio
@@ -93,5 +93,5 @@ async def _one_more(
                 return LeftBecause.DRAIN
     except TimeoutError:
         return patience.then
-    # By weight a batch may be as good as full before: then there is no one more.
+    # Where weights differ a batch may be as good as full before: then there is no further frame.
     return None if mailbox.waiting > waiting else LeftBecause.FULL

@@ -27,7 +27,7 @@ _TOLERANCE: Final = 0.03  # share of the best frames/s that a smaller batch may 
 _NOISE: Final = 0.1  # share by which a measurement may be off a line that is the truth
 _WORTH: Final = 10  # of what a frame waits, in percent, for one percent of frames/s
 _ALIKE: Final = 50e-6  # seconds a frame: a difference below is noise
-_BRIEF: Final = 0.010  # seconds: that a batch takes less, no one's frame notices
+_BRIEF: Final = 0.010  # seconds: a batch that takes less does not make frames old
 _ENOUGH: Final = 0.005  # seconds of one measurement of an engine that is fast
 _MOST: Final = 3.0  # times the budget that two sizes may take: with one there is no telling what a larger batch saves
 _TINY: Final = 1e-9  # seconds: a clock may not have moved
@@ -55,7 +55,7 @@ class BatchCost:
 
     @classmethod
     def of(cls, measured: Mapping[int, float], *, prepared: Sequence[int] = (), streams: int = 1) -> "BatchCost":
-        """From seconds by size; `prepared`: the measured sizes, unless said."""
+        """From seconds by size; `prepared`: by default the measured sizes."""
         points = tuple(sorted(measured.items()))
         fixed, per_frame = _line(points)
         return cls(points, tuple(prepared or (size for size, _ in points)), streams, fixed, per_frame)
@@ -124,7 +124,7 @@ class BatchCost:
 
 def _line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
     """(fixed, per frame), neither negative: least squares of relative errors, since noise is a share of the time, and
-    the smallest batches tell the fixed cost.
+    the smallest batches show the fixed cost.
     """
     if len(points) == 1:
         return 0.0, points[0][1] / points[0][0]
@@ -155,7 +155,7 @@ def measure_costs(
 ) -> BatchCost:
     """The costs of a warm engine with all its streams busy, as it will run, in about `budget` seconds.
 
-    Of `sizes` (the prepared ones, unless said) those are measured of which each is twice the one before: between them
+    Of `sizes` (by default the prepared ones) those are measured of which each is twice the one before: between them
     the curve is smooth. In rounds over all of them, so that a neighbour's burst spoils one look at each and not all
     looks at one; the median counts, of two the better. What would go beyond the budget is left out, but for the two
     smallest sizes, which may take `most` seconds (three budgets). The smallest is always measured.
@@ -190,7 +190,7 @@ def _telling(sizes: Sequence[int]) -> list[int]:
 
 
 def _expected(seen: Mapping[int, Sequence[float]], size: int, enough: float) -> float:
-    """Seconds that a look at `size` will take; of an unknown size no less than the next smaller one says."""
+    """Seconds that a look at `size` will take; of an unknown size no less than of the next smaller one."""
     known = max((other for other in seen if other <= size), default=min(seen))
     return max(enough, min(seen[known]) * max(1.0, size / known))
 

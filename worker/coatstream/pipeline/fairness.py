@@ -1,6 +1,6 @@
-"""Who comes next when not every frame can be had: shares by weight, as start-time fair queueing deals them out.
+"""Which source comes next when not every frame can be taken: shares by weight, by start-time fair queueing.
 
-Arithmetic only: no lock, no clock, no frames. `pipeline.mailbox` tells it what arrives and asks it what to take.
+Arithmetic only: no lock, no clock, no frames. `pipeline.mailbox` reports what arrives and asks what to take.
 
 A source's frame is due at a virtual time, and each frame that is taken puts the source's next one 1/weight further off.
 What differs from the textbook is that a live source holds one frame at most. A batch as large as the number of cameras
@@ -137,14 +137,14 @@ class Turns(Generic[Key]):
         return max(flow.due, self._virtual), 1 / flow.weight
 
     def _coming(self, waiting: Collection[Key], now: float) -> list[tuple[float, float]]:
-        """When the next frames of those are due who are short, have nothing here, and will have something soon."""
+        """When the next frames are due of sources that are short, have nothing here, and will have something soon."""
         near = (flow for key, flow in self._flows.items() if key not in waiting and flow.live)
         coming = [self._turn(flow) for flow in near if flow.short and not flow.silent(_OVERDUE, now)]
         heapq.heapify(coming)
         return coming
 
     def _advance(self, waiting: Collection[Key]) -> None:
-        """Virtual time is what the source that is served least of all who are short has come to."""
+        """Virtual time is where the least served of all short sources has come to."""
         here = [self._flows[key] for key in waiting]
         for flow in here:
             flow.due = flow.within(self._virtual)
@@ -166,7 +166,7 @@ class Turns(Generic[Key]):
             self._weights = +self._weights
 
     def forget(self, waiting: Collection[Key], now: float) -> None:
-        """Drop the accounts of sources that are gone; cheap to call often."""
+        """Drop what is known of sources that are gone; cheap to call often."""
         if now < self._look_at and len(self._flows) <= len(waiting) + _MOST_FLOWS:
             return
         crowded = len(self._flows) > len(waiting) + _MOST_FLOWS

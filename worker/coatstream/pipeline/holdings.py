@@ -1,7 +1,8 @@
 """The queue entries that this process has read and not yet settled: its leases.
 
-The reader adds, the pump begins, whoever settles removes, the heartbeat renews, a drain hands back what nobody has
-begun. Also the one place where readers agree that a suspect must travel alone. Called from any thread.
+The reader adds entries, the pump begins them, the caller of the publisher removes them, the heartbeat renews them, and
+a drain hands back those that no batch has begun. Readers also agree here that a suspect travels alone. Called from any
+thread.
 """
 
 import threading

@@ -1,4 +1,4 @@
-"""What happens to a batch inside the engine's slot: drop what is too old, reuse labels where the camera's gate says so,
+"""What happens to a batch inside the engine's slot: drop what is too old, reuse labels where the camera's gate allows,
 classify the rest, name the outcomes.
 
 Knows the engine, but neither Redis nor sources. A picture that makes the model raise is found by halving its batch, so
@@ -143,9 +143,9 @@ def _summary(error: Exception) -> str:
 
 
 def prediction_of(frame: Frame, scores: Scores, row: int, engine: Engine, *, shown: int | None = None) -> Prediction:
-    """What row `row` of an engine's scores says of `frame`; the labels behind the first `shown` are `further`.
+    """The prediction of `frame`, from row `row` of an engine's scores; labels behind the first `shown` are `further`.
 
-    A queue's frame has none of these: nobody asks, and 50 labels take 10 times as long as 5.
+    A queue's frame has no further labels: only tags need them, and 50 labels take 10 times as long as 5.
     """
     most = shown if frame.receipt is not None else None
     labels = tuple(

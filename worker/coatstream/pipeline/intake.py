@@ -28,7 +28,7 @@ class _Reader:
     observer: SourceObserver | None
     stop: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
-    ended: bool = False  # its thread has nothing more to say
+    ended: bool = False  # its thread is done
     read: int = 0  # frames since it was opened
 
 
@@ -73,12 +73,12 @@ class Intake:
             self._removed = [old for old in self._removed if not old.ended] + [reader]
 
     def look(self) -> None:
-        """Whoever waits in `finished` shall look again."""
+        """Wake `finished`: what `more` returns may have changed."""
         self._changed.set()
 
     async def finished(self, *, more: Callable[[], bool] = lambda: False) -> None:
-        """Wait until every source has ended for good and no `more` will come. Raises what a reader died of, if that was
-        a bug. A change of what `more` says is noticed at the next `look`.
+        """Wait until every source has ended for good and no `more` will come. Raises the bug that ended a reader's
+        thread. A change of `more` is noticed at the next `look`.
         """
         while self._bug is None:
             if all(reader.ended for reader in self._readers.values()) and not more():
@@ -105,7 +105,7 @@ class Intake:
         """The thread: policy here, work in `_read`."""
         try:
             self._keep_reading(reader)
-        except BaseException as bug:  # the edge of the thread: hand it to whoever waits in `finished`
+        except BaseException as bug:  # the edge of the thread: `finished` raises it
             self._bug = bug
         finally:
             reader.ended = True
@@ -157,4 +157,4 @@ class Intake:
                 if not self.mailbox.put(frame, reader=source.name, live=source.live, weight=reader.weight):
                     return
         finally:
-            frames.close()  # in this thread: only who reads a capture may release it
+            frames.close()  # in this thread: a capture may only be released where it is read

@@ -51,7 +51,7 @@ class Mailbox:
         self._waiting: Counter[str] = Counter()  # queued per reader, policies without any left out
         self._total = 0  # of all policies
         self._turns: Turns[tuple[str, str]] = Turns()
-        self._wanted = 0  # frames that `filled` waits for; 0: nobody waits, and the loop is not woken
+        self._wanted = 0  # frames that `filled` waits for; 0: no task waits, and the loop is not woken
         self._closed = False
 
     def put(self, frame: Frame, *, reader: str, live: bool, weight: float = 1.0) -> bool:
@@ -151,7 +151,7 @@ class Mailbox:
         return queued
 
     def close(self) -> None:
-        """Take no more frames and wake everybody who waits. What is here can still be taken."""
+        """Take no more frames and wake all waits. What is here can still be taken."""
         with self._lock:
             self._closed = True
             self._lock.notify_all()

@@ -106,7 +106,7 @@ class BatchCollector(Collector):
         self._stats = stats
 
     def describe(self) -> Iterable[Metric]:
-        return ()  # names that nobody else uses, and costs that are not known yet
+        return ()  # no other collector has these names, and costs are not known yet
 
     def collect(self) -> Iterator[Metric]:
         stats = self._stats()

@@ -37,7 +37,7 @@ _SILENCE: Final = 15.0  # seconds that count of a longer one: a night's would ou
 _NEWEST: Final = 1 / 8  # weight of the newest batch in what batches take lately
 _DEVIATIONS: Final = 4.0  # mean ones, above the mean: hardly ever exceeded (as in TCP's timer)
 _SPARE: Final = 1.05  # times what arrives: what batches of a size must reach to keep up, since the gap is an estimate
-_SLOWEST: Final = 4.0  # times the measured cost: one batch that hung says nothing of the next
+_SLOWEST: Final = 4.0  # times the measured cost: one batch that hung tells nothing about the next
 
 
 class LeftBecause(StrEnum):
@@ -107,7 +107,7 @@ class BatchPolicy:
             margin=self._publishing.at_most,
         )
 
-    # ---- what it is told
+    # ---- what happened
 
     def took(self, put_at: Iterable[float]) -> None:
         """A batch has left, of frames that came at these times (monotonic seconds)."""
@@ -123,7 +123,7 @@ class BatchPolicy:
         """A batch's labels were out so long after it had come back from the engine."""
         self._publishing.add(seconds)
 
-    # ---- what it says
+    # ---- what to do
 
     def patience(self, waiting: int, *, oldest: float, now: float, crowded: bool) -> Patience:
         """How long `waiting` frames, the oldest of which came at `oldest`, wait for one more. Zero: they leave now.

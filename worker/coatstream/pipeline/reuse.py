@@ -62,7 +62,7 @@ class ChangeGate:
     label, so a near tie that fell the other way counts. In a near tie noise alone changes the first label; therefore
     such labels are not reused in the first place, and `doubtful` counts the frames. (On two scenes of nine in the bench
     5 to 35 % of the reused labels were wrong without that, and at most 1 % with it.) Where sure labels flip all the
-    same, the gate closes, and `difference` says so.
+    same, the gate closes, and `difference` is 0.
 
     How fast: a step is left at the first disagreement within 75 checks, or at once that many more are more than the
     budget (1 %). Until 50 checks have been clean, one in ten like frames is checked rather than one in fifty. A gate
@@ -100,7 +100,7 @@ class ChangeGate:
         return _as_of(frame, reference.prediction)
 
     def classified(self, frame: Frame, prediction: Prediction) -> None:
-        """The model's word on a frame that `consider` did not answer. From now on frames are compared with this one."""
+        """The model's prediction of a frame to classify. From now on frames are compared with this one."""
         with self._lock:
             expected = self._pending.pop(frame.frame_id, None)
             reference = _reference_of(frame, prediction, self._monotonic())
@@ -275,7 +275,7 @@ class _Evidence:
 
 
 class _Trial:
-    """A gate that opens for nobody: what the wider step would have said, with its own reference and heartbeat."""
+    """What the wider step would have reused, with its own reference and heartbeat; it lets nothing through."""
 
     def __init__(self, settings: ReuseSettings) -> None:
         self._heartbeat = settings.heartbeat

@@ -1,4 +1,4 @@
-"""Where frames come from: the contract that every source keeps, and who is told what becomes of it."""
+"""Where frames come from: the contract of sources, and of those that observe them."""
 
 import threading
 from collections.abc import Generator

@@ -9,7 +9,7 @@ import structlog
 
 @contextmanager
 def in_thread(run: Callable[[threading.Event], None], name: str) -> Iterator[None]:
-    """`run` until the end of the block; a call that hangs then is not waited for. A bug is said, and it runs again."""
+    """Runs `run` until the end of the block; a call that hangs then is left behind. After a bug it runs again."""
     stop = threading.Event()
 
     def keep_running() -> None:

@@ -19,14 +19,14 @@ _NUMBER: Final = re.compile(rb"-?\d{1,18}")
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """All of one moment. Without `base` no worker has kept books yet, and nothing can be said of what vanished.
+    """All of one moment. Without `base` no worker has kept books yet, and what vanished is unknown.
 
     entries_added   by the stream's own count, which no worker keeps
     base            how many of them were gone before the books were opened
     waiting         entries that no worker has taken
     in_work         entries that a worker has taken and not settled
     published, dropped, dead    outcomes that workers gave
-    trimmed         entries that somebody deleted while a worker was to label them, as workers found out
+    trimmed         entries that were deleted while a worker was to label them, as workers found out
     letters         dead letters that are there now; of all that died, less what was replayed, deleted or had to go
     dead_bytes      of those, by the books
     dead_dropped    dead letters that had to go, or lost their picture, for dead_max_length or dead_max_bytes
@@ -87,7 +87,7 @@ def audit(client: Client, queue: Queue) -> Audit:
     books = {name: count or 0 for name, count in zip(_FIELDS, counts, strict=True)}
     if not letters:
         books["dead_bytes"] = 0  # as the next burial puts it right: XTRIM by hand keeps no books
-    in_work = min(pending, entries)  # the group remembers entries too that somebody deleted meanwhile
+    in_work = min(pending, entries)  # the group also remembers entries that were deleted meanwhile
     return Audit(
         stream=queue.stream,
         entries_added=added,
@@ -100,5 +100,5 @@ def audit(client: Client, queue: Queue) -> Audit:
 
 
 def _number(value: bytes | None) -> int | None:
-    """A field of the books; what somebody else wrote there counts as nothing, and the sum then tells."""
+    """A field of the books. What is no number counts as nothing, and then the sum does not come out."""
     return int(value) if value is not None and _NUMBER.fullmatch(value) else None

@@ -1,4 +1,4 @@
--- Renews the leases on entries that are mine: their idle time starts again at 0. Reply: those that are mine no longer.
+-- Renews the leases of one worker: their idle time starts again at 0. Reply: the entries that are not its own any more.
 --
 -- KEYS  1 frames in
 -- ARGV  1 consumer group  2 me  then ids

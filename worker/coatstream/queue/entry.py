@@ -59,7 +59,7 @@ def parse(entry_id: str, fields: Mapping[bytes, bytes]) -> FrameEntry:
 
 
 def source_of(fields: Mapping[bytes, bytes]) -> str:
-    """Who saw the frame. Raises BadFrame where that is no text or too long."""
+    """The frame's source. Raises BadFrame where that is no text or too long."""
     return _text(fields, b"source", MAX_SOURCE) or DEFAULT_SOURCE
 
 
@@ -80,7 +80,7 @@ def frame_id_or_default(fields: Mapping[bytes, bytes]) -> str:
 
 
 def admitted_of(fields: Mapping[bytes, bytes]) -> int:
-    """The entry's bytes as admission counted them; 0 where no producer of ours admitted it."""
+    """The entry's bytes as admission counted them; 0 for a plain XADD."""
     text = fields.get(b"admitted", b"")
     return int(text) if _BYTES.fullmatch(text) else 0
 

@@ -20,7 +20,7 @@ Fields = dict[bytes, bytes]
 RawEntry = tuple[str, Fields]
 Kind = Literal["new", "begun", "none"]
 
-AT_ONCE: Final = 256  # ids of one call: some microseconds each, during which the server serves nobody else
+AT_ONCE: Final = 256  # ids of one call: some microseconds each, in which the server serves no other client
 SWEEP_LIMIT: Final = 1000  # entries looked at in one search for orphans
 GATE: Final = 0.2  # seconds that "nothing is idle" holds for all workers
 
@@ -40,7 +40,7 @@ class Reclaimed:
 
     entries          now mine
     buried           the source of each entry that had been delivered too often
-    trimmed          entries that were deleted while somebody had them
+    trimmed          entries that were deleted while a worker had them
     suspects         True: there are entries that must travel alone
     letters_dropped  dead letters that had to go for newer ones
     """
@@ -97,7 +97,7 @@ class ConsumerGroup:
     def reclaim(self, want: int, *, alone: bool) -> Reclaimed:
         """Take over entries that have been idle for `min_idle`: up to `want` fresh ones, or else (`alone`) one suspect.
 
-        Only who has nothing else in hand may ask for a suspect.
+        Ask for a suspect only with nothing else in hand.
         """
         queue, limits = self.queue, self._settings
         arguments: list[str | int] = [
@@ -112,7 +112,7 @@ class ConsumerGroup:
         return Reclaimed(entries, buried, trimmed, bool(suspects), letters)
 
     def beat(self, entries: Iterable[str]) -> list[str]:
-        """Renew the leases on these. Returns those that are ours no longer."""
+        """Renew the leases on these. Returns those that other workers have, or that are gone."""
         lost: list[str] = []
         for some in pieces(entries):
             with calls("leases cannot be renewed", self._client):
@@ -132,11 +132,11 @@ class ConsumerGroup:
         return self._release(dead, "begun", leave=True)
 
     def leave(self) -> None:
-        """Leave the group, unless something of ours is still pending in it."""
+        """Leave the group, unless this worker still has entries pending in it."""
         self._release(self._consumer, "none", leave=True)
 
     def orphans(self) -> list[str]:
-        """The oldest entries that the server counts as ours; who asks knows which of them are in hand."""
+        """The oldest entries that the server counts as this worker's; the caller knows which of them are in hand."""
         queue = self.queue
         with calls("the entries of this consumer cannot be listed", self._client):
             pending = self._client.xpending_range(

@@ -1,7 +1,7 @@
 """Keeps the leases on what this process holds alive, as long as it makes progress; and tidies the group up.
 
-A lease says "somebody is at work on this": it must not outlive the work. So nothing is renewed once a batch or a
-picture has been in hand for too long (the same moment in which /healthz says no): others then take the entries over.
+A lease must not outlive the work on its entry. So nothing is renewed once a batch or a picture has been in hand for too
+long (the same moment in which /healthz answers 503): other workers then take the entries over.
 """
 
 import threading
@@ -21,7 +21,7 @@ LONGEST_BEAT = 3.0  # seconds between two renewals
 BEATS_A_LEASE = 4  # and never fewer than so many within `min_idle`: three may be lost
 AFTER_TROUBLE = 0.5  # seconds at least until the next round, however short the lease: a server in trouble is left alone
 REAP_EVERY = 10.0  # seconds
-REAP_AFTER = 4  # times `min_idle` without a word; a consumer that has nothing to lose is then removed
+REAP_AFTER = 4  # times `min_idle` of silence, after which a consumer without entries is removed
 
 
 class Heartbeat:
@@ -53,7 +53,7 @@ class Heartbeat:
         self._log = structlog.get_logger("leases")
         self._silent = False
         self._reaped_at = float("-inf")
-        self._doubtful: dict[str, set[str]] = {}  # stream -> entries that the last round found not to be ours
+        self._doubtful: dict[str, set[str]] = {}  # stream -> entries that were not this worker's in the last round
 
     @property
     def every(self) -> float:
@@ -95,8 +95,8 @@ class Heartbeat:
         return self._silent
 
     def _renew(self, group: ConsumerGroup) -> None:
-        """What is settled is ours no longer, and only a moment later no longer held: so a lease is lost when two rounds
-        say so.
+        """A settled entry leaves the server a moment before the holdings: so a lease counts as lost only when two
+        rounds in a row find it gone.
         """
         stream = group.queue.stream
         not_ours = set(group.beat(self._holdings.entries(stream)))

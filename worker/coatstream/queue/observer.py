@@ -1,4 +1,4 @@
-"""Who is told what happens to queue entries besides their labels."""
+"""What happens to queue entries besides their labels, for metrics, ledger and log."""
 
 from typing import Protocol
 

@@ -1,4 +1,4 @@
-"""Which queue entries this worker takes next: what others have let lie, then what is new; and what it hands back.
+"""Which queue entries this worker takes next: what silent workers had, then what is new; and what it hands back.
 
 Knows nothing of pictures. Used from the thread of one queue source.
 """
@@ -140,7 +140,7 @@ class EntryReader:
     # ---- entries of workers that are silent
 
     def _idle(self, room: int) -> list[Taken]:
-        """Fresh entries that nobody works on. Where there are suspects, nothing more is read until they are through."""
+        """Fresh entries of silent workers. Where there are suspects, nothing more is read until they are done."""
         if self._monotonic() < self._look_at:
             return []
         found: list[Taken] = []
@@ -180,10 +180,10 @@ class EntryReader:
         self._observer.count("redelivered", len(reclaimed.entries))
         return self._hold(Taken(group.queue.stream, entry_id, fields) for entry_id, fields in reclaimed.entries)
 
-    # ---- entries that are ours and that nobody here knows
+    # ---- entries that the server counts as this worker's and that are not held here
 
     def _sweep(self) -> None:
-        """Hand back what was delivered to us in a reply that never arrived, and what was delivered to nobody."""
+        """Hand back what was delivered in a reply that never arrived, and what was delivered to no worker."""
         if self._monotonic() < self._sweep_at:
             return
         stranded = 0
@@ -208,7 +208,7 @@ class EntryReader:
 
     def _hold(self, taken: Iterable[Taken]) -> list[Taken]:
         entries = list(taken)
-        if entries:  # halved at most, so that one small picture between large ones is not believed
+        if entries:  # halved at most: one small picture between large ones proves nothing
             self._largest = max(1, self._largest // 2, *(entry.size for entry in entries))
         for stream in {entry.stream for entry in entries}:
             self._holdings.add(stream, (entry.entry_id for entry in entries if entry.stream == stream))

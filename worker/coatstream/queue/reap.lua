@@ -5,7 +5,7 @@
 --
 -- Harmless to one that is alive: with nothing pending there is nothing to lose, and its next read makes it again.
 
-local consumers, removed = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1]), 0 -- pcall: no group yet, so nobody is in it
+local consumers, removed = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1]), 0 -- pcall: no group yet, so it has no consumers
 for _, flat in ipairs(consumers) do
   local consumer = {}
   for i = 1, #flat, 2 do consumer[flat[i]] = flat[i + 1] end

@@ -3,9 +3,9 @@
 -- KEYS  1 frames in  2 dead letters  3 gate  4 books  5 admitted entries per source
 -- ARGV  1 consumer group  2 me  3 idle for so many ms  4 entries wanted  5 '1' = one suspect, alone  6 deliveries at most
 --       7 dead letters kept  8 their bytes at most  9 the gate's life in ms  10 now, Unix seconds
---       11 prefix of the channels that tell what got no label
+--       11 prefix of the channels of failures
 -- Reply { { { id, deliveries before this one, fields }, ... }, { source of each buried entry, ... }, entries that were
---         trimmed while somebody had them, 1 = suspects are waiting, dead letters that had to go }
+--         trimmed while a worker had them, 1 = suspects are waiting, dead letters that had to go }
 --
 -- XPENDING IDLE, not XAUTOCLAIM: that looks at ten times COUNT entries and stops, so idle ones behind busy ones stay.
 -- An entry that was delivered before (its count is 1 or more) was in the hands of a worker that vanished: it may be what
@@ -34,7 +34,7 @@ local function field_of(values, name)
   return ''
 end
 
--- Its bytes as admission counted them, or nil: whoever may XADD may write nonsense there.
+-- Its bytes as admission counted them, or nil: a producer may write nonsense there.
 local function admitted_of(values)
   local text = field_of(values, 'admitted')
   local bytes = #text <= 12 and string.find(text, '^%d+$') and tonumber(text)

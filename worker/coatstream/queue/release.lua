@@ -1,14 +1,14 @@
 -- Hands entries of one consumer back, so that others take them at once and not when they have been idle for long.
 --
 -- KEYS  1 frames in  2 gate
--- ARGV  1 consumer group  2 whose  3 'new': nobody has begun them, so this delivery does not count; 'begun': it does;
+-- ARGV  1 consumer group  2 whose  3 'new': no worker has begun them, so this delivery does not count; 'begun': it does;
 --       'none': hand nothing back
 --       4 '1' = and leave the group, if nothing is pending then
 --       then ids; none = all that the consumer has
 -- Reply  how many
 --
--- They go to a consumer that nobody is, idle for a day. The gate is opened: there is something to take.
--- A consumer is deleted only when it has nothing: XGROUP DELCONSUMER would drop its entries from the group, and nobody
+-- They go to a consumer that stands for no worker, idle for a day. The gate is opened: there is something to take.
+-- A consumer is deleted only when it has nothing: XGROUP DELCONSUMER would drop its entries from the group, and no worker
 -- would ever be given them again.
 
 local frames, gate, group, whose, begun, leave = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3] == 'begun', ARGV[4] == '1'

@@ -15,7 +15,7 @@ class Shares:
         self._owed = dict.fromkeys(queues, 0)
 
     def fill(self, room: int, read: Callable[[Queue, int], int]) -> int:
-        """Call `read(queue, most)`, which says how many entries came, until the room is full or nothing is left.
+        """Call `read(queue, most)`, which returns how many entries came, until the room is full or nothing is left.
 
         Returns how many came. A queue of lower priority is asked only for what the higher ones left free.
         """

@@ -26,7 +26,7 @@ class Published:
 class Dropped:
     """The frame is settled without a label. A frame without a receipt needs no settling, only counting.
 
-    frame_id  for those who wait for the frame's label; empty: the entry's id
+    frame_id  for a producer that waits for the label; empty: the entry's id
     """
 
     source: str
@@ -50,7 +50,7 @@ Outcome = Published | Dropped | Buried
 
 
 def book(ledger: Ledger, outcome: Outcome, *, done: bool) -> None:
-    """Write an outcome down; not `done` means that somebody else had settled the frame's entry before."""
+    """Write an outcome into the ledger; not `done`: another worker had settled the frame's entry before."""
     match outcome:
         case _ if not done:
             ledger.dropped(outcome.source, DropReason.SUPERSEDED)

@@ -5,19 +5,19 @@
 -- ARGV  1 consumer group  2 labels kept  3 sources in the hash of newest  4 dead letters kept  5 their bytes at most
 --       6 channel prefix  7 number of this call (rises by 1)  8 the memo's life in ms  9 now, Unix seconds  10 worker
 --       11 a letter per frame: p, c, d or b  12 per frame the entry's bytes as admission counted them, with spaces between;
---       0 for a plain XADD, and '' where all are 0  13 prefix of the channels that tell what got no label
+--       0 for a plain XADD, and '' where all are 0  13 prefix of the channels of failures
 --       then one block per frame (each argument costs; a batch has hundreds):
 --         p  publish  entry_id source frame_id captured_at label score json
 --         c  a camera's  fence source frame_id captured_at label score json status
 --         d  drop     entry_id source reason frame_id
 --         b  bury     entry_id source reason error frame_id
--- Reply { one digit per frame: 1 = done now, 0 = somebody else had settled that entry; labels left out of the hash;
+-- Reply { one digit per frame: 1 = done now, 0 = another worker had settled that entry; labels left out of the hash;
 --         dead letters that had to go }
 --
 -- A camera's label is refused when its fence is older than the newest that lease.lua has granted: another worker reads the
 -- camera by now. Fence 0: the camera is not shared.
--- Why it may be sent twice. XACK's reply is the arbiter: only who gets 1 publishes, so a queue frame has one outcome
--- whoever tries and however often. A camera's frame has no entry; for it, and to give a repeated call its true reply, the
+-- Why it may be sent twice. XACK's reply is the arbiter: only the caller that gets 1 publishes, so a queue frame has
+-- one outcome, however many workers try and however often. A camera's frame has no entry; for it, and to give a repeated call its true reply, the
 -- memo holds the number and the reply of the caller's last call. A call that arrives late (its connection was given up
 -- while the server was frozen) finds a higher number and does nothing.
 -- Why in this order. Scripts do not roll back, so the types of all keys are looked at before the first XACK, and what is
@@ -50,7 +50,7 @@ for kind, stream in pairs({p = labels, c = labels, b = dead}) do
 end
 if string.find(kinds, 'b', 1, true) then redis.call('XLEN', dead) end -- an error now, not after XACK
 
-local taken = {} -- entries of this batch that are ours to settle; one XDEL for all costs a third of one for each
+local taken = {} -- entries of this batch that are settled here; one XDEL for all costs a third of one for each
 
 local function take(entry_id, admitted, source)
   if redis.call('XACK', frames, group, entry_id) ~= 1 then return false end
@@ -102,7 +102,7 @@ local function write_newest()
   return left_out
 end
 
--- The newest of its source, and whoever listens. pcall: a user without the right to a channel still gets the stream.
+-- The newest of its source, and the channel. pcall: a user without the right to a channel still gets the stream.
 local function tell(source, captured_at, json)
   remember(source, tonumber(captured_at), json)
   redis.pcall('PUBLISH', prefix .. source, json)
@@ -170,7 +170,7 @@ local function settle()
 end
 
 local well, problem = pcall(settle)
-delete_taken() -- even then: what is acknowledged and stays in the stream, nobody would ever take
+delete_taken() -- even then: what is acknowledged and stays in the stream, no worker would ever take
 write_books(books) -- even then: what is lost by that shows as unaccounted for
 if not well then return type(problem) == 'table' and problem or redis.error_reply(problem) end
 local left_out, reply = write_newest(), table.concat(done)

@@ -29,9 +29,9 @@ _Arguments = list[str | bytes | int | float]
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """What the server said.
+    """What the server did.
 
-    done              per outcome: False where somebody else had settled that entry before
+    done              per outcome: False where another worker had settled that entry before
     sources_left_out  labels that found the hash of newest labels full
     letters_dropped   dead letters that had to go for newer ones
     """
@@ -89,7 +89,7 @@ class QueueSettler:
         self._number += 1
 
     def settle(self, outcomes: Sequence[Outcome], *, now: float) -> Settlement:
-        """All of them, atomically. Raises RedisUnavailable: then nobody knows, and a repetition has its effect once."""
+        """All of them, atomically. Raises RedisUnavailable: it may be settled or not, and a repetition is safe."""
         arguments = self._header(outcomes, now)
         for outcome in outcomes:
             arguments += self._block(outcome, now)
@@ -98,7 +98,7 @@ class QueueSettler:
         return Settlement(tuple(digit == ord("1") for digit in digits), int(left_out), int(letters))
 
     def _keys(self, outcomes: Sequence[Outcome]) -> list[str]:
-        """That of the fences only where one is asked for: who has no cameras may have no right to it."""
+        """That of the fences only where it is needed: a worker without cameras may have no right to it."""
         queue = self._queue
         keys = [queue.stream, queue.labels, queue.latest, queue.dead, self._memo, queue.books, queue.sources]
         return [*keys, self._fences] if self._fences is not None and any(map(_is_fenced, outcomes)) else keys
@@ -165,8 +165,8 @@ class Settler:
         self._last: Sequence[Outcome] | None = None  # what the present numbers stand for
 
     def settle(self, outcomes: Sequence[Outcome], *, now: float) -> Settlement:
-        """All of them, each queue's atomically. Raises RedisUnavailable: then nobody knows, and calling again with the
-        same object is safe: it has its effect once. `now` (Unix seconds) becomes `published_at` and `died_at`.
+        """All of them, each queue's atomically. Raises RedisUnavailable: it may be settled or not, and calling again
+        with the same object is safe: it has its effect once. `now` (Unix seconds) becomes `published_at` and `died_at`.
         """
         if outcomes is not self._last:
             self._last = outcomes
@@ -183,7 +183,7 @@ class Settler:
         return Settlement(tuple(done), left_out, letters)
 
     def _by_queue(self, outcomes: Sequence[Outcome]) -> dict[str, list[int]]:
-        """Places of those outcomes that the server must hear of."""
+        """Places of those outcomes that the server settles."""
         places: dict[str, list[int]] = {}
         for place, outcome in enumerate(outcomes):
             if isinstance(outcome, Published) or outcome.receipt is not None:

@@ -1,4 +1,4 @@
-"""Who this worker is: the consumer name in the group, and `worker` in each label; and whom it comes after."""
+"""A worker's name, which is its consumer name in each group and `worker` in each label; and the workers before it."""
 
 import os
 import secrets
@@ -14,7 +14,7 @@ class Lineage:
 
     restarts: int = 0
     predecessors: tuple[str, ...] = ()  # names of crashed workers, oldest first
-    port: int = 0  # where they served HTTP: who scrapes shall find their successor there
+    port: int = 0  # where they served HTTP: Prometheus shall find their successor there
 
     def after(self, dead: str, *, took_over: bool, port: int = 0) -> "Lineage":
         """The successor's, when `dead`, whose lineage this is, has crashed; `took_over`: it had got as far as ready."""

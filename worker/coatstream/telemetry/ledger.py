@@ -22,7 +22,7 @@ class DropReason(StrEnum):
     EXPIRED = "expired"  # its producer's `expires_at` had passed
     REPLACED = "replaced"  # a live source sent a newer one
     STALE = "stale"  # older than its camera's `max_age`
-    SUPERSEDED = "superseded"  # its entry was no longer there to settle: another worker did, or somebody deleted it
+    SUPERSEDED = "superseded"  # its entry was no longer there to settle: another worker settled it, or it was deleted
 
 
 @dataclass(slots=True)
@@ -68,7 +68,7 @@ class Ledger:
             self._gone.pop(source, None)
 
     def gone(self, source: str) -> None:
-        """A camera that nobody will read again under this name."""
+        """A camera that no worker will read again under this name."""
         with self._lock:
             self._gone[source] = None
             balanced = [name for name in self._gone if not self._account(name).in_flight]

@@ -131,12 +131,12 @@ class StatusCollector(Collector):
         yield reopens
         yield GaugeMetricFamily("coatstream_redis_up", "1 while Redis answers.", value=self._status.redis_is_up())
         yield GaugeMetricFamily(
-            "coatstream_ready", "1 while /readyz says yes.", value=not self._status.unready_because()
+            "coatstream_ready", "1 while /readyz answers 200.", value=not self._status.unready_because()
         )
 
 
 def metrics_table(registry: CollectorRegistry) -> str:
-    """Every metric of a registry as a Markdown table: name as it is scraped, type, what it says."""
+    """Every metric of a registry as a Markdown table: name as it is scraped, type, meaning."""
     rows = ["| metric | type | meaning |", "| --- | --- | --- |"]
     for family in sorted(registry.collect(), key=lambda family: family.name):
         suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")

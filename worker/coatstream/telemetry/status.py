@@ -87,7 +87,7 @@ class Status:
             return known is not None and not self._redis_trouble
 
     def redis_down(self, caller: str, reason: str) -> bool:
-        """A call of `caller` failed: not ready until one of its calls goes through. True if nobody was in trouble."""
+        """A call of `caller` failed: not ready until one of its calls goes through. True if no other was in trouble."""
         with self._lock:
             news = not self._redis_trouble
             self._redis_trouble[caller] = reason
@@ -106,7 +106,7 @@ class Status:
         return news
 
     def forget(self, name: str) -> None:
-        """A reader that is no longer this worker's business."""
+        """A reader that this worker reads no longer."""
         with self._lock:
             self._sources.pop(name, None)
 

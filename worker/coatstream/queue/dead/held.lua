@@ -1,4 +1,4 @@
--- Says which ids are dead letters of one stream; nothing of them travels.
+-- Which ids are dead letters of one stream; no letter is sent.
 --
 -- KEYS  1 dead letters
 -- ARGV  ids

@@ -57,7 +57,7 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class LetterPicture:
-    """A letter's picture as its producer sent it. `raw` says how raw pixels lie, and is empty for an encoded one."""
+    """A letter's picture as its producer sent it. `raw` describes raw pixels, and is empty for an encoded picture."""
 
     data: bytes = field(repr=False)
     raw: str
@@ -113,7 +113,7 @@ class DeadLetters:
         return _picture(found[0][1]) if found else None
 
     def replay(self, letters: Sequence[str]) -> list[Replayed]:
-        """Move each back to the frames stream, with its own fields, as a new entry: once, whoever tries."""
+        """Move each back to the frames stream, with its own fields, as a new entry: once, however many callers try."""
         keys = [self.queue.dead, self.queue.stream, self.queue.books]
 
         def replay(page: Sequence[str]) -> bytes:
@@ -158,11 +158,11 @@ def _is_id(text: str) -> bool:
 def parse_letter(stream: str, letter: str, flat: Sequence[Any]) -> DeadLetter:
     """From letters.lua's triples of name, size and value; a value that was left out is empty."""
     fields = [(_text(flat[at]), flat[at + 1], flat[at + 2]) for at in range(0, len(flat), 3)]
-    told = fields[-len(_APPENDED) :]
-    if tuple(name for name, _, _ in told) != _APPENDED:  # somebody else wrote this entry
-        told = []
-    own = fields[: len(fields) - len(told)]
-    why = {name: _text(value) for name, _, value in told}
+    appended = fields[-len(_APPENDED) :]
+    if tuple(name for name, _, _ in appended) != _APPENDED:  # no worker wrote this entry
+        appended = []
+    own = fields[: len(fields) - len(appended)]
+    why = {name: _text(value) for name, _, value in appended}
     return DeadLetter(
         stream=stream,
         letter=letter,
@@ -186,9 +186,9 @@ def _picture(fields: Mapping[bytes, bytes]) -> LetterPicture | None:
         return LetterPicture(fields[b"image"], "")
     if b"pixels" not in fields:
         return None
-    told = {"width": b"?", "height": b"?", "format": b"bgr24"}
-    told |= {name: fields[name.encode()][:40] for name in told if name.encode() in fields}
-    return LetterPicture(fields[b"pixels"], ", ".join(f"{name} {_text(value)}" for name, value in told.items()))
+    shape = {"width": b"?", "height": b"?", "format": b"bgr24"}
+    shape |= {name: fields[name.encode()][:40] for name in shape if name.encode() in fields}
+    return LetterPicture(fields[b"pixels"], ", ".join(f"{name} {_text(value)}" for name, value in shape.items()))
 
 
 def _text(data: bytes) -> str:

@@ -6,7 +6,7 @@
 -- Reply { id of the last letter in this range, { { id, { name, size, value or '' where it is left out, ... } }, ... } }
 --       oldest first; {} where the range is empty
 --
--- The last six pairs say why the frame died, and are never left out for want of room.
+-- The last six pairs hold why the frame died, and are never left out for want of room.
 
 local dead, from, to = KEYS[1], ARGV[1], ARGV[2]
 local letters, longest, room = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -16,11 +16,11 @@ local function described(values)
   local fields, left = {}, room
   for i = 1, #values, 2 do
     local name, value = values[i], values[i + 1]
-    local told = #value <= longest and (#value <= left or i > #values - APPENDED)
-    if told then left = left - #value end
+    local whole = #value <= longest and (#value <= left or i > #values - APPENDED)
+    if whole then left = left - #value end
     fields[#fields + 1] = string.sub(name, 1, LONGEST_NAME)
     fields[#fields + 1] = #value
-    fields[#fields + 1] = told and value or ''
+    fields[#fields + 1] = whole and value or ''
   end
   return fields
 end

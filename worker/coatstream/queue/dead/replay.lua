@@ -17,7 +17,7 @@ local MAX_PASSED = 7900 -- values: Lua can pass some 8,000 to one call
 local wrong = misfit({[dead] = 'stream', [frames] = 'stream', [books] = 'hash'})
 if wrong then return wrong end
 
--- How many of a letter's values are its frame's: all of them where somebody else wrote the letter.
+-- How many of a letter's values are its frame's: all of them where no worker wrote the letter.
 local function length_of_frame(letter)
   local length = #letter - 2 * #APPENDED
   for i, name in ipairs(APPENDED) do

@@ -60,8 +60,7 @@ class Lifeline:
             with suppress(OSError, ValueError):  # the reader of these lines may be gone
                 sys.stdout.flush()
             drain_log()
-            self._report(f"end {code}
-")
+            self._report(f"end {code}\n")
         finally:
             os._exit(code)
 

@@ -32,7 +32,7 @@ class Script:
 
     def by_hash(self, keys: Sequence[str], args: Sequence[Argument]) -> tuple[Argument, ...]:
         """The command that runs it where the server knows it."""
-        return ("EVALSHA", self._sha, len(keys), *keys, *args)
+        return ("EVALSHA", self.sha1, len(keys), *keys, *args)
 
     def by_text(self, keys: Sequence[str], args: Sequence[Argument]) -> tuple[Argument, ...]:
         """The command that runs it anywhere."""

@@ -51,7 +51,7 @@ class LeftBecause(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class BatchWait:
     """Seconds that a batch may wait for its next frame; and why it leaves when none has come by then."""
 
     seconds: float
@@ -125,20 +125,20 @@ class BatchPolicy:
 
     # ---- what to do
 
-    def patience(self, waiting: int, *, oldest: float, now: float, crowded: bool) -> Patience:
+    def patience(self, waiting: int, *, oldest: float, now: float, crowded: bool) -> BatchWait:
         """How long `waiting` frames, the oldest of which came at `oldest`, wait for one more. Zero: they leave now.
 
         `crowded`: no other stream is free.
         """
         if waiting >= self.cap:
-            return Patience(0.0, LeftBecause.FULL)
+            return BatchWait(0.0, LeftBecause.FULL)
         bounds = [(self._worth(waiting) if crowded else 0.0, LeftBecause.PAYS_NO_MORE)]
         if self.target is not None:
             bounds.append((self._slack(oldest, now) - self._seconds(waiting + 1), LeftBecause.TARGET))
         if self.max_wait > 0:
             bounds.append((oldest + self.max_wait - now, LeftBecause.DEADLINE))
         seconds, then = min(bounds, key=lambda bound: max(0.0, bound[0]))
-        return Patience(max(0.0, seconds), then)
+        return BatchWait(max(0.0, seconds), then)
 
     def size(self, waiting: int, *, oldest: float, now: float) -> int:
         """How many of the `waiting` frames leave together; at least one."""

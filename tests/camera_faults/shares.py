@@ -155,7 +155,7 @@ def _told_to_stop(shared: Shared) -> None:
     bars.note("median from SIGTERM to the first label elsewhere", median(known) if known else None, " s")
     slowest = judge.slowest(times.values())
     bars.at_most("labelled elsewhere after SIGTERM, key frames 1 s apart", slowest, HANDED_OVER + KEY_FRAMES, " s")
-    bars.at_most("the same but for the heir's wait for a key frame", _own_part(shared, times), HANDED_OVER, " s")
+    bars.at_most("the same but for the standby's wait for a key frame", _own_part(shared, times), HANDED_OVER, " s")
     bars.exactly("exit code", victim.process.wait(timeout=30), 0)
     bars.note("exit after", time.monotonic() - clock, " s")
     shared.stage.pass_by(max(0.0, told + 3 - time.time()))
@@ -166,7 +166,7 @@ def _told_to_stop(shared: Shared) -> None:
 
 
 def _own_part(shared: Shared, times: Mapping[str, float | None]) -> float | None:
-    """The slowest, without what no worker can make shorter: the camera sends an heir nothing before a key frame."""
+    """The slowest, without what no worker can make shorter: the camera sends a standby nothing before a key frame."""
     waits = {name: float(shared.lab.cameras[name].tell("sessions")["wait"]) for name in times}
     return judge.slowest([None if took is None else took - waits[name] for name, took in times.items()])
 

@@ -1,6 +1,6 @@
 """The cameras that this worker reads now, by name.
 
-Starts and stops them as the fleet says; decides nothing about which worker reads what. `start`, `stop` and `all_ended`
+Starts and stops them as the fleet wants; decides nothing about which worker reads what. `start`, `stop` and `all_ended`
 are called by the fleet's thread, the rest on the loop.
 """
 

@@ -205,7 +205,7 @@ class _FaultTracker:
 
 
 class _Rhythm:
-    """How often pictures come, so that a silence is told from a low rate."""
+    """How often pictures come, to distinguish a silence from a low rate."""
 
     def __init__(self) -> None:
         self._last: float | None = None

@@ -143,7 +143,7 @@ end
 local registered, paused = set_of(redis.call('HKEYS', registry_key)), set_of(redis.call('SMEMBERS', paused_key))
 local leases = records(redis.call('HGETALL', leases_key))
 for camera, lease in pairs(leases) do
-  if not is_lease(lease) then leases[camera] = nil end -- overwritten when somebody gets the camera
+  if not is_lease(lease) then leases[camera] = nil end -- overwritten when a member gets the camera
 end
 local names, takers = {}, {} -- members by name; those that may be given more
 for name, member in pairs(members) do

@@ -32,7 +32,7 @@ LONGEST_RETIREMENT: Final = 3.0  # seconds; two openings of a slow camera
 
 
 class _Report(NamedTuple):
-    """What a beat tells the server of this worker."""
+    """What a beat reports of this worker."""
 
     mode: Mode
     warm: frozenset[str]
@@ -91,7 +91,7 @@ class Fleet:
         return self._presence.retire(self._retirement)
 
     def leave(self, within: float = 1.0) -> bool:
-        """Give everything up at once. False: Redis was not told in time; then others wait until the lease is over."""
+        """Give everything up at once. False: Redis did not confirm it in time; others wait until the lease is over."""
         return self._presence.leave(within)
 
     @property
@@ -119,6 +119,7 @@ class Fleet:
                 presence.wake.wait(self._rest())
 
     def _step(self) -> None:
+        self._schedule.idle = not self._known.cameras
         self._call.deliver(self._failed)
         self._reconciler.expire_in_time()
         if not self._connected:
@@ -135,14 +136,10 @@ class Fleet:
         """Seconds until there may be something to do; the end of a call, leases and other threads wake it before."""
         now, wait = self._monotonic(), TICK
         if self._call.idle and self._connected and not self._presence.has_left:
-            wait = min(wait, self._schedule.next_call(news=self._report() != self._reported, idle=self._idle) - now)
+            wait = min(wait, self._schedule.next_call(news=self._report() != self._reported) - now)
         if self._reconciler.assignments.expiring:
             wait = min(wait, self._reconciler.until - now)
         return max(wait, 0.005)
-
-    @property
-    def _idle(self) -> bool:
-        return not self._known.cameras and self._presence.mode == "stay"
 
     def _report(self) -> _Report:
         ended = self._presence.ended_of(self._known.digests)
@@ -160,7 +157,7 @@ class Fleet:
             self._call.send(partial(self._registry.read, self._known.content), self._read)
         elif gone or schedule.beats(now, news=report != self._reported):
             self._beat(now, report)
-        elif schedule.polls(now, idle=self._idle):
+        elif schedule.polls(now):
             schedule.polled(now)
             self._call.send(self._leases.version, schedule.found)
 
@@ -181,11 +178,10 @@ class Fleet:
     # ---- what came of a call
 
     def _failed(self, trouble: CoatstreamError) -> None:
-        idle = not self._known.cameras
-        self._schedule.failed(self._monotonic(), trouble, idle=idle)
+        self._schedule.failed(self._monotonic(), trouble)
         if self._presence.mode != "stay":
-            self._presence.retired()  # no other worker takes over what the server is not told of
-        if not idle:  # else nothing of this worker suffers
+            self._presence.retired()  # no other worker can take over before the server knows
+        if self._known.cameras:  # else nothing of this worker suffers
             self._health.down(trouble)
 
     def _read(self, content: Content) -> None:

@@ -1,4 +1,4 @@
-"""Makes what this worker reads equal to what the server says: starts, grants, silences and stops cameras.
+"""Makes what this worker reads equal to what the server wants: starts, grants, silences and stops cameras.
 
 Owned by the fleet's thread. Calls no server.
 """
@@ -39,7 +39,7 @@ class Reconciler:
         self._wanted: Collection[str] = ()  # what the server last wanted this worker to read
 
     def follow(self, reply: BeatReply, *, until: float) -> None:
-        """Start, stop and grant as the server says, with leases that last `until`.
+        """Start, stop and grant as the server wants, with leases that last `until`.
 
         Where the registry may be another than this worker knows, a camera that it should no longer read is silenced at
         first: once the registry is read, it is known whether the camera was moved, paused or removed.

@@ -1,7 +1,7 @@
 """The cameras that were added at run time: reads and checks them, adds, removes, pauses and resumes them.
 
 The hash holds secrets as they are, since every worker needs them: only workers and operators should have the right to
-read it. A client that may write there tells workers what to open, so an entry is checked like the settings file, and
+read it. A client that may write there decides what workers open, so an entry is checked like the settings file, and
 more strictly. Every method raises RedisUnavailable.
 """
 

@@ -1,7 +1,7 @@
 """When the fleet's thread calls Redis next, and for what. Calls nothing itself.
 
-A beat keeps the leases; the version is looked at between two beats, since a change of it tells that somebody changed
-something; the registry is read when the version has changed, and once a lease in any case.
+A beat keeps the leases; the version is looked at between two beats, since it changes when a worker or a person
+changes something; the registry is read when the version has changed, and once a lease in any case.
 """
 
 from typing import Final
@@ -25,11 +25,12 @@ class Schedule:
     version  of all that the workers share, as this one knows it
     stale    the registry in Redis may have changed: it must be read
     news     the server must learn something of this worker at once
+    idle     there is no camera yet
     """
 
     def __init__(self, lease: float) -> None:
         self.version = b""
-        self.stale = self.news = True
+        self.stale = self.news = self.idle = True
         self._lease = lease
         self._read_at = self._beat_at = self._polled_at = self._resumes_at = _NEVER
         self._beat_every = lease / BEATS_A_LEASE
@@ -47,17 +48,18 @@ class Schedule:
     def beats(self, now: float, *, news: bool) -> bool:
         return now >= self._beat_at + (GAP if news or self.news else self._beat_every)
 
-    def polls(self, now: float, *, idle: bool) -> bool:
-        return now >= self._polled_at + self._poll_every(idle)
+    def polls(self, now: float) -> bool:
+        return now >= self._polled_at + self._poll_every
 
-    def next_call(self, *, news: bool, idle: bool) -> float:
+    def next_call(self, *, news: bool) -> float:
         """When the next call is due."""
         if news or self.news:
             return max(self._resumes_at, self._beat_at + GAP)
-        return max(self._resumes_at, min(self._beat_at + self._beat_every, self._polled_at + self._poll_every(idle)))
+        return max(self._resumes_at, min(self._beat_at + self._beat_every, self._polled_at + self._poll_every))
 
-    def _poll_every(self, idle: bool) -> float:
-        return min(IDLE_POLL if idle else POLL, self._lease / 10)
+    @property
+    def _poll_every(self) -> float:
+        return min(IDLE_POLL if self.idle else POLL, self._lease / 10)
 
     # ---- what was done
 
@@ -68,7 +70,7 @@ class Schedule:
         """This is the version now."""
         if version != self.version:
             self.version = version
-            self.stale = self.news = True
+            self.stale = self.news = self.idle = True
 
     def read(self, now: float, version: bytes) -> None:
         """The registry was read."""
@@ -86,8 +88,8 @@ class Schedule:
         self._beat_every = min(self._lease / BEATS_A_LEASE, max(GAP, reply.next_in + 0.005))
         self._retries.worked()
 
-    def failed(self, now: float, trouble: CoatstreamError, *, idle: bool) -> None:
-        """A call failed. What was changed meanwhile, the next beat's version tells."""
+    def failed(self, now: float, trouble: CoatstreamError) -> None:
+        """A call failed. The next beat's version shows what was changed meanwhile."""
         delay = self._retries.failed(trouble)
-        self._resumes_at = now + (self._lease / BEATS_A_LEASE if idle else delay)
+        self._resumes_at = now + (self._lease / BEATS_A_LEASE if self.idle else delay)
         self.news = True

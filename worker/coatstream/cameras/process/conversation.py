@@ -24,19 +24,20 @@ _RIPE: Final = 0.1  # seconds after which a frame goes, whether or not a newer o
 
 
 class CameraObserver(Protocol):
-    """Is told about one camera, in the thread that iterates over its frames. Raises nothing."""
+    """Learns about one camera, in the thread that iterates over its frames. Raises nothing."""
 
     def opening(self) -> None:
         """A process is about to be started for it."""
 
     def faults_of(self, frame: Frame) -> tuple[PictureFault, ...]:
         """What is wrong with this frame's picture. Called for each frame that has a fence."""
+        ...
 
     def spent(self, stage: str, seconds: float) -> None:
         """CPU seconds of "decode" or "prepare"."""
 
     def unusable(self, bad: BadFrame) -> None:
-        """A picture was due and could not be used. It was never received, so the ledger must be told that too."""
+        """A picture was due and could not be used. It was never received: the ledger counts both."""
 
     def replaced(self, count: int) -> None:
         """So many frames gave way to newer ones before they were received."""

@@ -88,7 +88,7 @@ def camera_of(
 
 
 def read(camera: Camera, outbox: "Outbox", stop: "Stop") -> None:
-    """Read until the camera ends, is lost, or `stop`; the outbox is told which."""
+    """Read until the camera ends, is lost, or `stop`; the outbox learns which."""
     lost: SourceLost | None = None
     try:
         with closing(camera.frames(stop)) as frames:
@@ -97,7 +97,7 @@ def read(camera: Camera, outbox: "Outbox", stop: "Stop") -> None:
                     break
     except SourceLost as loss:
         lost = loss
-    except CoatstreamError as error:  # a password file that cannot be read, say
+    except CoatstreamError as error:  # a password file that cannot be read, for example
         lost = SourceLost(f"camera {camera.name!r}: {error}", slow=True)
     except Exception as bug:  # the edge of the process: the worker logs it, and tries again
         lost = bug_in(f"camera {camera.name!r}", bug)

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from coatstream.frames.frame import Prediction
 from coatstream.results.events.event import Event, EventKind
@@ -159,7 +159,7 @@ class Tagger:
 
     fps        the camera's rate, where it is known: a slow one is not lost between two frames
     clock      Unix seconds, for what happens without a frame
-    monotonic  tells a pause from a clock that was set
+    monotonic  distinguishes a pause from a clock that was set
     """
 
     def __init__(
@@ -209,8 +209,8 @@ class Tagger:
 
     def _judge(self, tag: str, prediction: Prediction) -> Event | None:
         run = self._runs.get(tag)
-        start_at, end_below = self._thresholds(tag)
-        if self._smoothing.reaches(tag, end_below if run and run.on else start_at):
+        thresholds = self._settings.thresholds.get(tag, self._settings)
+        if self._smoothing.reaches(tag, thresholds.end_below if run and run.on else thresholds.start_at):
             return self._on(tag, run, prediction)
         return self._off(tag, run, prediction) if run else None
 
@@ -238,10 +238,6 @@ class Tagger:
 
     def _now(self, prediction: Prediction) -> float:
         return prediction.captured_at if self._line.now is None else self._line.now
-
-    def _thresholds(self, tag: str) -> tuple[float, float]:
-        own = self._settings.thresholds.get(tag, self._settings)
-        return own.start_at, own.end_below
 
     def tick(self) -> tuple[Event, ...]:
         """What time alone changes: without any frame for `lost_after` all tags end. To be called every second or so."""
@@ -295,7 +291,7 @@ class Tagger:
         self._ended_here.discard(tag)
         start = run.start
         detail = {"tag": tag, "score": start.score, "started_at": start.started_at, "frame_id": start.first_frame_id}
-        return self._event(EventKind.TAG_STARTED, detail, at=prediction.captured_at)
+        return Event(EventKind.TAG_STARTED, self._camera, prediction.captured_at, detail, self._fence)
 
     def _ended(self, tag: str, run: _TagRun, why: Why, *, at: float) -> Event:
         self._ended_here.add(tag)
@@ -309,7 +305,4 @@ class Tagger:
             "last_frame_id": run.last_frame_id,
             "why": why,
         }
-        return self._event(EventKind.TAG_ENDED, detail, at=at)
-
-    def _event(self, kind: EventKind, detail: Mapping[str, Any], *, at: float) -> Event:
-        return Event(kind, self._camera, at, detail, self._fence)
+        return Event(EventKind.TAG_ENDED, self._camera, at, detail, self._fence)

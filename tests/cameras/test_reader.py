@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 from coatstream.cameras.capture.camera import Step
-from coatstream.cameras.process.reader import Outbox, Stop, camera_of, read
+from coatstream.cameras.process.reader import FrameOutbox, Stop, camera_of, read
 from coatstream.cameras.process.wire import Inbox, Message, Order, send
 from coatstream.errors import BadFrame, DeadReason, DownReason, SourceLost
 from coatstream.frames.frame import Frame, InputSpec
@@ -47,7 +47,7 @@ class Post:
 
 
 @contextmanager
-def delivering(outbox: Outbox, stop: Stop | None = None) -> Iterator[None]:
+def delivering(outbox: FrameOutbox, stop: Stop | None = None) -> Iterator[None]:
     thread = threading.Thread(target=outbox.deliver, args=(stop or Stop(),))
     thread.start()
     try:
@@ -59,7 +59,7 @@ def delivering(outbox: Outbox, stop: Stop | None = None) -> Iterator[None]:
 
 def test_a_live_camera_replaces_what_the_worker_has_not_taken_and_counts_it() -> None:
     post = Post()
-    outbox = Outbox(post)
+    outbox = FrameOutbox(post)
     with delivering(outbox):
         assert outbox.put(frame(0), live=True)
         assert post.knocked.wait(5)  # the first one is on its way: it cannot be replaced any more
@@ -75,7 +75,7 @@ def test_a_live_camera_replaces_what_the_worker_has_not_taken_and_counts_it() ->
 
 def test_a_file_waits_for_the_worker_and_loses_nothing() -> None:
     post = Post()
-    outbox = Outbox(post)
+    outbox = FrameOutbox(post)
 
     def fill() -> None:
         for number in range(20):
@@ -94,7 +94,7 @@ def test_a_file_waits_for_the_worker_and_loses_nothing() -> None:
 
 
 def test_who_waits_for_room_is_woken_when_the_worker_wants_no_more() -> None:
-    outbox = Outbox(Post())
+    outbox = FrameOutbox(Post())
     outbox.put(frame(0), live=False)
     answers: list[bool] = []
     waiting = threading.Thread(target=lambda: answers.append(outbox.put(frame(1), live=False)))
@@ -109,7 +109,7 @@ def test_who_waits_for_room_is_woken_when_the_worker_wants_no_more() -> None:
 def test_signs_of_life_are_given_while_pictures_arrive_and_not_when_they_stop() -> None:
     post = Post()
     post.open.set()
-    outbox = Outbox(post)
+    outbox = FrameOutbox(post)
     with delivering(outbox):
         outbox.grabbed()
         eventually(lambda: len(post.messages) == 1, "a sign of life")
@@ -126,7 +126,7 @@ def test_signs_of_life_are_given_while_pictures_arrive_and_not_when_they_stop() 
 def test_who_waits_on_purpose_is_alive() -> None:
     post, stop = Post(), Stop()
     post.open.set()
-    outbox = Outbox(post)
+    outbox = FrameOutbox(post)
     waiting = threading.Thread(target=stop.wait, args=(30,))
     waiting.start()
     with delivering(outbox, stop):
@@ -140,7 +140,7 @@ def test_who_waits_on_purpose_is_alive() -> None:
 
 def test_steps_come_in_order_and_before_the_frame() -> None:
     post = Post()
-    outbox = Outbox(post)
+    outbox = FrameOutbox(post)
     with delivering(outbox):
         outbox.step(Step.RESOLVING)
         assert post.knocked.wait(5)
@@ -155,7 +155,7 @@ def test_steps_come_in_order_and_before_the_frame() -> None:
 
 def test_bad_pictures_and_costs_are_told_once() -> None:
     post = Post()
-    outbox = Outbox(post)
+    outbox = FrameOutbox(post)
     with delivering(outbox):
         for _ in range(3):
             outbox.bad(BadFrame(DeadReason.UNDECODABLE, "torn"))
@@ -177,7 +177,7 @@ def test_a_worker_that_is_gone_stops_the_camera() -> None:
     stop = Stop()
     with theirs:
         ours.close()
-        outbox = Outbox(partial(send, theirs))
+        outbox = FrameOutbox(partial(send, theirs))
         with delivering(outbox, stop):
             outbox.put(frame(0), live=False)
 
@@ -189,7 +189,7 @@ def played(settings: CameraSettings) -> list[Message]:
     """All that is said of a camera, over a socket, until its end."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        outbox = Outbox(partial(send, theirs))
+        outbox = FrameOutbox(partial(send, theirs))
         inbox = Inbox(ours, source=settings.name, spec=SPEC)
         messages: list[Message] = []
         reading = threading.Thread(target=read, args=(camera_of(Order(settings, SPEC), outbox), outbox, Stop()))
@@ -240,7 +240,7 @@ def test_a_figure_that_cannot_be_told_is_a_loss_and_no_silence() -> None:
     ours, theirs = socket.socketpair()
     stop = Stop()
     with ours, theirs:
-        outbox = Outbox(partial(send, theirs))
+        outbox = FrameOutbox(partial(send, theirs))
         with delivering(outbox, stop):
             outbox.put(replace(frame(0), captured_at=float("nan")), live=True)
         message = Inbox(ours, source="door", spec=SPEC).receive(5)

@@ -74,9 +74,9 @@ class AsyncDriver:
         for connection in tuple(self._busy):
             await connection.disconnect(nowait=True)
 
-    def ear(self, key: str) -> "AsyncEar":
+    def subscription(self, key: str) -> "AsyncSubscription":
         """A subscription that has not begun, on the node of the key."""
-        return AsyncEar(self, key)
+        return AsyncSubscription(self, key)
 
     def pool(self, key: str) -> Any:
         """The connections to the server that has the key."""
@@ -169,8 +169,8 @@ async def _exchange(connection: Any, commands: Sequence[Command]) -> list[Any]:
     return replies
 
 
-class AsyncEar:
-    """As `driver.Ear`. A server that is silent for the socket's time-out, pings and all, is given up."""
+class AsyncSubscription:
+    """As `BlockingSubscription`. A server that is silent for the socket's time-out, pings and all, is given up."""
 
     def __init__(self, driver: AsyncDriver, key: str) -> None:
         self._driver = driver

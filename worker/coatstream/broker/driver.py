@@ -45,9 +45,9 @@ class Driver:
         for connection in tuple(self._busy):
             connection.disconnect()
 
-    def ear(self, key: str) -> "Ear":
+    def subscription(self, key: str) -> "BlockingSubscription":
         """A subscription that has not begun, on the node of the key."""
-        return Ear(self, key)
+        return BlockingSubscription(self, key)
 
     def pool(self, key: str) -> Any:
         """The connections to the server that has the key."""
@@ -107,7 +107,7 @@ def exchange(connection: Any, commands: Sequence[Command]) -> list[Any]:
     return replies
 
 
-class Ear:
+class BlockingSubscription:
     """One connection that listens on channels. `open`, `receive`: from one thread; `tell`, `close`: from any."""
 
     def __init__(self, driver: Driver, key: str) -> None:

@@ -17,7 +17,7 @@ Command: TypeAlias = tuple[str | bytes | int | float, ...]
 T = TypeVar("T")
 
 
-class Event(Protocol):
+class Signal(Protocol):
     """threading.Event or asyncio.Event."""
 
     def is_set(self) -> bool: ...
@@ -50,7 +50,7 @@ class Call:
 class Wait:
     """For the event, or so many seconds; None: for ever. The result is whether the event is set."""
 
-    event: Event
+    event: Signal
     seconds: float | None
 
 

@@ -22,7 +22,7 @@ from coatstream.broker.async_driver import AsyncDriver
 from coatstream.broker.connection import Client, connect
 from coatstream.broker.driver import Driver
 from coatstream.broker.failures import code_of
-from coatstream.broker.steps import Call, Command, Event, Steps, Wait, checked
+from coatstream.broker.steps import Call, Command, Signal, Steps, Wait, checked
 from coatstream.errors import SLOW_RETRY, Backoff, RedisUnavailable
 from coatstream.results.since import entry_before
 from coatstream.settings.direct import settings_for
@@ -83,7 +83,7 @@ class Follower(Generic[ItemT]):
         *,
         after: str | None,
         block: float,
-        stop: Event,
+        stop: Signal,
         group: Group | None = None,
         on_trouble: OnTrouble = warn,
     ) -> None:

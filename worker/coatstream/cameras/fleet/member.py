@@ -31,7 +31,7 @@ TICK: Final = 0.2  # seconds at most until `stop` is noticed
 LONGEST_RETIREMENT: Final = 3.0  # seconds; two openings of a slow camera
 
 
-class _Report(NamedTuple):
+class _BeatReport(NamedTuple):
     """What a beat reports of this worker."""
 
     mode: Mode
@@ -75,7 +75,7 @@ class Fleet:
         self._reconciler = Reconciler(self._known, self._presence, self._schedule, readers, monotonic=monotonic)
         self._call = BackgroundCall(self._presence.wake)
         self._predecessors: Collection[str] = telemetry.lineage.predecessors  # crashed: their cameras are this one's
-        self._reported: _Report | None = None  # by the last beat
+        self._reported: _BeatReport | None = None  # by the last beat
 
     # ---- for other threads
 
@@ -141,9 +141,9 @@ class Fleet:
             wait = min(wait, self._reconciler.until - now)
         return max(wait, 0.005)
 
-    def _report(self) -> _Report:
+    def _report(self) -> _BeatReport:
         ended = self._presence.ended_of(self._known.digests)
-        return _Report(self._presence.mode, self._reconciler.assignments.warm, ended, self._known.catalogue.digest)
+        return _BeatReport(self._presence.mode, self._reconciler.assignments.warm, ended, self._known.catalogue.digest)
 
     def _call_next(self) -> None:
         """Begin the next call, if one is due."""
@@ -161,7 +161,7 @@ class Fleet:
             schedule.polled(now)
             self._call.send(self._leases.version, schedule.found)
 
-    def _beat(self, now: float, report: _Report) -> None:
+    def _beat(self, now: float, report: _BeatReport) -> None:
         self._reported = report
         self._schedule.beaten(now)
         beat = partial(

@@ -48,7 +48,7 @@ def run(work: socket.socket) -> None:
     _be_the_first_to_die()
     single_threaded()
     stop = Stop()
-    outbox = Outbox(partial(send, work))
+    outbox = FrameOutbox(partial(send, work))
     sender = threading.Thread(target=outbox.deliver, args=(stop,), daemon=True)
     sender.start()
     wanted = threading.Event()
@@ -67,7 +67,7 @@ def _be_the_first_to_die() -> None:
 
 def camera_of(
     order: Order,
-    outbox: "Outbox",
+    outbox: "FrameOutbox",
     *,
     overheard: Callable[[], bytes] = lambda: b"",
     wanted: threading.Event | None = None,
@@ -87,7 +87,7 @@ def camera_of(
     )
 
 
-def read(camera: Camera, outbox: "Outbox", stop: "Stop") -> None:
+def read(camera: Camera, outbox: "FrameOutbox", stop: "Stop") -> None:
     """Read until the camera ends, is lost, or `stop`; the outbox learns which."""
     lost: SourceLost | None = None
     try:
@@ -109,7 +109,7 @@ def bug_in(what: str, bug: Exception) -> SourceLost:
     return SourceLost(f"{what}: a bug: {type(bug).__name__}: {bug}", reason=DownReason.CRASHED)
 
 
-def _listen(work: socket.socket, stop: "Stop", outbox: "Outbox", wanted: threading.Event) -> None:
+def _listen(work: socket.socket, stop: "Stop", outbox: "FrameOutbox", wanted: threading.Event) -> None:
     """After the order the worker only asks for the next picture at once, and at last hangs up."""
     with suppress(OSError):
         while work.recv(1):
@@ -131,7 +131,7 @@ class Stop(threading.Event):
             self.waiting = False
 
 
-class Outbox:
+class FrameOutbox:
     """Between the thread that reads and the one that sends: a slot for one frame, and the counts."""
 
     def __init__(self, post: Callable[[Message], None]) -> None:

@@ -16,7 +16,7 @@ from pydantic_core import from_json
 
 from coatstream.broker.keys import Queue
 from coatstream.broker.script import Script
-from coatstream.broker.steps import Do, Enter, Event, Lock, Steps, Wait, checked, run_script
+from coatstream.broker.steps import Do, Enter, Lock, Signal, Steps, Wait, checked, run_script
 from coatstream.errors import (
     REDIS_TROUBLE,
     Backoff,
@@ -48,7 +48,7 @@ RETRY: Final = Backoff(first=0.05, longest=2.0)
 _LOOK: Final = Script("queue/producing/look")
 
 
-class Ear(Protocol):
+class Subscription(Protocol):
     """A connection that listens, as `broker.driver` and `broker.async_driver` have them. All but `close` are steps."""
 
     def open(self, channels: Sequence[str]) -> Any: ...
@@ -69,7 +69,7 @@ class Ticket:
 
     frame_id: str
     source: str | None
-    known: Event
+    known: Signal
     entry_id: str | None = None
     labels: str = ""
     letters: str = ""
@@ -100,7 +100,7 @@ class Ticket:
 class _Channel:
     """A source's two channels. `users` wait for frames of it."""
 
-    up: Event
+    up: Signal
     users: int = 0
 
 
@@ -112,16 +112,16 @@ class Awaiting:
         outbox: Outbox,
         queues: Sequence[Queue],
         *,
-        ear: Ear,
+        subscription: Subscription,
         turn: Lock,
         looking: Lock,
-        event: Callable[[], Event],
-        stop: Event,
+        event: Callable[[], Signal],
+        stop: Signal,
     ) -> None:
         """`turn`: for the outbox. `looking`: one looks for all."""
         self._outbox = outbox
         self._queues = queues
-        self._ear = ear
+        self._subscription = subscription
         self._turn = turn
         self._looking = looking
         self._event = event
@@ -189,7 +189,7 @@ class Awaiting:
                 channel = self._channels[ticket.source] = _Channel(self._event())
             channel.users += 1
         if is_new:
-            yield Do(self._ear.tell, ("SUBSCRIBE", *self._names(ticket.source)))
+            yield Do(self._subscription.tell, ("SUBSCRIBE", *self._names(ticket.source)))
         yield Wait(channel.up, max(0.0, min(PATIENCE, deadline - time.monotonic())))
 
     def _leave(self, ticket: Ticket) -> Steps[None]:
@@ -207,7 +207,7 @@ class Awaiting:
                 for source in idle:
                     del self._channels[source]
         if idle:
-            yield Do(self._ear.tell, ("UNSUBSCRIBE", *self._names(*idle)))
+            yield Do(self._subscription.tell, ("UNSUBSCRIBE", *self._names(*idle)))
 
     def _outcome(self, ticket: Ticket, deadline: float, within: float) -> Steps[LabelDocument]:
         """Raises FrameDead, FrameDropped and NoOutcome."""
@@ -311,11 +311,11 @@ class Awaiting:
             try:
                 with self._guard:
                     sources = list(self._channels)
-                yield Do(self._ear.open, (self._names(*sources),))
+                yield Do(self._subscription.open, (self._names(*sources),))
                 with self._guard:
                     late = [source for source in self._channels if source not in sources]
                 if late:  # they came while there was no connection to tell
-                    yield Do(self._ear.tell, ("SUBSCRIBE", *self._names(*late)))
+                    yield Do(self._subscription.tell, ("SUBSCRIBE", *self._names(*late)))
                 missed, failures, self._trouble = failures > 0, 0, None
                 yield from self._hear(2 * len(sources) if missed else 0)
             except REDIS_TROUBLE as trouble:
@@ -327,7 +327,7 @@ class Awaiting:
     def _hear(self, missed: int) -> Steps[None]:
         """Messages of one connection. `missed`: when so many channels are up, look for what came before it."""
         while not self._stop.is_set():
-            match (yield Do(self._ear.receive)):
+            match (yield Do(self._subscription.receive)):
                 case [b"message", _, text]:
                     self._tell([_parsed(text)])
                 case [b"subscribe", name, number]:

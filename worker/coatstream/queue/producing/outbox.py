@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
 from coatstream.broker.keys import Queue
-from coatstream.broker.steps import Event, Steps, Wait
+from coatstream.broker.steps import Signal, Steps, Wait
 from coatstream.errors import SLOW_RETRY, Backoff, BadFrame, CoatstreamError, ConfigError, DeadReason, RedisUnavailable
 from coatstream.queue.producing.admission import (
     MAX_BYTES,
@@ -97,7 +97,7 @@ class Outbox:
         limits: QueueSettings,
         terms: Terms,
         *,
-        stop: Event,
+        stop: Signal,
         on_wait: Callable[[float, str], None],
         clock: Callable[[], float],
         rng: random.Random,
@@ -264,7 +264,7 @@ class _Patience:
 
     backoff: Backoff
     longest: float | None
-    stop: Event
+    stop: Signal
     rng: random.Random
     since: float | None = field(default=None, init=False)
     attempts: int = field(default=0, init=False)

@@ -21,10 +21,10 @@ from coatstream.broker.connection import Client, connect
 from coatstream.broker.driver import Driver
 from coatstream.broker.keys import Queue, queues_of
 from coatstream.broker.preflight import check_rights, check_server, check_slots, check_types
-from coatstream.broker.steps import Enter, Event, Lock, Steps
+from coatstream.broker.steps import Enter, Lock, Signal, Steps
 from coatstream.errors import ConfigError
 from coatstream.queue.producing.admission import admission_keys, admission_rights, admission_types
-from coatstream.queue.producing.awaiting import Awaiting, Ear
+from coatstream.queue.producing.awaiting import Awaiting, Subscription
 from coatstream.queue.producing.outbox import AS_USUAL, Outbox, Terms
 from coatstream.queue.producing.picture import Picture
 from coatstream.results.documents import LabelDocument
@@ -103,9 +103,9 @@ class Producer(_Counts):
         )
         self._turn = threading.Lock()
         self._closing = threading.Event()
-        self._ear = self._driver.ear(queues[0].stream)
+        self._subscription = self._driver.subscription(queues[0].stream)
         self._awaiting = _awaiting(
-            self._outbox, queues, self._driver, ear=self._ear, turn=self._turn, stop=self._closing
+            self._outbox, queues, self._driver, subscription=self._subscription, turn=self._turn, stop=self._closing
         )
         self._starting = threading.Lock()
         self._listener: threading.Thread | None = None
@@ -184,9 +184,9 @@ class Producer(_Counts):
             listener, self._listener = self._listener, None
         deadline = time.monotonic() + WHILE_CLOSING
         while listener is not None and listener.is_alive() and time.monotonic() < deadline:
-            self._ear.close()
+            self._subscription.close()
             listener.join(0.1)
-        self._ear.leave()
+        self._subscription.leave()
 
     def _listen(self) -> None:
         with self._starting:
@@ -208,8 +208,10 @@ class AsyncProducer(_Counts):
             queues, limits, terms, stop=self._stop, on_wait=_ignore, clock=time.time, rng=random.Random()
         )
         self._turn = asyncio.Lock()
-        self._ear = driver.ear(queues[0].stream)
-        self._awaiting = _awaiting(self._outbox, queues, driver, ear=self._ear, turn=self._turn, stop=self._stop)
+        self._subscription = driver.subscription(queues[0].stream)
+        self._awaiting = _awaiting(
+            self._outbox, queues, driver, subscription=self._subscription, turn=self._turn, stop=self._stop
+        )
         self._listener: asyncio.Task[None] | None = None
 
     @classmethod
@@ -258,7 +260,7 @@ class AsyncProducer(_Counts):
             self._listener.cancel()
             with suppress(asyncio.CancelledError):
                 await self._listener
-        await self._ear.leave()
+        await self._subscription.leave()
 
     def _listen(self) -> None:
         if self._listener is None:
@@ -266,9 +268,17 @@ class AsyncProducer(_Counts):
 
 
 def _awaiting(
-    outbox: Outbox, queues: Sequence[Queue], driver: Driver | AsyncDriver, *, ear: Ear, turn: Lock, stop: Event
+    outbox: Outbox,
+    queues: Sequence[Queue],
+    driver: Driver | AsyncDriver,
+    *,
+    subscription: Subscription,
+    turn: Lock,
+    stop: Signal,
 ) -> Awaiting:
-    return Awaiting(outbox, queues, ear=ear, turn=turn, looking=driver.lock(), event=driver.event, stop=stop)
+    return Awaiting(
+        outbox, queues, subscription=subscription, turn=turn, looking=driver.lock(), event=driver.event, stop=stop
+    )
 
 
 def _in_turn(turn: Lock, steps: Steps[T]) -> Steps[T]:

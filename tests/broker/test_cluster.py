@@ -14,7 +14,8 @@ from coatstream.settings.model import RedisSettings, SettingsTree
 from redis.crc import key_slot
 from redis.exceptions import ClusterCrossSlotError, RedisClusterException, RedisError, ResponseError
 
-from tests.support.redis_servers import ClusterServers, TcpServer, cluster, free_port, tcp_server
+from tests.support.ports import free_port
+from tests.support.redis_servers import ClusterServers, TcpServer, cluster, tcp_server
 
 QUEUE = Queue("{door}frames", "coatstream", "{door}frames:dead", "{door}labels")
 

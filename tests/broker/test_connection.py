@@ -16,7 +16,8 @@ from coatstream.broker.preflight import check_server
 from coatstream.errors import ConfigError, RedisRefuses, RedisUnavailable
 from coatstream.settings.model import RedisSettings
 
-from tests.support.redis_servers import HOST, SentinelPair, free_port, sentinel_pair, tcp_server, tls_server
+from tests.support.ports import HOST, free_port
+from tests.support.redis_servers import SentinelPair, sentinel_pair, tcp_server, tls_server
 from tests.support.workers import eventually
 
 

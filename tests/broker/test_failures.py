@@ -13,7 +13,8 @@ from coatstream.errors import RedisRefuses, RedisUnavailable
 from coatstream.settings.model import RedisSettings
 from redis.exceptions import RedisError
 
-from tests.support.redis_servers import TcpServer, debian_redis, free_port, tcp_server
+from tests.support.ports import free_port
+from tests.support.redis_servers import TcpServer, debian_redis, tcp_server
 from tests.support.workers import eventually
 
 SCRIPT_ADD = "return redis.call('XADD', KEYS[1], '*', 'f', 'v')"

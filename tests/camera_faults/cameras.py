@@ -49,7 +49,7 @@ class Clip:
 
     @cached_property
     def pictures(self) -> list[rtsp.NalUnits]:
-        pictures = rtsp._pictures(self.path.read_bytes())
+        pictures = rtsp.pictures_of(self.path.read_bytes())
         assert len(pictures) % self.gop == 0
         return pictures
 
@@ -185,8 +185,8 @@ class Camera:
         if not self.password:
             return True
         fields = dict(re.findall(r'(\w+)="([^"]*)"', request.headers.get("authorization", "")))
-        user, what = rtsp._md5(f"{USER}:test:{self.password}"), rtsp._md5(f"{request.method}:{fields.get('uri')}")
-        return fields.get("response") == rtsp._md5(f"{user}:{self.nonce}:{what}")
+        user, what = rtsp.md5(f"{USER}:test:{self.password}"), rtsp.md5(f"{request.method}:{fields.get('uri')}")
+        return fields.get("response") == rtsp.md5(f"{user}:{self.nonce}:{what}")
 
     async def _play(self, writer: asyncio.StreamWriter) -> None:
         """What is in front of the lens, from the next whole picture on."""
@@ -212,9 +212,9 @@ class Camera:
     def _send(self, writer: asyncio.StreamWriter, number: int, sequence: "count[int]") -> None:
         clip = CLIPS[self.clip]
         picture = clip.pictures[(number - self.base) % len(clip.pictures)]
-        for packet in rtsp._packets(picture, number * 90_000 // clip.fps, sequence):
+        for packet in rtsp.packets(picture, number * 90_000 // clip.fps, sequence):
             if self.rng.random() >= self.drop:
-                sent = rtsp._damaged(packet, self.rng, self.corrupt)
+                sent = rtsp.damaged(packet, self.rng, self.corrupt)
                 writer.write(b"$\x00" + struct.pack("!H", len(sent)) + sent)
 
 

@@ -12,22 +12,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Final
 
+from tests.support import processes
 from tests.support.workers import PATIENCE, Worker
 
 KEPT_LINES: Final = 50_000
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Of a worker's process and all that descend from it. `memory`: proportional set size, MB."""
-
-    processes: int
-    threads: int
-    handles: int
-    memory: float
 
 
 @dataclass(slots=True)
@@ -51,11 +41,11 @@ class Replica:
     @property
     def running(self) -> bool:
         """Whether it is there and not stopped."""
-        return self.alive and "\nState:\tT" not in _status(self.pid)
+        return self.alive and processes.state(self.pid) != "T"
 
     def signal_all(self, name: signal.Signals) -> list[int]:
         """For every process of it, as when its machine fails; who they were."""
-        family = descendants(self.pid)
+        family = processes.descendants(self.pid)
         with suppress(ProcessLookupError):
             os.killpg(self.pid, name)
         for pid in family:  # one that has left the group
@@ -142,46 +132,3 @@ def running_replica(url: str, settings: Mapping[str, object]) -> Iterator[Replic
 
 def _value(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def usage(pid: int) -> Usage:
-    """What it holds now. One that is ending just now does not count."""
-    processes = threads = handles = 0
-    memory = 0.0
-    for one in [pid, *descendants(pid)]:
-        with suppress(OSError):
-            status = Path(f"/proc/{one}/status").read_text()
-            some_threads = int(status.partition("Threads:")[2].split()[0])
-            some_handles = len(os.listdir(f"/proc/{one}/fd"))  # noqa: PTH208
-            pss = Path(f"/proc/{one}/smaps_rollup").read_text().partition("Pss:")[2].split()[0]
-            processes, threads, handles = processes + 1, threads + some_threads, handles + some_handles
-            memory += int(pss) / 1024
-    return Usage(processes, threads, handles, memory)
-
-
-def descendants(pid: int) -> list[int]:
-    """All processes below it that are not dead."""
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").iterdir():
-        if path.name.isdigit():
-            with suppress(OSError, IndexError):
-                state, parent = (path / "stat").read_text().rpartition(")")[2].split()[:2]
-                if state != "Z":
-                    children.setdefault(int(parent), []).append(int(path.name))
-    found, some = [], [pid]
-    while some:
-        below = children.get(some.pop(), [])
-        found += below
-        some += below
-    return found
-
-
-def still_there(pids: list[int]) -> list[int]:
-    """Which of these processes have not ended."""
-    return [pid for pid in pids if Path(f"/proc/{pid}").exists() and "\nState:\tZ" not in _status(pid)]
-
-
-def _status(pid: int) -> str:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/status").read_text()
-    return "\nState:\tZ"

@@ -10,10 +10,11 @@ import httpx
 from tests.camera_faults import judge
 from tests.camera_faults.judge import Window
 from tests.camera_faults.lab import Lab
-from tests.camera_faults.replicas import Replica, Usage, usage
+from tests.camera_faults.replicas import Replica
 from tests.camera_faults.stage import Stage, cameras_of
 from tests.camera_faults.streams import Label, Tail, poll
 from tests.camera_faults.troubles import DEAD, Trouble, Troublemaker, deck
+from tests.support.processes import Usage, usage
 
 FPS: Final = 5.0
 SIZES: Final = {"cam320": (320, 240), "cam160": (160, 128)}

@@ -10,11 +10,13 @@ from typing import Any, Final
 from tests.camera_faults import judge
 from tests.camera_faults.judge import Window
 from tests.camera_faults.lab import Lab
-from tests.camera_faults.replicas import Replica, still_there
+from tests.camera_faults.replicas import Replica
 from tests.camera_faults.stage import Stage, TookTooLong, cameras_of
 from tests.camera_faults.streams import Tail, poll
 from tests.faults.proxy import Proxy
-from tests.faults.servers import Server, free_port
+from tests.faults.servers import Server
+from tests.support import processes
+from tests.support.ports import free_port
 
 FPS: Final = 5.0
 SPARE: Final = 1.0  # seconds beyond the lease
@@ -138,8 +140,8 @@ def _killed(shared: Shared) -> None:
     bars.at_most("labelled elsewhere after SIGKILL", judge.slowest(times.values()), shared.lease + SPARE, " s")
     shared.stage.pass_by(max(0.0, killed + shared.lease + 2 - time.time()))
     shared.undisturbed(others, killed - 1, killed + shared.lease + 1, "around SIGKILL")
-    poll(lambda: not still_there(family), until=time.monotonic() + 5)
-    bars.exactly("processes that it left behind", len(still_there(family)), 0)
+    poll(lambda: all(map(processes.ended, family)), until=time.monotonic() + 5)
+    bars.exactly("processes that it left behind", sum(not processes.ended(pid) for pid in family), 0)
 
 
 def _told_to_stop(shared: Shared) -> None:

@@ -11,6 +11,8 @@ from typing import Any, Final
 from coatstream.broker.connection import Client
 from redis.exceptions import RedisError
 
+from tests.support.threads import in_background
+
 LABELS: Final = "labels"
 EVENTS: Final = "events"
 
@@ -91,13 +93,8 @@ class Tail:
 def tailing(client: Client) -> Iterator[Tail]:
     """The labels as they come."""
     tail = Tail()
-    thread = threading.Thread(target=tail.run, args=(client,), name="tail", daemon=True)
-    thread.start()
-    try:
+    with in_background(lambda: tail.run(client), stop=tail.stop, name="tail"):
         yield tail
-    finally:
-        tail.stop()
-        thread.join(10)
 
 
 def label_of(entry: str, fields: dict[bytes, bytes]) -> Label:

@@ -18,6 +18,7 @@ from coatstream.frames.frame import InputSpec
 from structlog.testing import capture_logs
 
 from tests.support.paths import ROOT
+from tests.support.processes import ended
 from tests.support.workers import eventually
 
 if sys.platform != "linux":
@@ -38,14 +39,6 @@ def started(fork_server: ForkServer) -> ReaderProcess:
     return child
 
 
-def gone(pid: int) -> bool:
-    """Dead; that its parent may not have taken note yet is not our business."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
-
-
 def descriptors() -> set[str]:
     return {path.name for path in Path("/proc/self/fd").iterdir()}
 
@@ -54,7 +47,7 @@ def test_a_child_is_another_process_that_lives(fork_server: ForkServer) -> None:
     with started(fork_server) as child:
         assert child.pid not in (os.getpid(), fork_server.pid)
         assert not child.ended()
-        assert not gone(child.pid)
+        assert not ended(child.pid)
 
 
 def test_the_process_that_forks_has_one_thread(fork_server: ForkServer) -> None:
@@ -80,7 +73,7 @@ def test_a_child_that_does_not_end_is_killed(fork_server: ForkServer) -> None:
 
     assert child.killed
     assert time.monotonic() - before < 1.3
-    eventually(lambda: gone(child.pid), "the child is dead")
+    eventually(lambda: ended(child.pid), "the child is dead")
 
 
 @pytest.mark.parametrize(
@@ -207,7 +200,7 @@ def test_nothing_remains_of_a_fork_server_and_its_children() -> None:
 
     assert (threading.active_count(), descriptors()) == (threads, open_files)
     for pid in filter(None, [parent, *pids]):
-        eventually(lambda pid=pid: gone(pid), "everybody is gone")  # type: ignore[misc]
+        eventually(lambda pid=pid: ended(pid), "everybody is gone")  # type: ignore[misc]
 
 
 def test_the_environment_of_its_processes_holds_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,4 +237,4 @@ def test_a_worker_that_is_killed_leaves_no_process_not_even_a_stopped_one() -> N
         worker.kill()
         worker.wait(timeout=10)
 
-        eventually(lambda: all(map(gone, pids)), "its processes are dead")
+        eventually(lambda: all(map(ended, pids)), "its processes are dead")

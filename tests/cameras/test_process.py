@@ -28,11 +28,12 @@ from coatstream.frames.resizing import prepare
 from coatstream.pipeline.source import Source
 from coatstream.settings.model import CameraSettings
 
-from tests.cameras.test_fork_server import descriptors, gone
+from tests.cameras.test_fork_server import descriptors
 from tests.support.cameras.http import HttpCamera
 from tests.support.cameras.rtsp import FPS, LENGTH, RtspCamera, number_of
 from tests.support.paths import ASSETS, ROOT
 from tests.support.pictures import clip_frames
+from tests.support.processes import ended, state
 from tests.support.workers import eventually
 
 if sys.platform != "linux":
@@ -188,10 +189,10 @@ def test_a_file_loses_nothing_however_slowly_it_is_taken(fork_server: ForkServer
     source = camera(fork_server, COCKATOO, fps=5, read_timeout=0.2)
     with closing(opened(source)) as frames:
         first = next(frames)
-        eventually(lambda: _idle(pid_of(source)), "its process waits for room")
+        eventually(lambda: state(pid_of(source)) == "S", "its process waits for room")
         until = time.monotonic() + 1.5  # longer than a silence may be
         while time.monotonic() < until:
-            assert not gone(pid_of(source))
+            assert not ended(pid_of(source))
             time.sleep(0.05)
         rest = list(frames)
 
@@ -213,10 +214,6 @@ def test_a_folder_in_which_nothing_happens_is_no_hang(fork_server: ForkServer, j
         eventually(lambda: len(reading.frames) == 1, "its picture is read")
 
     assert source.stats().started == 1
-
-
-def _idle(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
 def test_a_frame_says_where_and_when_and_has_vitals(fork_server: ForkServer) -> None:
@@ -350,7 +347,7 @@ def test_a_process_that_hangs_while_it_opens_is_killed_by_its_deadline(fork_serv
     assert str(lost).endswith(", still opening")
     assert reading.lost_at - before < 3
     assert source.stats().killed == 1
-    eventually(lambda: gone(pid), "it is dead")
+    eventually(lambda: ended(pid), "it is dead")
 
 
 def test_a_process_that_freezes_while_it_reads_is_noticed_then_killed(fork_server: ForkServer) -> None:
@@ -372,7 +369,7 @@ def test_a_process_that_freezes_while_it_reads_is_noticed_then_killed(fork_serve
     assert "killed: no sign of it for 2." in str(lost)
     assert 1.8 < reading.lost_at - before < 3
     assert (source.stats().killed, source.stats().crashed) == (1, 0)
-    eventually(lambda: gone(pid), "it is dead")
+    eventually(lambda: ended(pid), "it is dead")
 
 
 def test_a_process_that_was_frozen_for_a_while_is_live_again(fork_server: ForkServer) -> None:
@@ -474,7 +471,7 @@ def test_a_camera_stops_soon_whatever_it_does(fork_server: ForkServer) -> None:
 
     assert max(stops) < 0.8
     for pid in pids:
-        assert gone(pid)
+        assert ended(pid)
 
 
 def test_a_frozen_process_delays_no_stop(fork_server: ForkServer) -> None:
@@ -489,7 +486,7 @@ def test_a_frozen_process_delays_no_stop(fork_server: ForkServer) -> None:
             reading.thread.join(5)
 
     assert time.monotonic() - before < 0.7
-    eventually(lambda: gone(pid), "it is dead")
+    eventually(lambda: ended(pid), "it is dead")
 
 
 def test_files_and_threads_end_where_they_began(fork_server: ForkServer, jpeg: bytes) -> None:
@@ -561,7 +558,7 @@ def test_a_worker_that_is_killed_leaves_no_process(stopped: bool) -> None:
         process.kill()
         process.wait(timeout=10)
 
-        eventually(lambda: all(map(gone, pids)), "its processes are dead")
+        eventually(lambda: all(map(ended, pids)), "its processes are dead")
 
 
 def test_a_worker_that_was_stopped_goes_on_with_the_same_process() -> None:
@@ -575,6 +572,6 @@ def test_a_worker_that_was_stopped_goes_on_with_the_same_process() -> None:
 
         before = time.monotonic()
         while time.monotonic() < before + 1:
-            assert not any(map(gone, pids))
+            assert not any(map(ended, pids))
             time.sleep(0.05)
         process.kill()

@@ -8,6 +8,7 @@ from coatstream.engine.selection import chooser
 from coatstream.engine.selection.chooser import ChooserDied, choose_elsewhere
 from coatstream.settings.model import BatchSettings, ModelSettings
 
+from tests.support.processes import ended
 from tests.support.workers import eventually
 
 # Another life of the process: it says who it is and chooses for ever.
@@ -77,15 +78,7 @@ def test_the_process_ends_with_whoever_asked_even_if_that_is_killed(tmp_path: Pa
 
         asking.kill()
 
-    eventually(lambda: _is_gone(said.read_text()), "it ends")
-
-
-def _is_gone(pid: str) -> bool:
-    """Or a zombie, where nobody reaps orphans."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
+    eventually(lambda: ended(int(said.read_text())), "it ends")
 
 
 def test_settings_of_the_environment_do_not_reach_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from itertools import count, cycle, islice
 from pathlib import Path
 
-from tests.faults import processes
 from tests.faults.controls import Protocol, running_control
+from tests.support import processes
 from tests.support.workers import PATIENCE, THIS_TREE, Program, Worker, run_worker
 
 INSIDE = Path(__file__).parent / "inside"

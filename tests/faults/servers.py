@@ -3,7 +3,6 @@
 import ctypes
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from coatstream.broker.embedded import valkey_binary
 from redis.exceptions import RedisError
 
 from tests.support.absence import missing
+from tests.support.ports import free_port
 
 VALKEY, REDIS = "valkey", "redis"
 KINDS = (VALKEY, REDIS)
@@ -142,13 +142,6 @@ def running_server(kind: str, *options: str) -> Iterator[Server]:
 
 def _option(options: tuple[str, ...], name: str) -> str | None:
     return options[options.index(name) + 1] if name in options else None
-
-
-def free_port() -> int:
-    """A port that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _end_with_parent() -> None:

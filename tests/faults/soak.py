@@ -4,9 +4,10 @@ import time
 
 from coatstream.broker.connection import Client
 
-from tests.faults import frames, processes
+from tests.faults import frames
 from tests.faults.inside.sitecustomize import LONG
 from tests.faults.stage import Stage
+from tests.support import processes
 
 STRAGGLER_SECONDS = 3.0
 

@@ -14,6 +14,7 @@ from coatstream.broker.connection import Client
 from redis.exceptions import RedisError
 
 from tests.faults import frames
+from tests.support.threads import in_background
 
 EVERY = 0.02  # seconds between two round trips
 
@@ -83,10 +84,5 @@ class Traffic:
 @contextmanager
 def running_traffic(traffic: Traffic) -> Iterator[Traffic]:
     """Sends until told to stop."""
-    thread = threading.Thread(target=traffic.run, name="traffic", daemon=True)
-    thread.start()
-    try:
+    with in_background(traffic.run, stop=traffic.stop, name="traffic"):
         yield traffic
-    finally:
-        traffic.stop()
-        thread.join(10)

@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 
 from tests.support.absence import missing
 from tests.support.pictures import jpeg
+from tests.support.ports import free_port
+from tests.support.processes import ended
 from tests.support.servers import ON_ONE_SERVER
 from tests.support.workers import PATIENCE, Worker, eventually, run_worker, starting_worker
 
@@ -290,21 +292,9 @@ def test_nobody_forks_beside_threads() -> None:
 # ---- the worker
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 def enqueue(client: Client, count: int) -> None:
     for _ in range(count):
         client.xadd("frames", {"image": jpeg(64, 48)})
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return True
 
 
 def events(worker: Worker) -> list[str]:
@@ -351,7 +341,7 @@ def test_a_worker_does_not_outlive_its_parent(redis_url: str) -> None:
         child = worker.child
         worker.process.kill()
 
-        eventually(lambda: is_gone(child), "the child's end")
+        eventually(lambda: ended(child), "the child's end")
 
 
 @ON_ONE_SERVER
@@ -375,7 +365,7 @@ def test_no_moment_of_its_end_is_bad_for_one_more_signal_to_the_child(redis_url:
     with run_worker(redis_url) as worker:
         child = worker.child
         worker.process.send_signal(signal.SIGTERM)
-        while not is_gone(child):
+        while not ended(child):
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGTERM)
             time.sleep(0.001)
@@ -393,7 +383,7 @@ def test_a_second_signal_takes_the_child_along(client: Client, redis_url: str) -
         worker.wait_for("draining")
 
         assert worker.stop(signal.SIGINT) == 1
-        assert is_gone(child)
+        assert ended(child)
 
 
 @ON_ONE_SERVER

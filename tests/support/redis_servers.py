@@ -5,7 +5,6 @@ killed by a test.
 """
 
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -19,9 +18,9 @@ from coatstream.broker.embedded import EmbeddedServer, embedded_server, valkey_b
 from redis.exceptions import RedisError
 
 from tests.support.absence import missing
+from tests.support.ports import HOST, free_port
 from tests.support.workers import eventually
 
-HOST = "127.0.0.1"
 SERVICE = "mymaster"
 SLOTS = 16_384
 
@@ -96,13 +95,6 @@ def debian_redis() -> str:
     if binary is None:
         missing("no redis-server on this machine (apt-get install redis-server)")
     return binary
-
-
-def free_port() -> int:
-    """A port that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -22,6 +20,7 @@ from tests.faults.fleet import Fleet
 from tests.faults.schedule import Fault, Kind, play, schedule
 from tests.faults.servers import Server
 from tests.faults.stage import Stage
+from tests.support.threads import in_background
 from tests.support.workers import THIS_TREE, Program
 from tests.upgrade import release
 
@@ -57,18 +56,6 @@ class Watch:
         self._stop.set()
 
 
-@contextmanager
-def _watching(fleet: Fleet, lab: Lab) -> Iterator[Watch]:
-    watch = Watch(fleet, lab)
-    thread = threading.Thread(target=watch.run, name="watch", daemon=True)
-    thread.start()
-    try:
-        yield watch
-    finally:
-        watch.stop()
-        thread.join(10)
-
-
 def mixed(
     stage: Stage, old: Program, frame_count: int, kills: int, whole: int, stops: int, cameras: int, delay: float
 ) -> None:
@@ -82,7 +69,8 @@ def mixed(
     stage.until(lambda: lab.cameras.keys() <= tail.cameras(1.0), "every camera is labelled", within=LABELLED_WITHIN)
     frames.send(client, sent)
     faults = schedule(stage.rng, frame_count, {Kind.KILL: kills, Kind.KILL_ALL: whole, Kind.STOP: stops})
-    with _watching(fleet, lab) as watch:
+    watch = Watch(fleet, lab)
+    with in_background(watch.run, stop=watch.stop, name="watch"):
         play(stage, client, fleet, _in_turn(faults))
         stage.empty(client)
         lab.tell_all("silence")  # a ledger balances once no picture is on its way

@@ -154,8 +154,8 @@ class RtspCamera:
         self._tls = tls
         self._nonce = secrets.token_hex(8)
         self._listener = Listener(self._serve, tls=tls, port=port)
-        self._pictures = _pictures(CLIP.read_bytes())
-        self._small = _pictures(SMALL_CLIP.read_bytes())
+        self._pictures = pictures_of(CLIP.read_bytes())
+        self._small = pictures_of(SMALL_CLIP.read_bytes())
         self._started = time.monotonic() - 0.8  # so that a test's first key frame is near
 
     def __enter__(self) -> Self:
@@ -234,8 +234,8 @@ class RtspCamera:
         if self._scheme == "basic":
             return base64.b64decode(given).decode() == f"{self._user}:{self.password}"
         fields = dict(re.findall(r'(\w+)="([^"]*)"', given))
-        user, resource = _md5(f"{self._user}:test:{self.password}"), _md5(f"{request.method}:{fields.get('uri')}")
-        return fields.get("response") == _md5(f"{user}:{self._nonce}:{resource}")
+        user, resource = md5(f"{self._user}:test:{self.password}"), md5(f"{request.method}:{fields.get('uri')}")
+        return fields.get("response") == md5(f"{user}:{self._nonce}:{resource}")
 
     def _sdp(self, faults: dict[str, float]) -> str:
         sps, pps = (next(u for u in self._pictures[0] if _type(u) == wanted) for wanted in (_SPS, _PPS))
@@ -279,7 +279,7 @@ class RtspCamera:
                     clip, waits_for_key = self._clip(), False
                 waits_for_key |= self.faults.frozen
                 if not waits_for_key:
-                    self._send(wire, _packets(clip[n % len(clip)], n * 90_000 // FPS, sequence), chance, faults)
+                    self._send(wire, packets(clip[n % len(clip)], n * 90_000 // FPS, sequence), chance, faults)
         except OSError:
             return
         finally:
@@ -291,7 +291,7 @@ class RtspCamera:
     def _send(self, wire: Wire, packets: Iterator[bytes], chance: random.Random, faults: dict[str, float]) -> None:
         for packet in packets:
             if chance.random() >= max(self.faults.drop, faults.get("drop", 0)):
-                wire.packet(_damaged(packet, chance, max(self.faults.corrupt, faults.get("corrupt", 0))))
+                wire.packet(damaged(packet, chance, max(self.faults.corrupt, faults.get("corrupt", 0))))
 
 
 class RtspProcess:
@@ -353,7 +353,7 @@ def _requests(stream: BinaryIO) -> Iterator[Request]:
         yield Request(method, url.rstrip("/"), headers)
 
 
-def _pictures(stream: bytes) -> list[NalUnits]:
+def pictures_of(stream: bytes) -> list[NalUnits]:
     """An Annex B stream, cut into pictures of one slice each with the parameter sets before it."""
     pictures: list[NalUnits] = []
     current: NalUnits = []
@@ -370,7 +370,7 @@ def _type(unit: bytes) -> int:
     return unit[0] & 31
 
 
-def _packets(picture: NalUnits, timestamp: int, sequence: Iterator[int]) -> Iterator[bytes]:
+def packets(picture: NalUnits, timestamp: int, sequence: Iterator[int]) -> Iterator[bytes]:
     """RTP packets of one picture; the last one is marked."""
     payloads = [payload for unit in picture for payload in _payloads(unit)]
     for left, payload in zip(range(len(payloads) - 1, -1, -1), payloads, strict=True):
@@ -389,7 +389,7 @@ def _payloads(unit: bytes) -> Iterator[bytes]:
         yield bytes([indicator, kind | first << 7 | last << 6]) + body[at : at + _PACKET - 2]
 
 
-def _damaged(packet: bytes, chance: random.Random, share: float) -> bytes:
+def damaged(packet: bytes, chance: random.Random, share: float) -> bytes:
     if len(packet) <= 60 or chance.random() >= share:
         return packet
     damaged = bytearray(packet)
@@ -398,7 +398,7 @@ def _damaged(packet: bytes, chance: random.Random, share: float) -> bytes:
     return bytes(damaged)
 
 
-def _md5(text: str) -> str:
+def md5(text: str) -> str:
     return hashlib.md5(text.encode()).hexdigest()  # what Digest asks for (RFC 2617)
 
 

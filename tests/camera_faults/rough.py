@@ -128,7 +128,7 @@ def _judge(stage: Stage, play: Rough, worker: Replica) -> None:
         least, most = min(known, key=known.__getitem__), max(allowed, key=allowed.__getitem__)
         bars.at_least(f"least rate of a healthy camera ({least})", known[least] * 100, 95.0, " %")
         bars.at_most(f"greatest ({most}), but for a frame at each beginning", allowed[most] * 100, 105.0, " %")
-    bars.exactly("cameras measured", len(known), len(play.maker._cameras))
+    bars.exactly("cameras measured", len(known), len(play.maker.cameras))
     _judge_returns(stage, play, worker)
     dead = [
         f"{trouble.kind}: {label.captured_at - trouble.began:.2f} of {trouble.ending - trouble.began:.2f} s"

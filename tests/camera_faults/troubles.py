@@ -65,12 +65,12 @@ class Troublemaker:
     """Brings faults to cameras and takes them away again. `sizes`: the size of each clip's pictures."""
 
     def __init__(self, cameras: Mapping[str, LabCamera], sizes: Mapping[str, tuple[int, int]]) -> None:
-        self._cameras = cameras
+        self.cameras = cameras
         self._sizes = sizes
         self._clips = dict.fromkeys(cameras, "cam320")
 
     def begin(self, kind: Kind, name: str) -> Trouble:
-        camera = self._cameras[name]
+        camera = self.cameras[name]
         trouble = Trouble(kind, name, time())
         match kind:
             case Kind.PASSWORD:
@@ -97,7 +97,7 @@ class Troublemaker:
         return trouble
 
     def end(self, trouble: Trouble) -> None:
-        camera = self._cameras[trouble.camera]
+        camera = self.cameras[trouble.camera]
         ends: dict[Kind, Callable[[], object]] = {
             Kind.PASSWORD: lambda: camera.tell("password", password=PASSWORD),
             Kind.FREEZE: camera.process.thaw,

@@ -60,7 +60,7 @@ def run_bench_host(settings: SettingsTree, *, seconds: float) -> int:
         with connect(settings.redis) as client, _worker(settings, spec) as (process, threads):
             report = Report("host", machine(server=check_server(client, settings.redis)))
             kinds = make_kinds(spec)
-            report.say(f"about {len(kinds) * 3 * seconds:.0f} s of measuring")
+            report.note(f"about {len(kinds) * 3 * seconds:.0f} s of measuring")
             server_process = client.info("server").get("process_id")
             for kind in kinds:
                 profile = Profile(process.pid, server_process, threads)

@@ -81,7 +81,7 @@ def run_bench_pipeline(
         settings = _with_model(for_bench(settings, server.url), settings.model)
         with connect(settings.redis) as client:
             report = Report("pipeline", machine(server=check_server(client, settings.redis)))
-            report.say("a worker starts, half a minute where it has to choose an engine; then the bare side")
+            report.note("a worker starts, half a minute where it has to choose an engine; then the bare side")
             with _worker(settings) as (process, started):
                 made = {kind.name: kind for kind in make_kinds(started.spec)}
                 bench = PipelineBench(report, settings, client, process, started)

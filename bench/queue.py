@@ -58,7 +58,7 @@ def run_bench_queue(settings: SettingsTree, *, seconds: float, server: str | Non
         redis = RedisSettings(url=SecretStr(own.url))
         with connect(redis) as client:
             report = Report("queue", machine(server=check_server(client, redis)))
-            report.say(f"about {8 * seconds:.0f} s of measuring, and some of filling the queue")
+            report.note(f"about {8 * seconds:.0f} s of measuring, and some of filling the queue")
             _measure_settling(client, settings, report, seconds=seconds)
         measure_latency(settings, own.url, report, seconds=seconds)
     report.show()

@@ -398,7 +398,7 @@ def test_a_name_that_two_letters_have_is_asked_back(
 
     assert code == 1
     assert err == (
-        "coatstream: 5-5: several queues have a dead letter of this name (fast, slow): say which one with --stream\n"
+        "coatstream: 5-5: several queues have a dead letter of this name (fast, slow): name one with --stream\n"
     )
     assert client.xlen("fast:dead") == client.xlen("slow:dead") == 1
 

@@ -4,12 +4,13 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from coatstream.commands.exit_codes import exit_code
 from coatstream.commands.options import (
+    CAMERA,
     MODEL,
     CameraName,
     DeadStream,
@@ -270,6 +271,7 @@ def cameras_list(load: Load, *, json: Json = False) -> int:
     cameras_app,
     "redis",
     name="add",
+    more=CAMERA,
     examples=["coatstream cameras add door-1 rtsp://10.0.0.7/main --username look --password-file secret"],
 )
 def cameras_add(
@@ -277,60 +279,18 @@ def cameras_add(
     name: CameraName,
     url: Annotated[str, typer.Argument(metavar="URL", help="rtsp(s)://, http(s)://, udp:// or tcp://")],
     *,
-    fps: Annotated[
-        float | None,
-        number("--fps", metavar="RATE", text="Frames sampled a second; 0 means all.", default=False),
-    ] = None,
-    priority: Annotated[
-        float | None,
-        number("--priority", metavar="WEIGHT", text="Its share of a busy engine.", default=False),
-    ] = None,
-    username: Annotated[str | None, optional("--username", metavar="NAME", text="Where it is not in the URL.")] = None,
     password_file: Annotated[
         Path | None, optional("--password-file", metavar="FILE", text="Read the password from this file, now.")
     ] = None,
     password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read the password from stdin.")] = False,
-    transport: Annotated[
-        Literal["tcp", "udp"] | None, typer.Option(help="How RTSP sends its pictures.", show_default=False)
-    ] = None,
-    keyframes_only: Annotated[bool, typer.Option("--keyframes-only", help="Decode only key frames.")] = False,
-    realtime: Annotated[
-        bool | None,
-        typer.Option("--realtime/--lossless", help="Keep only the newest frame, or all.", show_default=False),
-    ] = None,
-    max_age: Annotated[
-        float | None,
-        number("--max-age", metavar="SECONDS", text="Drop older frames as stale.", default=False),
-    ] = None,
-    open_timeout: Annotated[
-        float | None,
-        number("--open-timeout", metavar="SECONDS", text="Longest wait for the first picture.", default=False),
-    ] = None,
-    read_timeout: Annotated[
-        float | None,
-        number("--read-timeout", metavar="SECONDS", text="Longest wait for a picture.", default=False),
-    ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Change the camera of this name.")] = False,
+    **options: Any,
 ) -> int:
     """Let the workers read another camera from now on."""
     from coatstream.commands.cameras import add_camera
 
     return add_camera(
-        load(),
-        name,
-        url,
-        replace=replace,
-        password_file=password_file,
-        password_stdin=password_stdin,
-        fps=fps,
-        priority=priority,
-        username=username,
-        transport=transport,
-        keyframes_only=keyframes_only or None,
-        realtime=realtime,
-        max_age=max_age,
-        open_timeout=open_timeout,
-        read_timeout=read_timeout,
+        load(), name, url, replace=replace, password_file=password_file, password_stdin=password_stdin, **options
     )
 
 

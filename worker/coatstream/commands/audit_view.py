@@ -22,7 +22,7 @@ def sum_of(audit: Audit) -> str:
     if audit.gone:
         return (
             f"{line} + {audit.gone:,} vanished without an outcome "
-            "(trimmed or deleted by somebody else: do not use MAXLEN on this stream)"
+            "(trimmed or deleted by another program: do not use MAXLEN on this stream)"
         )
     return line
 

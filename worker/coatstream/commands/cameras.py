@@ -1,4 +1,4 @@
-"""`coatstream cameras list|add|remove|pause|resume`: the cameras that workers read, with no restart of any."""
+"""`coatstream cameras list|add|remove|pause|resume`: the cameras that all workers share, changed without a restart."""
 
 import json
 import sys
@@ -78,7 +78,7 @@ def add_camera(
     password_stdin: bool = False,
     **options: Any,
 ) -> int:
-    """Every worker may read it from now on. `options` are those settings of a camera that were given. 0 if it is in."""
+    """Workers may read it from now on. `options` are settings of a camera, None where they were not given. 0."""
     if any(camera.name == name for camera in settings.cameras):
         raise ConfigError(f"the settings file has a camera {shown(name)} already: give this one another name")
     password = _password(password_file, stdin=password_stdin)
@@ -92,7 +92,7 @@ def add_camera(
 
 
 def remove_camera(settings: SettingsTree, name: str) -> int:
-    """Nobody reads it from now on, and nobody knows it. 1 if there is none of that name, else 0."""
+    """Delete it from Redis; its worker stops. 1 if there is none of that name, else 0."""
     if any(camera.name == name for camera in settings.cameras):
         raise ConfigError(
             f"the camera {shown(name)} is in the settings file, where only you can remove it: pause it instead "
@@ -107,7 +107,7 @@ def remove_camera(settings: SettingsTree, name: str) -> int:
 
 
 def _publish_removal(opened: _Opened, settings: SettingsTree, name: str) -> None:
-    """The camera is removed, whatever comes of this: whoever may remove it need not have the rights to events."""
+    """End its tags. The camera stays removed if that fails: the user may lack the rights to the events stream."""
     try:
         publish_removal(opened.client, opened.keys, settings.events, name)
     except REDIS_TROUBLE as trouble:
@@ -115,7 +115,7 @@ def _publish_removal(opened: _Opened, settings: SettingsTree, name: str) -> None
 
 
 def pause_camera(settings: SettingsTree, name: str) -> int:
-    """Nobody reads it until it is resumed. 1 if nobody knows it, else 0."""
+    """No worker reads it until it is resumed. 1 if there is none of that name, else 0."""
     with _opened(settings) as opened:
         known = any(camera.name == name for camera in settings.cameras)
         if not known and name not in opened.registry.read().cameras:
@@ -148,7 +148,7 @@ def _told(well: bool, done: str, fault: str) -> int:
 
 
 def _password(path: Path | None, *, stdin: bool) -> str | None:
-    """From a file or from stdin, never from the command line, where everybody can read it."""
+    """From a file or stdin, never from the command line: every user of the machine can read that."""
     if path is not None and stdin:
         raise ConfigError("give --password-file or --password-stdin, not both")
     if path is None and not stdin:
@@ -214,29 +214,29 @@ def _row(
     paused: bool,
     tags: tuple[str, ...],
 ) -> Row:
-    """A state that a worker said long ago holds only while somebody reads the camera, or after its end."""
-    said = {key: state.get(key) for key in _STATE_FIELDS}
+    """A stored state counts only while a worker reads the camera, or after the camera's end."""
+    stored = {key: state.get(key) for key in _STATE_FIELDS}
     if paused:
-        said = {"state": "paused", "since": said["since"] if said["state"] == "paused" else None}
-    elif holder is None and camera.shared and said["state"] != "ended":
-        said = {"state": "unread", "message": "no worker reads it"}
-    since = said.get("since")
+        stored = {"state": "paused", "since": stored["since"] if stored["state"] == "paused" else None}
+    elif holder is None and camera.shared and stored["state"] != "ended":
+        stored = {"state": "unread", "message": "no worker reads it"}
+    since = stored.get("since")
     return Row(
         camera.name,
         redact(camera.url.get_secret_value()),
         origin,
-        str(said.get("state") or "unknown"),
-        str(said.get("reason") or ""),
-        redact(str(said.get("message") or "")),
+        str(stored.get("state") or "unknown"),
+        str(stored.get("reason") or ""),
+        redact(str(stored.get("message") or "")),
         float(since) if isinstance(since, int | float) and 0 <= since < _LAST_MOMENT else None,
-        holder.worker if holder else str(said.get("worker") or ""),
+        holder.worker if holder else str(stored.get("worker") or ""),
         holder.fence if holder else None,
         () if paused else tags,
     )
 
 
 def _mapping(text: bytes | None) -> Mapping[str, Any]:
-    """What a stranger wrote there counts as nothing."""
+    """An empty mapping where this is no JSON object: other programs may write there."""
     try:
         found = json.loads(text or b"{}")
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""`coatstream check`: tests settings, Redis, the model and every camera, and says what to do about each fault."""
+"""`coatstream check`: tests settings, Redis, the model and every camera. Each fault comes with what to do about it."""
 
 import os
 import threading
@@ -35,7 +35,7 @@ from coatstream.telemetry import logs
 
 AT_ONCE = 8  # cameras that are opened side by side
 LOOK_INTO_FOLDER = 3.0  # seconds
-LOOK_LONGER = 5.0  # seconds beyond a camera's own time-outs, which one whose pictures are all broken keeps
+LOOK_LONGER = 5.0  # seconds beyond a camera's own time-outs: broken pictures keep within those
 _SMALL = InputSpec(64, 64, 1.0, "squash", "area", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # what a look at a camera needs
 NEARLY_FULL = 0.9  # of the room for dead letters: then the oldest will soon have to go
 

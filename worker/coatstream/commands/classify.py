@@ -29,7 +29,7 @@ from coatstream.settings.model import CameraSettings, QueueSettings, SettingsTre
 from coatstream.telemetry import logs
 from coatstream.telemetry.identity import worker_name
 
-WIDTH = 160  # characters, where no terminal says how many: paths are long
+WIDTH = 160  # characters without a terminal: paths are long
 
 
 def run_classify(settings: SettingsTree, paths: Sequence[str], *, fps: float, as_json: bool) -> int:

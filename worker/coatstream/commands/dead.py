@@ -93,7 +93,7 @@ def replay_dead(settings: SettingsTree, entries: Sequence[str], *, every: bool, 
 
 
 def _needs(settings: SettingsTree, stream: str | None) -> dict[str, tuple[str, ...]]:
-    """What replaying takes: without XDEL a letter would go back, and stay."""
+    """The rights that replaying needs: without XDEL a letter would go back and stay, too."""
     queues = _chosen(queues_of(settings), stream)
     return {queue.dead: ("XRANGE", "XDEL", "TYPE") for queue in queues} | {
         queue.stream: ("XADD", "TYPE") for queue in queues
@@ -153,7 +153,7 @@ def _misplaced(homes: Sequence[DeadLetters]) -> str:
     if not homes:
         return _ABSENT
     streams = ", ".join(box.queue.stream for box in homes)
-    return f"several queues have a dead letter of this name ({streams}): say which one with --stream"
+    return f"several queues have a dead letter of this name ({streams}): name one with --stream"
 
 
 def _act(
@@ -162,7 +162,7 @@ def _act(
     boxes: Sequence[DeadLetters],
     entries: Sequence[str],
 ) -> int:
-    """Do it to the entries, or to every letter if there are none; `act` says of each why it was not done, or None."""
+    """Do it to the entries, or to every letter if there are none. `act` returns why each was not done, or None."""
     count, faults = 0, dict[str, str]()
     try:
         for box, page in _pages(_sorted(boxes, entries, faults) if entries else _every(boxes)):

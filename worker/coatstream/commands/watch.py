@@ -135,7 +135,7 @@ def _label_line(label: PublishedLabel) -> Text:
 
 
 def _event_line(event: PublishedEvent) -> Text:
-    """When it happened, source, what, and what is to say of it."""
+    """When it happened, source, kind, the event's one word and its detail."""
     what, more = _told(event.kind, event.detail)
     return Text.assemble(
         (time_of_day(event.at), "dim"),
@@ -150,7 +150,7 @@ def _event_line(event: PublishedEvent) -> Text:
 
 
 def _told(kind: str, detail: Any) -> tuple[str, str]:
-    """The one word of an event, and what is behind it."""
+    """The one word of an event, and its detail."""
     match kind:
         case "tag.started":
             return str(detail.get("tag", "")), f"score {_number(detail.get('score')):.2f}"

@@ -1,6 +1,6 @@
 """The cache: a folder of what is dear to make again, such as converted models and measured choices.
 
-Each thing is kept under a key that says all it depends on. What is read is what was written: sizes and sha256 are
+Each thing is kept under a key of all that it depends on. What is read is what was written: sizes and sha256 are
 checked, and what is torn or changed is removed and made again. Several processes may share a folder. A folder that
 cannot be used costs time, never a start. Nothing in it is ever unpickled or run.
 """
@@ -76,7 +76,7 @@ class Cache:
 
     An entry is a folder of files that appears at once, by a rename. Of two processes that make the same one, the
     second finds the first one's in its place and leaves it. A document is a JSON value in one file, replaced at once.
-    No locks: nobody waits, and at worst a thing is made twice.
+    No locks: no process waits, and at worst a thing is made twice.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Cache:
             return None
 
     def usable(self) -> bool:
-        """Whether what is stored will be found again, as far as can be told before."""
+        """Whether what is stored will be found again, as far as can be known before."""
         if self._folder is None:
             return False
         try:

@@ -1,4 +1,4 @@
-"""What arithmetic a device has of its own. Where it has to be emulated, a precision is slower than float32."""
+"""The arithmetic that a device has in hardware. A precision that must be emulated is slower than float32."""
 
 from pathlib import Path
 from typing import Final
@@ -22,7 +22,7 @@ def _cpu_has_bf16(cpuinfo: Path) -> bool:
 
 
 def _line(cpuinfo: Path, *names: str) -> str:
-    """The first line that begins with one of these names, without it; empty where Linux does not say."""
+    """The first line that begins with one of these names, without it; empty where Linux does not list it."""
     try:
         lines = cpuinfo.read_text(errors="replace").splitlines()
     except OSError:

@@ -114,7 +114,7 @@ def _upwards(mount: _Mount, group: PurePosixPath) -> Iterator[Path]:
 
 
 def _quota(place: Path, kind: str) -> Fraction | None:
-    """Cores that one group may use; None: as many as there are. Version 2 says `max` for that, version 1 says -1."""
+    """Cores that one group may use; None: all of them (`max` in version 2, -1 in version 1)."""
     try:
         if kind == "cgroup2":
             share, period = map(int, (place / "cpu.max").read_text("ascii").split())

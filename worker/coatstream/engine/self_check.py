@@ -1,5 +1,5 @@
-"""The self-check: does an engine say of a few real pictures what eager float32 says, in probabilities and, where they
-are asked for, in embeddings? Chooses no engine.
+"""The self-check: does an engine agree with eager float32 on a few real pictures, in probabilities and, where the
+settings ask for them, in embeddings? Chooses no engine.
 
 The pictures are the package's own photos, whole and cut out, prepared as the worker prepares frames.
 """
@@ -33,7 +33,7 @@ EMBEDDINGS: Final = 5.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReferenceScores:
-    """What eager float32 says of the check pictures: float32 [n, classes] and [n, features], of which some models have
+    """Eager float32's results for the check pictures: float32 [n, classes] and [n, features], of which some models have
     none.
     """
 
@@ -78,7 +78,7 @@ def _part(photo: Pixels) -> Pixels:
 
 
 def reference(classifier: "TimmClassifier", pictures: Pixels) -> ReferenceScores:
-    """What eager float32 says on the CPU."""
+    """Eager float32's results, on the CPU. `pictures`: uint8 [n, height, width, 3] RGB."""
     import torch
 
     from coatstream.engine.model.network import EagerNetwork
@@ -102,8 +102,8 @@ def disagreement(engine: Engine, pictures: Pixels, wanted: ReferenceScores) -> D
     parts = [*(slice(row, row + 1) for row in range(len(pictures))), slice(0, size)]
     scores = [(engine.classify(pictures[part]), part) for part in parts]
     return Disagreement(
-        max(_off(said, wanted.probabilities[part]) for said, part in scores),
-        max(_embeddings_off(said, wanted.embeddings[part]) for said, part in scores),
+        max(_off(given, wanted.probabilities[part]) for given, part in scores),
+        max(_embeddings_off(given, wanted.embeddings[part]) for given, part in scores),
     )
 
 
@@ -130,5 +130,5 @@ def _embeddings_off(scores: Scores, wanted: Floats) -> float:
 
 
 def allowed(precision: str, tolerance: float) -> float:
-    """The bound of a disagreement in this precision, where `model.tolerance` says so much."""
+    """The bound of a disagreement in this precision, for this `model.tolerance`."""
     return min(tolerance, FP32_TOLERANCE) if precision == "fp32" else tolerance

@@ -40,7 +40,7 @@ def _size(engine: Engine, largest: int) -> int:
 def rate(
     engine: Engine, size: int, seconds: float, *, pool: Executor | None = None, clock: Clock = time.perf_counter
 ) -> float:
-    """Frames/s of all streams together: `batch_seconds` says how."""
+    """Frames/s of all streams together, measured by `batch_seconds`."""
     return sum(size / max(each, 1e-9) for each in batch_seconds(engine, size, seconds, pool=pool, clock=clock))
 
 

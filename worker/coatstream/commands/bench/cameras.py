@@ -1,8 +1,8 @@
 """`coatstream bench cameras`: how many cameras fit on this machine, by size and rate, and what limits them.
 
 Measures what reading a picture costs (the package's own clips, made as a camera would send them) and how many frames a
-second the configured model does, each alone, and works out from both what `cameras.capacity` says fits. With cameras in
-the settings it also says whether those fit, and what each of them will get.
+second the configured model does, each alone, and computes what fits from both (`cameras.capacity`). With cameras in
+the settings it also reports whether those fit, and the share that each of them gets.
 """
 
 import json
@@ -63,7 +63,7 @@ _PICTURES: Final = 10  # after which a reader's memory has grown to its size
 
 @dataclass(frozen=True, slots=True)
 class ReadingCost:
-    """What reading cameras of one size takes; `memory` in bytes, or None where the system does not tell."""
+    """What reading cameras of one size takes; `memory` in bytes, or None where the system does not report it."""
 
     cost: DecodeCost
     memory: int | None

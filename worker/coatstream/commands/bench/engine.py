@@ -1,10 +1,10 @@
 """`coatstream bench engine`: frames a second of the model alone, by engine, batch size and how it uses the cores.
 
-Eager float32 is the base that the others are measured against: timm as anybody runs it, with the allocator as the
-system has it, which a worker sets to its needs. Each engine runs in a process of its own. Beside them
+Eager float32 is the base that the others are measured against: timm without changes and with the
+system's own allocator settings, which a worker changes. Each engine runs in a process of its own. Beside them
 the limit of the machine, as large matrix products reach it in float32 and in bfloat16, and the share of it which the
 model's own floating-point operations make up. A survey runs every case; then the best of each engine meets the best of
-the base in rounds of their own. What they say of real pictures is compared, too.
+the base in rounds of their own. Their results for real pictures are compared, too.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -116,7 +116,7 @@ def run_bench_engine(
         bench = stack.enter_context(_bench(settings.model, wanted, sizes))
         bench.compare()
         cases, slow = bench.sorted_out(sizes, seconds)
-        bench.report.say(f"about {2 * (len(cases) + len(bench.limit_names)) * seconds:.0f} s of measuring")
+        bench.report.note(f"about {2 * (len(cases) + len(bench.limit_names)) * seconds:.0f} s of measuring")
         rates = bench.survey(cases, seconds)
         for case, took in slow:
             why = f"a batch takes {took:.1f} s, longer than --seconds {seconds:g}"
@@ -164,7 +164,7 @@ def layouts(cores: int, *, on_cpu: bool) -> tuple[Layout, ...]:
 @contextmanager
 def _bench(model: ModelSettings, wanted: Sequence[Asked], sizes: tuple[int, ...]) -> Iterator["EngineBench"]:
     """All engines that can be had, loaded; a line for each that cannot. Raises EngineError where the base cannot."""
-    if model.weights == "hub":  # speed does not depend on weights, and no download shall
+    if model.weights == "hub":  # speed does not depend on weights: no download
         model = model.model_copy(update={"weights": "random", "labels": None})
     report = Report("engine", machine(**gpu_words(str(device_of(model.device)))))
     sides: list[Side] = []
@@ -214,7 +214,7 @@ class EngineBench:
     def limit_names(self) -> tuple[str, ...]:
         return limits(self.base.info.device)
 
-    # ---- what they say
+    # ---- their results
 
     def compare(self) -> None:
         """Each engine's probabilities of real pictures with the base's."""
@@ -338,7 +338,7 @@ def _disturbed(case: Case, burning: Event, cores: list[float], seconds: float) -
     return taken.rate
 
 
-# ---- what they say of real pictures
+# ---- their results for real pictures
 
 
 def pictures(spec: InputSpec) -> Pixels:

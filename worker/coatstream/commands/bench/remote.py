@@ -69,7 +69,7 @@ def _answer(connection: "Connection[Any, Any]", make: Callable[..., object], arg
         while True:
             method, values = connection.recv()
             try:
-                target = target or make(*arguments)  # at the first call, which can say what is wrong
+                target = target or make(*arguments)  # at the first call, which can return an error
                 connection.send((True, getattr(target, method)(*values)))
             except CoatstreamError as error:
                 connection.send((False, str(error)))

@@ -1,7 +1,7 @@
 """What the benchmarks share: the worker's settings, interleaved rounds, medians with spread, the machine in words, JSON
 lines and a table.
 
-Knows nothing of what is measured, and never says whether a figure is good.
+Knows nothing of what is measured, and judges no figure.
 """
 
 import json
@@ -80,7 +80,7 @@ def interleave(
 
 
 def machine(**more: object) -> dict[str, object]:
-    """Where a figure was taken; `load_1min` above the idle machine's tells that somebody else was working, too."""
+    """Where a figure was taken; a high `load_1min` means that other programs were busy, too."""
     return {
         "cpu": cpu_model(),
         "cores": usable_cores(),
@@ -128,18 +128,18 @@ class Report:
         self._rows: list[dict[str, Value]] = []
         self._console = Console(stderr=True)
 
-    def say(self, text: str) -> None:
-        """A line for whoever waits."""
+    def note(self, text: str) -> None:
+        """A line on stderr for the user, who waits."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def track(self, what: str, turns: Sequence[T]) -> Iterator[Iterable[T]]:
-        """The same turns, to be taken one after the other while stderr says what is done.
+        """The same turns, to be taken one after the other while stderr shows which one runs.
 
-        Nothing is drawn but between two turns: what is measured has the cores to itself. Nor may anything be printed.
+        It draws only between two turns, so that the measured code has the cores to itself. The caller must not print.
         """
         if not self._console.is_terminal:
-            self.say(what)
+            self.note(what)
             yield turns
             return
         columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), "{task.description}"
@@ -167,12 +167,12 @@ class Report:
         for row in self._rows:
             table.add_row(*(_cell(row.get(name)) for name in columns))
         self._console.print(table)
-        self.say(f"{self._machine['cpu']}, {self._machine['cores']} usable cores; medians, in brackets least and most")
+        self.note(f"{self._machine['cpu']}, {self._machine['cores']} usable cores; medians, in brackets least and most")
         if shared:
-            self.say(", ".join(f"{name.replace('_', ' ')} {_cell(value)}" for name, value in shared.items()))
+            self.note(", ".join(f"{name.replace('_', ' ')} {_cell(value)}" for name, value in shared.items()))
 
     def _shared(self) -> dict[str, Value]:
-        """What is the same in every case that has it: said once, below the table."""
+        """What is the same in every case that has it: it is printed once, below the table."""
         found: dict[str, set[Value]] = {}
         for row in self._rows:
             for name, value in row.items():

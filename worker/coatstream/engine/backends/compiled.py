@@ -47,7 +47,7 @@ def inductor(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
 class CompiledNetwork(nn.Module):
     """A network, compiled at the first call of each size, until it is sealed.
 
-    From then on a call that fits none of the graphs is a recompilation: counted, said, and run without the compiler,
+    From then on a call that fits none of the graphs is a recompilation: counted, logged, and run without the compiler,
     since half a minute of compiling would hold up every frame. Dynamo asks for a graph whenever one of its guards
     fails: a batch of another size or layout, but also another number of threads, or gradients switched on.
     """
@@ -77,7 +77,7 @@ class CompiledNetwork(nn.Module):
         return torch.compile(forward, backend=self._backend, dynamic=False)
 
     def forward(self, pixels: Tensor) -> Outputs:
-        """uint8 [size, height, width, 3] -> what the network says. Raises EngineError where it cannot be compiled."""
+        """uint8 [size, height, width, 3] -> the network's outputs. Raises EngineError where it cannot be compiled."""
         size = len(pixels)
         pixels = pixels.flatten().view(pixels.shape)  # one picture may have any stride between pictures; guards look
         return self._runs[size](pixels) if size in self._compiled else self._first_run(size, pixels)
@@ -120,7 +120,7 @@ def _trouble(size: int, error: Exception) -> EngineError:
 
 
 class CompiledEngine(TorchEngine):
-    """A TorchEngine whose network is compiled in warm_up, for powers of two unless `batch.prepared` says otherwise."""
+    """A TorchEngine whose network is compiled in warm_up, for powers of two unless `batch.prepared` lists others."""
 
     def __init__(
         self,
@@ -188,5 +188,5 @@ def _prepare_compiler(model: ModelSettings) -> None:
 
 
 def _is_torchs_own(folder: str | None) -> bool:
-    """Whether nobody chose it: torch writes its default into the variable, when timm is imported at the latest."""
+    """Whether it is torch's default, which torch writes into the variable when timm is imported at the latest."""
     return folder is None or folder.startswith(f"{tempfile.gettempdir()}/torchinductor_")

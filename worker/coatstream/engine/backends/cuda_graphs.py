@@ -22,7 +22,7 @@ class GraphedNetwork(nn.Module):
         self._graphs: dict[int, _Graph | None] = {}  # None: this size cannot be captured
 
     def forward(self, pixels: Tensor) -> Outputs:
-        """uint8 [size, height, width, 3] on a CUDA device -> what the network says, in memory of its own."""
+        """uint8 [size, height, width, 3] on a CUDA device -> the network's outputs, in memory of their own."""
         size = len(pixels)
         if size not in self._graphs:
             outputs: Outputs = self.network(pixels)  # compiles, and sets up libraries: a capture must not

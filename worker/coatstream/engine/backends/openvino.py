@@ -99,7 +99,7 @@ def convert(
 ) -> "OpenVinoEngine":
     """The engine that runs this network of the classifier, kept in the cache for the next start.
 
-    reference  what the classifier says of the check pictures: kept beside it, and given back as `engine.reference`
+    reference  the classifier's results for the check pictures: kept beside it, and given back as `engine.reference`
 
     Raises EngineError where OpenVINO is missing or cannot run it.
     """
@@ -121,7 +121,7 @@ class OpenVinoEngine:
     """The Engine protocol over a converted network.
 
     A model is compiled for each of a few batch sizes, when it is first needed; larger batches run in pieces. Each has
-    a request for each stream: whoever classifies takes one that is free.
+    a request for each stream: a thread that classifies takes a free one.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class OpenVinoEngine:
         self._facts = facts
         self.streams, self.threads = cpu_shares(model.streams, model.threads)
         self.prepared = batch.prepared or tuple(range(1, batch.max_size + 1))
-        self._pieces = not batch.prepared  # sizes that the user has prepared are padded to, as they say
+        self._pieces = not batch.prepared  # batches are padded to the sizes that the user lists
         self._shapes = batch.prepared or _shapes(batch.max_size, self.threads)
         self._top_k = min(model.top_k, len(facts.labels))
         self._network = network  # None once every shape is compiled: it holds all weights
@@ -254,7 +254,7 @@ def _library(model: ModelSettings) -> Any:
 
     Its tools report every import and conversion to a web service, from a process that they fork for it, and write into
     the home folder, unless openvino_telemetry cannot be imported: then they take their own stub for it. So that is what
-    the import system is told, before the first import.
+    the import system must know before the first import.
     """
     if model.device not in ("auto", "cpu"):
         raise NotHere(f"the engine openvino runs on the CPU alone, not on {model.device}")
@@ -344,7 +344,7 @@ def _write(openvino: Any, network: Any, facts: Facts, reference: ReferenceScores
     """Raises OSError."""
     try:
         openvino.save_model(network, folder / _MODEL, compress_to_fp16=False)
-        openvino.Core().read_model(folder / _MODEL)  # a full disk is noticed by nobody else
+        openvino.Core().read_model(folder / _MODEL)  # finds a full disk, which nothing else does
     except RuntimeError as error:
         raise OSError(_why(error)) from None
     (folder / _FACTS).write_text(facts.model_dump_json(), "utf-8")
@@ -352,6 +352,6 @@ def _write(openvino: Any, network: Any, facts: Facts, reference: ReferenceScores
 
 
 def _why(error: BaseException) -> str:
-    """What an error says, for one line of ours."""
+    """An error's message, for one line of ours."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:200]

@@ -31,7 +31,7 @@ DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.fl
 class TorchEngine:
     """The Engine protocol over a network.
 
-    Owned by nobody: the network is only read, so `streams` threads may classify at once, each on `threads` cores.
+    The network is only read, so `streams` threads may classify at once, each on `threads` cores.
     """
 
     def __init__(
@@ -177,8 +177,8 @@ def shares(device: torch.device, streams: int, threads: int) -> tuple[int, int]:
 
 
 def _keep_float32_exact() -> None:
-    """On tensor cores float32 has 10 bits unless told otherwise, which for convolutions is the default. Since batches
-    have few sizes, trying out which kernel is fastest pays. For the whole process, as torch has it.
+    """Keep 23 bits of float32 on tensor cores; torch's default for convolutions is 10 (TF32). Batches have few sizes,
+    so trying out which kernel is fastest pays. Both are settings of the whole process.
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False

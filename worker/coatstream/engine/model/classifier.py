@@ -57,7 +57,7 @@ def load_classifier(model: ModelSettings) -> TimmClassifier:
         labels=labels,
         split=num_features > 0,
         num_features=num_features,
-        # Files that changed meanwhile: nobody knows which were read. The hub's may have come just now.
+        # Files that changed meanwhile: it is unknown which were read. The hub's may have come just now.
         origin=after if before in (None, after) else None,
     )
 

@@ -30,7 +30,7 @@ def fingerprint(model: ModelSettings) -> str | None:
     """Where weights are from and what they are: `file:<sha256>`, `hub:<sha256>`, `package:<name>:<sha256>` or `random`.
 
     None: it cannot be known from here. There is no such file, or the hub's is not in its local cache under the model's
-    own name. Whoever loads the model says what is wrong.
+    own name. Loading the model raises what is wrong.
     """
     match model.weights:
         case "random":
@@ -57,7 +57,7 @@ def file_digest(path: Path) -> str | None:
 def code_digest() -> str:
     """sha256 of our own code that turns weights into an engine, and of the photos that engines are checked on.
 
-    Read from the files: a number that somebody must remember to count up would be forgotten once.
+    Read from the files: a version number would one day not be counted up.
     """
     with as_file(files("coatstream")) as package:
         found = sorted({file for pattern in _CODE for file in _matching(package, pattern)})

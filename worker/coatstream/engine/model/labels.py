@@ -8,7 +8,7 @@ from coatstream.frames.frame import Label
 
 
 def numbered_labels(count: int) -> tuple[Label, ...]:
-    """`class 0`, `class 1`, ...: for a head whose classes nobody has named."""
+    """`class 0`, `class 1`, ...: for a head whose classes have no names."""
     return tuple(Label(index, None, f"class {index}") for index in range(count))
 
 

@@ -124,7 +124,7 @@ def _with_shared(state: State, own: State) -> State:
 
 
 def _mismatch(name: str, state: State, own: State, origin: str) -> str:
-    """One line that says how these weights differ from the model's own."""
+    """How these weights differ from the model's own, in one line."""
     missing = [key for key in own if key not in state]
     surplus = [key for key in state if key not in own]
     shapes = [
@@ -242,7 +242,7 @@ def hub_reachable(repository: str, timeout: float = _PROBE_TIMEOUT) -> bool:
     """Does the hub (HF_ENDPOINT, through the proxies of the environment) answer one request within `timeout` seconds?
 
     Asked once, in a thread that is given up on: name resolution knows no time-out, and huggingface_hub itself tries six
-    times with growing pauses, 46 seconds in all, and says so in twelve lines. HF_HUB_OFFLINE=1 counts as no.
+    times with growing pauses, 46 seconds in all, and logs twelve lines. HF_HUB_OFFLINE=1 counts as no.
     """
     from huggingface_hub import constants, get_session
 
@@ -261,7 +261,7 @@ def _answers(ask: Callable[[], object], timeout: float) -> bool:
         try:
             ask()
             answered.set()
-        except Exception:  # noqa: S110  (whatever it is, nobody answered)
+        except Exception:  # noqa: S110  (whatever it is, the hub did not answer)
             pass
         finally:
             finished.set()

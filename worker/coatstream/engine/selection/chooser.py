@@ -1,8 +1,7 @@
-"""The chooser: a process that chooses an engine and leaves what it chose in the cache, for whoever asked.
+"""The chooser: a process that chooses an engine for a worker and leaves the choice in the cache.
 
-What all the candidates need is gone with it: memory that a worker would keep for as long as it runs. And where a
-candidate takes its process along, that is this one. It ends with whoever asked. Which engine it is to be is
-`selection`'s business.
+The memory that all candidates need ends with it: a worker would keep it as long as it runs. A candidate that crashes
+its process crashes this one. It ends with the worker that asked. `selection` decides which engine it is.
 """
 
 import subprocess
@@ -20,18 +19,18 @@ _PATIENCE: Final = 600.0  # seconds that choosing may take
 
 
 class ChooserDied(EngineError):
-    """The process that chooses did not live to say how it went: so might this one, if it tried the same."""
+    """The process that chooses died: this one might, too, if it tried the same."""
 
 
 class Request(BaseModel):
-    """What it is told, a line on its stdin."""
+    """What it is to do: one line on its stdin."""
 
     model: ModelSettings
     batch: BatchSettings
 
 
 def choose_elsewhere(model: ModelSettings, batch: BatchSettings, *, patience: float = _PATIENCE) -> bool:
-    """Whether a choice is in the cache now. Where not, the same fails here, and says why. Raises ChooserDied."""
+    """Whether a choice is in the cache now. Where not, the same call fails here with the reason. Raises ChooserDied."""
     try:
         # Its stdin stays open for as long as this process lives: that is how it knows.
         with start_python(_MAIN, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:

@@ -22,7 +22,7 @@ def main() -> NoReturn:
 
 
 def _end_with_parent() -> None:
-    """Whoever asked may be killed while it waits; then its end of the pipe is closed."""
+    """The worker that asked may be killed while it waits; then its end of the pipe is closed."""
     os.read(sys.stdin.fileno(), 1)
     os._exit(1)
 
@@ -30,6 +30,6 @@ def _end_with_parent() -> None:
 def _chosen(asked: Request) -> int:
     try:
         choose(asked.model, asked.batch)
-    except EngineError:  # whoever asked tries it, too, and says so
+    except EngineError:  # the worker that asked tries the same and reports it
         return 1
     return 0

@@ -21,7 +21,7 @@ from coatstream.errors import EngineError, first_line
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
-    """The precision, and whether layers are packed for oneDNN: `layers` says what that means."""
+    """The precision, and whether layers are packed for oneDNN: `layers` explains that."""
 
     dtype: torch.dtype
     packed: bool

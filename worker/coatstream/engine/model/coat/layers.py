@@ -32,7 +32,7 @@ class PlainLinear(nn.Module):
 class PackedLinear(nn.Module):
     """The same, packed; GELU and residual are done where the product lies in cache.
 
-    On AMD's processors PyTorch's own float32 product (MKL) is far slower than oneDNN's: `coatstream bench engine` says
+    On AMD's processors PyTorch's own float32 product (MKL) is far slower than oneDNN's: `coatstream bench engine` shows
     how much, in the lines limit_mm and limit_conv1x1.
     """
 

@@ -1,6 +1,6 @@
--- Put in front of all scripts that write: what their keys must hold.
+-- Goes in front of all scripts that write: the types that their keys must have.
 
--- The error for the first key that holds what it must not, or nil. Scripts do not roll back: this comes first.
+-- The error for the first key of a wrong type, or nil. Scripts do not roll back, so they call this first.
 local function misfit(wanted)
   for key, kind in pairs(wanted) do
     local found = redis.call('TYPE', key)['ok']

@@ -12,9 +12,9 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from coatstream.errors import ConfigError
 from coatstream.settings.model import RedisSettings
 
-Kind = Literal["server", "socket", "sentinel", "cluster"]
+ServerKind = Literal["server", "socket", "sentinel", "cluster"]
 
-_KINDS: Final[dict[str, Kind]] = {
+_KINDS: Final[dict[str, ServerKind]] = {
     "redis": "server",
     "rediss": "server",
     "unix": "socket",
@@ -23,7 +23,7 @@ _KINDS: Final[dict[str, Kind]] = {
     "redis+cluster": "cluster",
     "rediss+cluster": "cluster",
 }
-_PORTS: Final[dict[Kind, int]] = {"server": 6379, "socket": 0, "sentinel": 26379, "cluster": 6379}
+_PORTS: Final[dict[ServerKind, int]] = {"server": 6379, "socket": 0, "sentinel": 26379, "cluster": 6379}
 _HOST: Final = re.compile(r"(?P<host>\[[0-9A-Za-z:.%]+\]|[^\s:@\[\],]*)(:(?P<port>\d{1,5}))?")
 _OPTIONS: Final = frozenset({"db", "client_name", "username", "password"})
 
@@ -48,7 +48,7 @@ class Location:
     password: str | None = field(default=None, repr=False)
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> ServerKind:
         return _KINDS[self.scheme]
 
     @property
@@ -102,7 +102,7 @@ def _parsed(url: SplitResult) -> Location:
     )
 
 
-def _hosts(netloc: str, kind: Kind) -> tuple[tuple[str, int], ...]:
+def _hosts(netloc: str, kind: ServerKind) -> tuple[tuple[str, int], ...]:
     found = []
     for part in netloc.split(","):
         match = _HOST.fullmatch(part)
@@ -117,7 +117,7 @@ def _hosts(netloc: str, kind: Kind) -> tuple[tuple[str, int], ...]:
     return tuple(found)
 
 
-def _path(kind: Kind, path: str) -> tuple[str, str]:
+def _path(kind: ServerKind, path: str) -> tuple[str, str]:
     """The Sentinels' name of the service, and the number of the database."""
     parts = [unquote(part) for part in path.strip("/").split("/")]
     if kind == "socket":

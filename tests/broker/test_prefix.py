@@ -3,21 +3,24 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
+from coatstream import LabelReader, Picture, Producer
 from coatstream.broker.connection import Client
 from coatstream.broker.embedded import EmbeddedServer
 from coatstream.broker.fleet_keys import FleetKeys, fleet_keys
 from coatstream.broker.keys import Queue, queues_of
 from coatstream.cli import app
+from coatstream.settings.loading import load
 from coatstream.settings.model import SettingsTree
 from pydantic import ValidationError
 from redis.crc import key_slot
 
 from tests.support.photos import photo_files
 from tests.support.pictures import CLIP
-from tests.support.workers import Worker, eventually, run_worker
+from tests.support.workers import PATIENCE, Worker, eventually, run_worker
 
 SITES = ("site1", "site2")
 
@@ -180,6 +183,10 @@ def live(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.command("cameras", "resume", "gate")
     site.command("check")
     site.command("watch", "--count", "1")
+    with Producer.connect(load()) as producer, LabelReader.connect(load(), since="1h") as labels:
+        picture = Picture(Path(photo).read_bytes(), source=f"python-{site.name}")
+        assert producer.classify(picture, timeout=PATIENCE).source == picture.source
+        assert next(label for label in labels if label.source == picture.source).label
 
 
 def test_two_installations_on_one_server_never_meet_over_their_whole_life(
@@ -194,7 +201,12 @@ def test_two_installations_on_one_server_never_meet_over_their_whole_life(
     for mine, other in zip(SITES, reversed(SITES), strict=True):
         assert {f"{mine}:{name}" for name in ("frames", "frames:books", "labels", "labels:latest")} <= keys
         assert {f"{mine}:{name}" for name in ("cameras", "cameras:fences", "cameras:states", "events")} <= keys
-        assert {f"{mine}:labels:gate", f"{mine}:labels:photo-{mine}", f"{mine}:events:gate"} <= heard
+        assert {
+            f"{mine}:labels:gate",
+            f"{mine}:labels:photo-{mine}",
+            f"{mine}:labels:python-{mine}",
+            f"{mine}:events:gate",
+        } <= heard
         monkeypatch.setenv("COATSTREAM_REDIS__USERNAME", mine)
         monkeypatch.setenv("COATSTREAM_REDIS__PREFIX", f"{mine}:")
         listed = sites[mine].command("cameras", "list", "--json")

@@ -25,7 +25,7 @@ def test_the_harness_sees_workers_that_all_read_all_cameras() -> None:
     case = case_named("C4")
     unshared = replace(
         case,
-        quick={**case.quick, "cameras": 2, "exclusive": False, "most": 2, "least": 1, "patience": 1.0, "lease": 1.0},
+        quick={**case.quick, "cameras": 2, "exclusive": False, "most": 2, "least": 1, "patience": 5.0, "lease": 1.0},
     )
 
     row = run_case(unshared, "quick", VALKEY, SEED)

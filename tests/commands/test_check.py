@@ -147,6 +147,20 @@ def test_entries_that_vanished_are_a_warning(
     assert found["figures"]["gone"] == 37
 
 
+def test_an_id_of_the_future_and_stranded_entries_are_warnings(
+    client: Client, redis_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.xadd("frames", {"image": b"jpeg"}, id="1764000000123456-0")
+    client.xgroup_create("frames", "coatstream", "$")
+
+    code = run(["check", "--redis", redis_url, "--engine", "noop"])
+
+    text = " ".join(capsys.readouterr().out.split())
+    assert code == 0
+    assert "days in the future" in text
+    assert "1 or more entries are neither new nor in work" in text
+
+
 def test_more_outcomes_than_entries_are_a_warning_of_another_kind(
     client: Client, redis_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

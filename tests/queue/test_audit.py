@@ -16,7 +16,7 @@ from tests.support.burials import LIMITS, add, bury, queue, settle, take
 from tests.support.settled import dropped, published
 from tests.support.workers import eventually
 
-EMPTY = Audit("frames", 0, None, *(0,) * 12)
+EMPTY = Audit("frames", 0, None, *(0,) * 13)
 
 
 def publish(client: Client, entry_id: str) -> None:

@@ -5,11 +5,12 @@ import math
 
 import pytest
 from coatstream.errors import BadFrame, DeadReason
-from coatstream.queue.entry import FrameEntry, RawPixels, parse, source_of
+from coatstream.queue.entry import FrameEntry, RawPixels, believable, parse, source_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 ID = "1764000000123-0"
+NOW = 1764000000.0
 
 
 def test_a_picture_is_all_that_a_producer_needs_to_send() -> None:
@@ -43,8 +44,25 @@ def test_every_field_of_the_contract_is_read() -> None:
     assert entry.meta == '{"lane": [1, {"deep": null}]}'
 
 
-def test_a_capture_time_of_zero_is_a_time_and_not_the_default() -> None:
+def test_a_capture_time_of_zero_is_read_as_such_and_not_the_default() -> None:
     assert parse(ID, {b"image": b"x", b"captured_at": b"0"}).captured_at == 0
+
+
+@pytest.mark.parametrize(
+    ("moment", "holds"),
+    [
+        (0.0, False),
+        (946_684_799.0, False),
+        (946_684_800.0, True),
+        (NOW - 1e6, True),
+        (NOW, True),
+        (NOW + 60, True),
+        (NOW + 60.001, False),
+        (1.76e12, False),
+    ],
+)
+def test_a_frame_is_of_this_century_and_not_of_the_future(moment: float, holds: bool) -> None:
+    assert believable(moment, now=NOW, max_skew=60) is holds
 
 
 @pytest.mark.parametrize(

@@ -310,7 +310,10 @@ def test_the_gate_opens_by_itself_after_its_time(client: Client) -> None:
     eventually(lambda: bool(group.reclaim(8, alone=False).entries), "the gate opens")
 
 
-def test_a_gate_that_is_shut_hides_idle_entries_and_a_release_opens_it(client: Client) -> None:
+def test_a_gate_that_is_shut_hides_idle_entries_and_a_release_opens_it(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coatstream.queue.group.GATE", 60.0)
     group = member(client)
     group.join()
     add(client, 2)
@@ -323,6 +326,19 @@ def test_a_gate_that_is_shut_hides_idle_entries_and_a_release_opens_it(client: C
 
     assert client.exists(QUEUE.gate) == 0
     assert ids(group.reclaim(8, alone=False).entries) == [first, second]
+
+
+@pytest.mark.parametrize("life", [3_573_588, None])
+def test_a_gate_that_a_wrong_clock_has_shut_for_hours_hides_nothing(client: Client, life: int | None) -> None:
+    group = member(client)
+    group.join()
+    held = add(client, 2)
+    read(client, "crashed")
+    silence(client, "crashed", deliveries=0)
+
+    client.set(QUEUE.gate, "somebody", px=life)
+
+    assert ids(group.reclaim(8, alone=False).entries) == held
 
 
 def test_a_release_of_nothing_leaves_the_gate_shut(client: Client) -> None:

@@ -1,6 +1,7 @@
 """Frames from a real stream: in order, decoded, and never forgotten."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -61,8 +62,9 @@ class Reader:
         terms = SettlingTerms(queues, limits, ResultsSettings(), consumer, "cameras:fences")
         self.publisher = Publisher(Settler(client, terms, model=MODEL, name="queue"), HeardHealth())
         groups = [ConsumerGroup(client, queue, limits, consumer=consumer) for queue in queues]
-        reader = EntryReader(groups, self.holdings, HeardQueue(), prefetch=prefetch, block=0.05)
-        decode = EntryDecoder(limits, prepare, self.status, PipelineMetrics(registry))
+        self.heard = HeardQueue()
+        reader = EntryReader(groups, self.holdings, self.heard, prefetch=prefetch, block=0.05)
+        decode = EntryDecoder(limits, prepare, self.status, PipelineMetrics(registry), self.heard)
         self.source = QueueSource("queue", reader, decode, self.publisher, self.accounting, HeardHealth())
 
     @contextmanager
@@ -120,6 +122,32 @@ def test_frames_come_in_the_order_of_the_stream_with_what_their_producer_said(cl
     assert [int(frame.pixels[0, 0, 0]) for frame in got] == pytest.approx([number * 10 for number in range(20)], abs=2)
     assert {(frame.width, frame.height) for frame in got} == {(32, 24)}
     assert isinstance(got[0].receipt, Receipt)
+
+
+def test_one_id_in_microseconds_puts_no_later_frame_into_the_future(client: Client) -> None:
+    began = time.time()
+    client.xadd("frames", {"image": grey_jpeg(9)}, id=f"{time.time_ns() // 1000}-0")
+    client.xadd("frames", {"image": grey_jpeg(9)})
+    client.xadd("frames", {"image": grey_jpeg(9), "captured_at": str(began - 5)})
+
+    reader = Reader(client)
+    with reader.reading() as frames:
+        got = take(reader, frames, 3)
+
+    assert all(began <= frame.captured_at <= time.time() for frame in got[:2])
+    assert got[2].captured_at == pytest.approx(began - 5)
+    assert reader.heard.counted["wrong_times"] == 2
+
+
+def test_a_producer_whose_clock_has_begun_anew_gets_the_time_of_reading(client: Client) -> None:
+    client.xadd("frames", {"image": grey_jpeg(9), "captured_at": "0"})
+    began = time.time()
+
+    reader = Reader(client)
+    with reader.reading() as frames:
+        (frame,) = take(reader, frames, 1)
+
+    assert frame.captured_at >= began
 
 
 def test_raw_pixels_arrive_in_rgb_whatever_their_order_was(client: Client) -> None:

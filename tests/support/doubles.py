@@ -98,6 +98,9 @@ class HeardQueue:
     def gave_up(self, source: str) -> None:
         self.buried.append(source)
 
+    def wrong_time(self, source: str, ahead: float) -> None:
+        self.counted["wrong_times"] += 1
+
     def letters_dropped(self, number: int) -> None:
         self.counted["letters_dropped"] += number
 

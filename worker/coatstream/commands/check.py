@@ -27,6 +27,7 @@ from coatstream.errors import CoatstreamError, SourceLost, redact
 from coatstream.frames.frame import InputSpec
 from coatstream.frames.model import ModelInfo
 from coatstream.queue.audit import Audit, audit
+from coatstream.queue.monitor import measure
 from coatstream.queue.stranded import count_stranded
 from coatstream.results.events.tag_classes import tag_classes
 from coatstream.settings.errors import SettingsError
@@ -37,6 +38,7 @@ AT_ONCE = 8  # cameras that are opened side by side
 LOOK_INTO_FOLDER = 3.0  # seconds
 LOOK_LONGER = 5.0  # seconds beyond a camera's own time-outs: broken pictures keep within those
 _SMALL = InputSpec(64, 64, 1.0, "squash", "area", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # what a look at a camera needs
+CLOCKS_AGREE = 2.0  # seconds between two clocks of which nothing need be said
 NEARLY_FULL = 0.9  # of the room for dead letters: then the oldest will soon have to go
 
 Verdict = Literal["ok", "warning", "fault"]
@@ -49,7 +51,7 @@ class Finding:
     what: str
     verdict: Verdict
     detail: str
-    figures: Mapping[str, int | str | None] | None = None
+    figures: Mapping[str, int | float | str | None] | None = None
 
 
 def run_check(load: Callable[[], SettingsTree], *, as_json: bool) -> int:
@@ -125,15 +127,32 @@ def _books(settings: SettingsTree) -> Iterator[Finding]:
         with connect(settings.redis) as client:
             queues = queues_of(settings)
             audits = [audit(client, queue) for queue in queues]
+            ahead = time.time() - measure(client, queues[0]).server_time
             stranded = {queue.stream: count_stranded(client, queue) for queue in queues}
     except CoatstreamError as error:
         yield Finding("queue", "fault", redact(str(error)))
         return
     for books in audits:
         yield from _account(books, settings.queue)
+        yield from _clocks(books, settings.queue, ahead)
         if found := stranded[books.stream]:
             detail = f"{found:,} or more entries are neither new nor in work: a worker that runs hands them out again"
             yield Finding(f"queue {books.stream}", "warning", detail)
+
+
+def _clocks(books: Audit, limits: QueueSettings, ahead: float) -> Iterator[Finding]:
+    """Times that cannot be right. `ahead`: seconds by which this machine's clock is ahead of the server's."""
+    if abs(ahead) > CLOCKS_AGREE:
+        where = "ahead of" if ahead > 0 else "behind"
+        yield Finding("clock", "warning", f"this machine's clock is {abs(ahead):,.0f} s {where} the Redis server's")
+    future = books.newest_at + ahead - time.time()
+    if future > limits.max_skew:
+        yield Finding(
+            f"queue {books.stream}",
+            "warning",
+            f"its newest id lies {future / 86400:,.1f} days in the future, and Redis continues from there: frames "
+            "without captured_at take the time of reading. To mend it, delete the stream while it is empty",
+        )
 
 
 def _account(books: Audit, limits: QueueSettings) -> Iterator[Finding]:

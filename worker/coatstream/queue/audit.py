@@ -1,13 +1,14 @@
 """The audit of one queue: does the sum of all outcomes come out, or has an entry vanished? Changes nothing."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from coatstream.broker.connection import Client
 from coatstream.broker.failures import calls
 from coatstream.broker.keys import Queue
 from coatstream.broker.script import Script
+from coatstream.queue.entry import milliseconds_of
 
 _AUDIT: Final = Script("queue/audit")
 _FIELDS: Final = (  # of the books, as they are named there
@@ -32,6 +33,7 @@ class Audit:
     dead_dropped    dead letters that had to go, or lost their picture, for dead_max_length or dead_max_bytes
     refused         frames that admission turned away
     admitted_bytes  of admitted entries that are unfinished
+    newest_at       Unix seconds in the newest id that the stream has ever given
     stranded        entries that workers found neither new nor in work, and handed out
     """
 
@@ -50,6 +52,7 @@ class Audit:
     refused: int
     admitted_bytes: int
     stranded: int
+    newest_at: float = field(compare=False)
 
     @property
     def added(self) -> int:
@@ -80,7 +83,7 @@ class Audit:
 def audit(client: Client, queue: Queue) -> Audit:
     """One call of the server. Raises RedisUnavailable."""
     with calls(f"the queue {queue.stream} cannot be audited", client):
-        added, entries, pending, letters, values = _AUDIT(
+        added, entries, pending, letters, values, newest = _AUDIT(
             client, keys=[queue.stream, queue.dead, queue.books], args=[queue.group, "base", *_FIELDS]
         )
     base, *counts = (_number(value) for value in values)
@@ -95,6 +98,7 @@ def audit(client: Client, queue: Queue) -> Audit:
         waiting=entries - in_work,
         in_work=in_work,
         letters=letters,
+        newest_at=milliseconds_of(newest.decode()) / 1000,
         **books,
     )
 

@@ -153,6 +153,7 @@ class QueueConsumer:
             partial(prepare, spec=engine.spec),
             self._telemetry.status,
             self._stages,
+            self._observer,
             spec=engine.spec,
         )
         with ExitStack() as connections:

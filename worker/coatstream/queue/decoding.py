@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import structlog
@@ -11,8 +12,17 @@ from coatstream.errors import BadFrame, DeadReason
 from coatstream.frames.decoding import DecodedPicture, decode_for, raw
 from coatstream.frames.frame import Frame, InputSpec, Pixels, Receipt
 from coatstream.pipeline.metrics import PipelineMetrics
-from coatstream.queue.entry import FrameEntry, RawPixels, admitted_of, frame_id_or_default, parse, source_or_default
+from coatstream.queue.entry import (
+    FrameEntry,
+    RawPixels,
+    admitted_of,
+    believable,
+    frame_id_or_default,
+    parse,
+    source_or_default,
+)
 from coatstream.queue.group import Fields
+from coatstream.queue.observer import QueueObserver
 from coatstream.results.outcomes import Buried, Dropped
 from coatstream.settings.model import QueueSettings
 from coatstream.telemetry.ledger import DropReason
@@ -47,6 +57,7 @@ class EntryDecoder:
         prepare: Callable[[Pixels], Pixels],
         status: Status,
         metrics: PipelineMetrics,
+        observer: QueueObserver,
         *,
         spec: InputSpec | None = None,
         clock: Callable[[], float] = time.time,
@@ -56,6 +67,7 @@ class EntryDecoder:
         self._prepare = prepare
         self._status = status
         self._metrics = metrics
+        self._observer = observer
         self._spec = spec if settings.decoding == "auto" else None
         self._clock = clock
         self._log = structlog.get_logger("queue")
@@ -70,7 +82,7 @@ class EntryDecoder:
         receipt = _receipt(taken)
         self._in_hand.add((taken.stream, taken.entry_id))
         try:
-            entry = parse(taken.entry_id, taken.fields)
+            entry = self._dated(parse(taken.entry_id, taken.fields))
             if entry.expires_at is not None and entry.expires_at < self._clock():
                 return Dropped(entry.source, DropReason.EXPIRED, receipt, entry.frame_id)
             with self._status.at_work("a picture"):  # so that a decoder that hangs is noticed
@@ -82,6 +94,14 @@ class EntryDecoder:
             return _buried(taken, DeadReason.UNDECODABLE, f"{type(error).__name__} while preparing")
         finally:
             self._in_hand.discard((taken.stream, taken.entry_id))
+
+    def _dated(self, entry: FrameEntry) -> FrameEntry:
+        """A time that cannot be right counts as unknown: the frame takes the time at which it is read."""
+        now = self._clock()
+        if believable(entry.captured_at, now=now, max_skew=self._limits.max_skew):
+            return entry
+        self._observer.wrong_time(entry.source, entry.captured_at - now)
+        return replace(entry, captured_at=now)
 
     def _frame(self, entry: FrameEntry, receipt: Receipt) -> Frame:
         started = time.perf_counter()

@@ -13,6 +13,7 @@ from coatstream.errors import BadFrame, DeadReason
 DEFAULT_SOURCE: Final = "queue"
 MAX_SOURCE, MAX_FRAME_ID = 128, 256  # characters
 MAX_META = 4096  # bytes
+EARLIEST_MOMENT: Final = 946_684_800.0  # Unix seconds: the year 2000; before it a camera has lost its clock
 LATEST_MOMENT: Final = 10_000_000_000.0  # Unix seconds: the year 2286; what is beyond it is milliseconds
 
 PixelFormat = Literal["bgr24", "rgb24", "gray8"]
@@ -56,6 +57,13 @@ def parse(entry_id: str, fields: Mapping[bytes, bytes]) -> FrameEntry:
         meta=_meta(fields.get(b"meta")),
         picture=_picture(fields),
     )
+
+
+def believable(moment: float, *, now: float, max_skew: float) -> bool:
+    """Whether a frame can be of that time. One id in microseconds puts every later id of its stream 55,000 years ahead,
+    since the server continues from the highest. All in Unix seconds, `max_skew` in seconds.
+    """
+    return EARLIEST_MOMENT <= moment <= now + max_skew
 
 
 def source_of(fields: Mapping[bytes, bytes]) -> str:
@@ -106,7 +114,8 @@ def _unix_seconds(fields: Mapping[bytes, bytes], name: bytes) -> float | None:
         return None
     moment = float(text) if _DECIMAL.fullmatch(text) else math.nan
     if not moment < LATEST_MOMENT:
-        raise _invalid(f"{name.decode()} is {_quoted(text)}, not Unix seconds as a decimal number")
+        hint = ": milliseconds, perhaps" if _DECIMAL.fullmatch(text) else ""
+        raise _invalid(f"{name.decode()} is {_quoted(text)}, not Unix seconds as a decimal number{hint}")
     return moment
 
 

@@ -4,7 +4,7 @@ from typing import Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-QueueEvent = Literal["redelivered", "orphaned", "released", "leases_lost", "groups_made"]
+QueueEvent = Literal["redelivered", "orphaned", "released", "leases_lost", "groups_made", "wrong_times"]
 
 _EVENTS: Final[dict[QueueEvent, tuple[str, str]]] = {  # -> (metric, meaning)
     "redelivered": (
@@ -14,6 +14,7 @@ _EVENTS: Final[dict[QueueEvent, tuple[str, str]]] = {  # -> (metric, meaning)
     "orphaned": ("orphaned_frames", "Entries whose delivery never arrived here; they were handed back."),
     "released": ("released_frames", "Entries handed back unseen when this worker stopped."),
     "leases_lost": ("leases_lost", "Entries that went to another worker while this one held them."),
+    "wrong_times": ("wrong_times", "Frames whose time cannot be right (queue.max_skew); they took the reading time."),
     "groups_made": ("groups_made", "Times that the consumer group was missing and was made again."),
 }
 
@@ -38,6 +39,9 @@ class QueueMetrics:
             "queue_stranded_frames",
             "Entries that were neither new nor in work when a worker found them; they were handed out.",
             registry,
+        )
+        self.clock_ahead = Gauge(
+            "coatstream_clock_ahead_seconds", "This worker's clock minus the server's.", registry=registry
         )
         self.dead_letters = _per_stream("dead_letters", "Entries in the dead-letter stream.", registry)
 

@@ -29,6 +29,7 @@ class QueueDepth:
     pending: int
     dead: int
     oldest_age: float
+    server_time: float
 
 
 def measure(client: Client, queue: Queue) -> QueueDepth:
@@ -37,7 +38,7 @@ def measure(client: Client, queue: Queue) -> QueueDepth:
         reply = _MEASURE(client, keys=[queue.stream, queue.dead], args=[queue.group])
     seconds, micros, entries, oldest, pending, dead = reply
     age = max(0.0, seconds + micros / 1e6 - milliseconds_of(oldest.decode()) / 1000) if oldest else 0.0
-    return QueueDepth(entries, pending, dead, age)
+    return QueueDepth(entries, pending, dead, age, seconds + micros / 1e6)
 
 
 class Monitor:
@@ -78,6 +79,7 @@ class Monitor:
 
     def _show(self, queue: Queue) -> None:
         depth = measure(self._client, queue)
+        self._metrics.clock_ahead.set(round(time.time() - depth.server_time, 3))
         self._metrics.depth.labels(queue.stream).set(depth.entries)
         self._metrics.pending.labels(queue.stream).set(depth.pending)
         self._metrics.oldest.labels(queue.stream).set(depth.oldest_age)

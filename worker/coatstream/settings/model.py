@@ -89,6 +89,7 @@ class QueueSettings(Section):
     max_pixels: Count = 50_000_000
     decoding: Literal["auto", "full"] = "auto"
     min_idle: Seconds = 15.0
+    max_skew: Seconds = 3600.0
     max_deliveries: Annotated[int, Field(ge=1, le=1000)] = 5
 
 

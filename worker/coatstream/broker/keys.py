@@ -26,7 +26,7 @@ _ON_LABELS: Final = ("XADD", "TYPE")
 _ON_LATEST: Final = ("HGET", "HSET", "HLEN", "TYPE")
 _ON_BOOKS: Final = ("HGET", "HMGET", "HSET", "HSETNX", "HINCRBY", "HDEL", "HLEN", "HGETALL", "DEL", "TYPE")
 ON_NEIGHBOURS: Final = ("TYPE", "EVALSHA")  # only named to a script; the server asks for all rights still
-_ON_MARKS: Final = ("GET", "SET", "EXISTS", "PTTL", "DEL", "PEXPIRE", "TYPE")
+_ON_MARKS: Final = ("GET", "SET", "EXISTS", "DEL", "PEXPIRE", "TYPE")
 
 
 @dataclass(frozen=True, slots=True)

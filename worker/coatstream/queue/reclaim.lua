@@ -23,8 +23,12 @@ local MAX_SOURCE, MAX_FRAME_ID, DEFAULT_SOURCE = 128, 256, 'queue' -- as coatstr
 
 local wrong = misfit({[frames] = 'stream', [dead] = 'stream', [books] = 'hash', [sources] = 'hash', [gate] = 'string'})
 if wrong then return wrong end
-local closed = redis.call('PTTL', gate) -- believed while it is plausible: a clock that went back leaves it shut for hours
-if closed > 0 and closed <= tonumber(gate_ms) then return {{}, {}, 0, 0, 0} end
+-- Believed while its life is plausible: a server's clock that went back leaves it shut for hours. pcall: users of earlier
+-- releases have no right to PTTL.
+local left = redis.pcall('PTTL', gate)
+local shut = type(left) == 'number' and left > 0 and left <= tonumber(gate_ms)
+if type(left) ~= 'number' then shut = redis.call('EXISTS', gate) == 1 end
+if shut then return {{}, {}, 0, 0, 0} end
 
 local found, buried, trimmed, suspects, seen = {}, {}, 0, 0, 0
 

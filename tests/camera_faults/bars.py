@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from tests.faults.findings import SECONDS
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -18,8 +20,9 @@ class Figure:
 
 @dataclass(slots=True)
 class Bars:
-    """Filled in by one run of one case."""
+    """Filled in by one run of one case. `slack`: how many times its bar a duration may take."""
 
+    slack: float = 1.0
     stats: list[Figure] = field(default_factory=list)
 
     @property
@@ -35,6 +38,7 @@ class Bars:
 
     def at_most(self, name: str, found: float | None, limit: float, unit: str = "") -> None:
         """None: it never came."""
+        limit *= self.slack if unit == SECONDS else 1
         ok = found is not None and found <= limit
         self.stats.append(Figure(name, _amount(found, unit), f"at most {_text(limit)}{unit}", ok))
 

@@ -65,10 +65,16 @@ class Shared:
         staying = set(owned.values()) <= set(pids) and owned.keys() == self.lab.cameras.keys()
         return alone and staying and judge.spread(owned, pids) <= 1
 
+    def mingled(self) -> bool:
+        """Whether two workers have labelled one camera at once: a control is to be found out by that."""
+        return judge.mingled(self.tail.labels) > 0
+
     def share_out(self, what: str) -> None:
-        """Wait until every worker has its share."""
+        """Wait until every worker has its share; in a control, until two workers share a camera."""
         try:
-            took: float | None = self.stage.until(self.fair, what, within=self.patience)
+            took: float | None = self.stage.until(
+                self.fair if self.exclusive else self.mingled, what, within=self.patience
+            )
         except TookTooLong:
             took = None
         self.stage.bars.at_most(f"fair shares {what}", took, SHARED_OUT, " s")

@@ -88,7 +88,7 @@ class Stage:
     def until(self, holds: Callable[[], bool], what: str, *, within: float) -> float:
         """Poll until it holds; how long that took. Raises TookTooLong."""
         began = time.monotonic()
-        if not poll(holds, until=min(self.ends, began + within)):
+        if not poll(holds, until=min(self.ends, began + within * self.bars.slack)):
             raise TookTooLong(f"not within {time.monotonic() - began:.1f} s: {what}")
         return time.monotonic() - began
 

@@ -9,7 +9,7 @@ import httpx
 from redis.exceptions import RedisError
 
 from tests.faults.controls import Protocol
-from tests.faults.findings import Findings
+from tests.faults.findings import SLACK, Findings
 from tests.faults.servers import KINDS
 from tests.faults.stage import on_stage
 
@@ -37,7 +37,7 @@ class Case:
     kinds: tuple[str, ...] = KINDS
     quick_kinds: tuple[str, ...] = KINDS[:1]
     seeds: int = 1
-    quick_limit: float = 45.0  # seconds
+    quick_limit: float = 150.0  # seconds
     full_limit: float = 300.0
     command: str = "python -m tests.faults"
 
@@ -91,7 +91,7 @@ def run_case(
     protocol: Protocol | None = None,
 ) -> Row:
     """Play a case once. What the product does wrong is in the row; only a broken harness raises."""
-    findings = Findings()
+    findings = Findings(SLACK if size == "quick" else 1.0)
     began = time.monotonic()
     try:
         with on_stage(kind, seed, findings, limit=limit, protocol=protocol) as stage:

@@ -282,7 +282,7 @@ class Control:
     protocol: Protocol
     size: dict[str, object]
     seen_in: str
-    limit: float = 20.0
+    limit: float = 120.0  # seconds
 
 
 CONTROLS: tuple[Control, ...] = (
@@ -293,7 +293,7 @@ CONTROLS: tuple[Control, ...] = (
     Control("F3", Protocol.MULTI, {"frame_count": 4_000}, "doubled"),
     Control("F6", Protocol.WHOLE_BATCH, {"frame_count": 600, "poison": 3}, "innocent dead letters"),
     Control("F14", Protocol.PIPELINE, {"frame_count": 1_000, "cuts": 30}, "frames half done"),
-    Control("F19", Protocol.HEADER, {"megabytes": 4}, "frames stuck", limit=4.0),
+    Control("F19", Protocol.HEADER, {"megabytes": 4, "patience": 3.0}, "frames stuck"),
 )
 
 

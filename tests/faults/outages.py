@@ -90,8 +90,8 @@ def _groups_made(fleet: Fleet) -> int:
     return int(sum(member.total("coatstream_queue_groups_made_total") for member in fleet.members))
 
 
-def full(stage: Stage, *, megabytes: int) -> None:
-    """F19: memory is full of frames. Only settling them frees it."""
+def full(stage: Stage, *, megabytes: int, patience: float | None = None) -> None:
+    """F19: memory is full of frames. Only settling them frees it, within `patience` seconds where that is given."""
     server = stage.server()
     client = server.client()
     fleet = stage.fleet(server.url, 1)
@@ -104,7 +104,9 @@ def full(stage: Stage, *, megabytes: int) -> None:
     stage.findings.note("frames", len(sent))
     fleet.wake(stopped)
     try:
-        stage.empty(client)
+        stage.until(
+            lambda: client.xlen(frames.KEYS.stream) == 0, "the queue becomes empty", within=patience, every=0.02
+        )
     finally:
         stage.findings.exactly("frames stuck", client.xlen(frames.KEYS.stream), 0)
     stage.settle_up(client, fleet, sent)

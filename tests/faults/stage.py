@@ -97,7 +97,7 @@ class Stage:
     def until(self, holds: Callable[[], bool], what: str, *, within: float | None = None, every: float = 0.01) -> float:
         """Poll until it holds; how long that took, in seconds. Raises TookTooLong."""
         began = time.monotonic()
-        ends = self.ends if within is None else min(self.ends, began + within)
+        ends = self.ends if within is None else min(self.ends, began + within * self.findings.slack)
         while not holds():
             if time.monotonic() > ends:
                 raise TookTooLong(f"not within {time.monotonic() - began:.1f} s: {what}")

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-PATIENCE = 40.0  # seconds; generous, for a busy machine
+PATIENCE = 100.0  # seconds; generous: other programs may have taken all cores
 
 
 @dataclass(frozen=True, slots=True)

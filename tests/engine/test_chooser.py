@@ -38,6 +38,7 @@ def settings(cache: Path, **more: str) -> ModelSettings:
     return ModelSettings.model_validate({**model, "cache": cache, **more})
 
 
+@pytest.mark.slow
 def test_a_choice_lies_in_the_cache_whatever_modules_the_current_folder_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

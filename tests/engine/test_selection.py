@@ -155,6 +155,7 @@ def test_a_precision_beyond_the_tolerance_is_refused(tmp_path: Path) -> None:
     assert "model.tolerance" in said(lines, "an engine is left out")[0]["why"]
 
 
+@pytest.mark.slow
 def test_without_a_compiler_another_engine_runs_with_one_line_and_no_traceback(tmp_path: Path) -> None:
     """As in the image, which has none. In a process of its own: torch remembers the compiler that it has found."""
     script = (

@@ -446,6 +446,7 @@ def run(client: Client, *, shrink: bool = True) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60 + EXAMPLES)
 def test_no_sequence_of_steps_loses_or_doubles_an_entry_or_spoils_the_books(client: Client) -> None:
     run(client)

@@ -17,11 +17,11 @@ import trustme
 from coatstream.cameras.capture.camera import Camera
 from coatstream.errors import BadFrame, DeadReason, DownReason, SourceLost
 from coatstream.frames.frame import Frame, Pixels
-from coatstream.frames.opencv import CAPTURE_OPTIONS, NETWORK_OPTIONS, cv2
+from coatstream.frames.opencv import cv2
 from coatstream.pipeline.source import Source
 from coatstream.settings.model import CameraSettings
 
-from tests.support.cameras.hearing import Hearing
+from tests.support.cameras.heard import Heard, hear
 from tests.support.cameras.hls import HlsCamera, play_stream, send_stream
 from tests.support.cameras.http import HttpCamera
 from tests.support.cameras.listener import Listener
@@ -29,7 +29,7 @@ from tests.support.cameras.rtsp import CLIP, FPS, LENGTH, RtspCamera, RtspProces
 from tests.support.paths import ASSETS, STREAMS
 
 COCKATOO = ASSETS / "cockatoo_360p.mp4"  # 280 frames of 640 x 360, 20 a second
-AV1 = STREAMS / "av1.webm"  # 64 x 64, 2 seconds; OpenCV's wheel has no decoder for it
+AV1 = STREAMS / "av1.webm"  # 64 x 64, 2 seconds
 NASTY = "p@ss:/?#%&+ wörd"
 
 
@@ -156,17 +156,6 @@ def test_a_password_with_special_characters_opens_the_camera(scheme: Literal["ba
 
 
 # Losing it
-
-
-@pytest.mark.parametrize("scheme", ["basic", "digest"])
-def test_a_wrong_password_is_a_loss_that_says_what_to_check_and_prints_no_credentials(
-    scheme: Literal["basic", "digest"], capfd: pytest.CaptureFixture[str]
-) -> None:
-    with RtspCamera(user="jo", password="right", scheme=scheme) as server:
-        why = why_lost(camera(server.url(credentials="jo:hunter2")))
-
-    assert why == "camera 'door' cannot be opened: no stream comes from it; check its path, user and password"
-    assert capfd.readouterr() == ("", "")
 
 
 def test_a_camera_that_refuses_the_connection_is_a_loss() -> None:
@@ -301,12 +290,12 @@ def test_a_file_waits_for_its_reader_and_a_stream_does_not() -> None:
 
 
 def test_a_frame_is_what_prepare_made_of_it_in_rgb_with_the_original_size(red_clip: Path) -> None:
-    spent: list[str] = []
+    heard = Heard()
     source = Camera(
         CameraSettings(name="clip", url=str(red_clip), fps=1),
         prepare=lambda picture: picture[10:42, 20:84],
         clock=lambda: 1_700_000_000.25,
-        observe=lambda stage, seconds: spent.append(stage) if seconds >= 0 else None,
+        observer=heard,
     )
 
     (frame,) = read(source)
@@ -317,7 +306,7 @@ def test_a_frame_is_what_prepare_made_of_it_in_rgb_with_the_original_size(red_cl
     assert frame.pixels.base is None
     assert is_red(frame.pixels)
     assert (frame.width, frame.height, frame.captured_at) == (160, 120, 1_700_000_000.25)
-    assert spent == ["decode", "prepare"]
+    assert heard.stages == ["decode", "prepare"]
 
 
 def test_a_picture_that_cannot_be_prepared_is_counted_and_passed_over(red_clip: Path) -> None:
@@ -403,12 +392,6 @@ def test_a_file_that_is_cut_short_gives_what_it_holds(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def hearing() -> Iterator[Hearing]:
-    with Hearing() as process:
-        yield process
-
-
-@pytest.fixture(scope="module")
 def authority() -> trustme.CA:
     return trustme.CA()
 
@@ -431,20 +414,20 @@ def tls(authority: trustme.CA) -> ssl.SSLContext:
         ("500 Internal Server Error", DownReason.REFUSED, "it refuses with status 500"),
     ],
 )
-def test_what_a_camera_answers_is_the_reason(hearing: Hearing, status: str, reason: DownReason, words: str) -> None:
+def test_what_a_camera_answers_is_the_reason(status: str, reason: DownReason, words: str) -> None:
     with RtspCamera() as server:
         server.faults.status = status
-        heard = hearing.read(server.url())
+        heard = hear(server.url())
 
     assert heard.reason == reason
     assert f"cannot be opened: {words}" in (heard.words or "")
 
 
 @pytest.mark.parametrize("status", ["401 Unauthorized", "302 Found", "404 Not Found"])
-def test_what_a_web_camera_answers_is_the_reason(hearing: Hearing, red_jpeg: bytes, status: str) -> None:
+def test_what_a_web_camera_answers_is_the_reason(red_jpeg: bytes, status: str) -> None:
     with HttpCamera(red_jpeg) as server:
         server.status = status
-        heard = hearing.read(server.url())
+        heard = hear(server.url())
 
     expected = {"401": DownReason.AUTH, "302": DownReason.REFUSED, "404": DownReason.REFUSED}
     assert heard.reason == expected[status[:3]]
@@ -452,50 +435,56 @@ def test_what_a_web_camera_answers_is_the_reason(hearing: Hearing, red_jpeg: byt
 
 
 @pytest.mark.parametrize("scheme", ["basic", "digest"])
-def test_a_wrong_password_is_the_reason_and_is_never_printed(scheme: Literal["basic", "digest"]) -> None:
-    with RtspCamera(user="jo", password="right", scheme=scheme) as server, Hearing() as process:
-        heard = process.read(server.url(credentials="jo:hunter2"))
-        rest = process.rest()
+def test_a_wrong_password_is_the_reason_and_is_never_printed(
+    scheme: Literal["basic", "digest"], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with RtspCamera(user="jo", password="right", scheme=scheme) as server:
+        heard = hear(server.url(credentials="jo:hunter2"))
 
-    assert heard.reason == DownReason.AUTH
+    assert (heard.reason, heard.words) == (
+        DownReason.AUTH,
+        "camera 'door' cannot be opened: user or password are wrong or missing (401)",
+    )
     assert "hunter2" not in repr(heard)
-    assert rest == ""
+    assert capfd.readouterr() == ("", "")
 
 
-def test_a_camera_without_video_says_so(hearing: Hearing) -> None:
+def test_a_camera_without_video_says_so() -> None:
     with RtspCamera() as server:
-        heard = hearing.read(server.url("?audio=1"), open_timeout=1)
+        heard = hear(server.url("?audio=1"), open_timeout=1)
 
     assert (heard.reason, heard.words) == (DownReason.NO_VIDEO, "camera 'door' cannot be opened: it offers no video")
 
 
-def test_a_web_page_is_no_video(hearing: Hearing) -> None:
+def test_a_web_page_is_no_video() -> None:
     def serve(connection: socket.socket, _: threading.Event) -> None:
         connection.recv(4096)
         connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Type: text/html\r\n\r\n<html>camera</html>")
 
     with Listener(serve) as server:
-        heard = hearing.read(f"http://127.0.0.1:{server.port}/")
+        heard = hear(f"http://127.0.0.1:{server.port}/")
 
     assert heard.reason == DownReason.NO_VIDEO
     assert "is no video that can be read" in (heard.words or "")
 
 
-def test_pictures_that_nobody_here_can_decode_are_a_matter_of_the_codec(hearing: Hearing) -> None:
+def test_pictures_that_nobody_here_can_decode_are_a_matter_of_the_codec() -> None:
     def serve(connection: socket.socket, _: threading.Event) -> None:
         connection.recv(4096)
-        connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Type: video/webm\r\n\r\n" + AV1.read_bytes())
+        connection.sendall(
+            b"HTTP/1.0 200 OK\r\nContent-Type: video/webm\r\n\r\n" + AV1.read_bytes().replace(b"V_AV1", b"V_XV9")
+        )
 
     with Listener(serve) as server:
-        heard = hearing.read(f"http://127.0.0.1:{server.port}/")
+        heard = hear(f"http://127.0.0.1:{server.port}/")
 
     assert heard.reason == DownReason.CODEC
-    assert "choose H.264 on the camera" in (heard.words or "")
+    assert "of a kind that cannot be decoded here" in (heard.words or "")
 
 
-def test_a_camera_that_is_silent_is_timed_out(hearing: Hearing) -> None:
+def test_a_camera_that_is_silent_is_timed_out() -> None:
     with RtspCamera(silent=True) as server:
-        heard = hearing.read(server.url(), open_timeout=0.5)
+        heard = hear(server.url(), open_timeout=0.5)
 
     assert (heard.reason, heard.words) == (
         DownReason.TIMEOUT,
@@ -503,29 +492,29 @@ def test_a_camera_that_is_silent_is_timed_out(hearing: Hearing) -> None:
     )
 
 
-def test_a_camera_that_shows_nothing_is_timed_out(hearing: Hearing) -> None:
+def test_a_camera_that_shows_nothing_is_timed_out() -> None:
     with RtspCamera() as server:
         server.faults.frozen = True
         before = time.monotonic()
-        heard = hearing.read(server.url(), open_timeout=1)
+        heard = hear(server.url(), open_timeout=1)
 
     assert heard.reason == DownReason.TIMEOUT
     assert time.monotonic() - before < 4
 
 
-def test_a_name_that_nobody_knows_is_unreachable(hearing: Hearing) -> None:
-    heard = hearing.read("rtsp://jo:hunter2@camera.invalid/main")
+def test_a_name_that_nobody_knows_is_unreachable() -> None:
+    heard = hear("rtsp://jo:hunter2@camera.invalid/main")
 
     assert heard.reason == DownReason.UNREACHABLE
     assert "cannot be reached (" in (heard.words or "")
     assert heard.steps == ["resolving"]
 
 
-def test_a_camera_where_nothing_listens_is_unreachable(hearing: Hearing) -> None:
+def test_a_camera_where_nothing_listens_is_unreachable() -> None:
     with Listener(lambda *_: None) as gone:
         pass
 
-    heard = hearing.read(f"rtsp://127.0.0.1:{gone.port}/cam")
+    heard = hear(f"rtsp://127.0.0.1:{gone.port}/cam")
 
     assert (heard.reason, heard.words) == (
         DownReason.UNREACHABLE,
@@ -533,35 +522,17 @@ def test_a_camera_where_nothing_listens_is_unreachable(hearing: Hearing) -> None
     )
 
 
-def test_hardware_that_is_not_there_is_no_silent_software(hearing: Hearing) -> None:
+@pytest.mark.parametrize("acceleration", ["auto", "vaapi", "qsv"])
+def test_hardware_that_is_not_there_leaves_the_work_to_the_cpu(acceleration: str) -> None:
     with RtspCamera() as server:
-        refused = hearing.read(server.url(), acceleration="d3d11")
-        any_way = hearing.read(server.url(), acceleration="any")
-
-    assert refused.reason == DownReason.CODEC
-    assert "cannot be decoded by d3d11 here" in (refused.words or "")
-    assert any_way.sizes == [[320, 240]]
+        assert hear(server.url(), acceleration=acceleration).sizes == [(320, 240)]
 
 
-def test_each_step_is_told(hearing: Hearing) -> None:
+def test_each_step_is_told() -> None:
     with RtspCamera() as server:
-        heard = hearing.read(server.url())
+        heard = hear(server.url())
 
     assert heard.steps == ["resolving", "opening", "waiting", "reading"]
-
-
-@pytest.mark.parametrize(
-    ("status", "reason"),
-    [("401 Unauthorized", DownReason.AUTH), ("301 Moved", DownReason.REFUSED), ("404 Not Found", DownReason.REFUSED)],
-)
-def test_a_web_camera_is_asked_why_where_ffmpeg_is_not_heard(red_jpeg: bytes, status: str, reason: DownReason) -> None:
-    with HttpCamera(red_jpeg) as server:
-        server.status = status
-        with pytest.raises(SourceLost, match=status[:3]) as caught:
-            read(camera(server.url("?key=hunter2"), username="jo", password="hunter2"))
-
-    assert caught.value.reason is reason
-    assert "hunter2" not in str(caught.value)
 
 
 def test_a_jump_of_the_clock_neither_stops_nor_bursts_the_sampling() -> None:
@@ -577,37 +548,34 @@ def test_a_jump_of_the_clock_neither_stops_nor_bursts_the_sampling() -> None:
 # What changes while it runs
 
 
-def test_pictures_of_another_size_end_the_session_and_the_next_one_has_it(hearing: Hearing) -> None:
+def test_pictures_of_another_size_come_at_their_own_size_in_the_same_session() -> None:
     with RtspCamera() as server:
         threading.Timer(0.9, lambda: setattr(server.faults, "small", True)).start()
-        heard = hearing.read(server.url(), 250)
-        again = hearing.read(server.url(), 3)
+        heard = hear(server.url(), 60)
 
-    assert (heard.reason, heard.words) == (DownReason.CHANGED, "camera 'door' sends pictures of another size now")
-    assert {tuple(size) for size in heard.sizes} == {(320, 240)}
-    assert {tuple(size) for size in again.sizes} == {(160, 128)}
+    assert heard.reason is None
+    assert heard.sizes == sorted(heard.sizes, reverse=True)
+    assert set(heard.sizes) == {(320, 240), (160, 128)}
 
 
-def test_jpeg_pictures_of_another_size_end_the_session(hearing: Hearing, red_jpeg: bytes) -> None:
+def test_jpeg_pictures_of_another_size_come_at_their_own_size(red_jpeg: bytes) -> None:
     large = cv2.imencode(".jpg", np.zeros((240, 320, 3), np.uint8))[1].tobytes()
     with HttpCamera(red_jpeg) as server:
         threading.Timer(1.0, lambda: setattr(server, "jpeg", large)).start()
-        heard = hearing.read(server.url(), 250)
-        again = hearing.read(server.url(), 1)
+        heard = hear(server.url(), 40)
 
-    assert heard.reason == DownReason.CHANGED
-    assert {tuple(size) for size in heard.sizes} == {(160, 120)}
-    assert again.sizes == [[320, 240]]
+    assert heard.reason is None
+    assert set(heard.sizes) == {(160, 120), (320, 240)}
 
 
-def test_damage_is_counted_with_the_picture_and_a_sound_stream_has_none(hearing: Hearing) -> None:
+def test_damage_is_counted_with_the_picture_and_a_sound_stream_has_none() -> None:
     with RtspCamera() as server:
-        sound = hearing.read(server.url(), 25)
+        sound = hear(server.url(), 25)
         server.faults.corrupt = 0.3
-        damaged = hearing.read(server.url(), 25)
+        damaged = hear(server.url(), 25)
 
-    assert sound.damage == 0
-    assert damaged.damage >= 3
+    assert (sound.damage, sound.marked) == (0, 0)
+    assert damaged.damage >= damaged.marked >= 3
     assert len(damaged.sizes) == 25
 
 
@@ -746,7 +714,6 @@ def test_nothing_over_udp_is_a_timeout() -> None:
 
 @pytest.mark.parametrize("kind", ["https", "rtsps", "hls"])
 def test_a_certificate_that_nobody_vouches_for_is_refused_unless_its_authority_is_named(
-    hearing: Hearing,
     tls: ssl.SSLContext,
     authority: trustme.CA,
     red_jpeg: bytes,
@@ -760,9 +727,9 @@ def test_a_certificate_that_nobody_vouches_for_is_refused_unless_its_authority_i
         "hls": lambda: HlsCamera(tls=tls),
     }
     with makes[kind]() as server:
-        refused = hearing.read(server.url())
-        vouched_for = hearing.read(server.url(), tls_ca=tmp_path / "ca.pem")
-        unverified = hearing.read(server.url(), tls_verify=False)
+        refused = hear(server.url())
+        vouched_for = hear(server.url(), tls_ca=tmp_path / "ca.pem")
+        unverified = hear(server.url(), tls_verify=False)
 
     assert refused.reason == DownReason.REFUSED
     assert "its certificate is not trusted; set tls_ca or tls_verify: false" in (refused.words or "")
@@ -773,22 +740,6 @@ def test_an_authority_that_is_not_there_is_a_loss() -> None:
     assert "tls_ca: there is no file /none.pem" in why_lost(camera("https://127.0.0.1:1/", tls_ca="/none.pem"))
 
 
-def test_the_options_of_one_camera_are_gone_with_its_opening() -> None:
-    before = os.environ[CAPTURE_OPTIONS]
-    with RtspCamera() as server:
-        read(camera(server.url(), keyframes_only=True), 1)
-
-    assert os.environ[CAPTURE_OPTIONS] == before == NETWORK_OPTIONS
-
-
-def test_an_operators_own_options_have_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(CAPTURE_OPTIONS, "protocol_whitelist;file")
-    with RtspCamera() as server:
-        assert "cannot be opened" in why_lost(camera(server.url()))
-
-    assert os.environ[CAPTURE_OPTIONS] == "protocol_whitelist;file"
-
-
 # Folders
 
 
@@ -797,17 +748,14 @@ def test_a_folder_gives_each_picture_with_the_time_at_which_it_was_written(tmp_p
     os.utime(tmp_path / "a.png", (1_700_000_000, 1_700_000_000))
     (tmp_path / "b.jpg").write_bytes(b"no picture")
     (tmp_path / "c.jpg").write_bytes(cv2.imencode(".jpg", red_picture())[1].tobytes())
-    bad: list[BadFrame] = []
-    source = Camera(CameraSettings(name="door", url=str(tmp_path), backlog=True), prepare=whole, on_bad=bad.append)
 
-    found = read(source, 2)
+    heard = hear(tmp_path, 2, backlog=True)
 
-    assert not source.live
-    assert [(frame.width, frame.height) for frame in found] == [(160, 120)] * 2
-    assert found[0].captured_at == 1_700_000_000
-    assert all(is_red(frame.pixels) and frame.vitals is not None for frame in found)
-    assert [fault.reason for fault in bad] == [DeadReason.UNDECODABLE]
-    assert source.lost == 1
+    assert not camera(tmp_path).live
+    assert heard.sizes == [(160, 120)] * 2
+    assert heard.frames[0].captured_at == 1_700_000_000
+    assert all(is_red(frame.pixels) and frame.vitals is not None for frame in heard.frames)
+    assert [fault.reason for fault in heard.bads] == [DeadReason.UNDECODABLE]
 
 
 def test_a_folder_that_is_quiet_stops_at_once(tmp_path: Path) -> None:
@@ -822,7 +770,7 @@ def test_a_folder_that_is_quiet_stops_at_once(tmp_path: Path) -> None:
 def test_a_folder_that_is_gone_is_a_loss(tmp_path: Path) -> None:
     source = camera(f"{tmp_path}/none/")
 
-    with pytest.raises(SourceLost, match=r"cannot read its folder: no such file or directory") as caught:
+    with pytest.raises(SourceLost, match=r"its folder cannot be read: no such file or directory") as caught:
         read(source)
 
     assert caught.value.reason is DownReason.UNREACHABLE

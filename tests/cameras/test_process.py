@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from coatstream.cameras.capture.camera import Step
+from coatstream.cameras.capture.steps import Step
 from coatstream.cameras.fleet.lease import CameraLease
 from coatstream.cameras.process.conversation import CameraCounts, Conversation, Traits, Unobserved
 from coatstream.cameras.process.forkserver import ForkServer

@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from coatstream.cameras.capture.camera import Step
+from coatstream.cameras.capture.steps import Step
 from coatstream.cameras.process.reader import FrameOutbox, Stop, camera_of, read
 from coatstream.cameras.process.wire import Inbox, Message, Order, send
 from coatstream.errors import BadFrame, DeadReason, DownReason, SourceLost

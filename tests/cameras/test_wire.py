@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from coatstream.cameras.capture.camera import Step
+from coatstream.cameras.capture.steps import Step
 from coatstream.cameras.process.wire import (
     STAGES,
     Bad,

@@ -15,7 +15,7 @@ from coatstream.broker.connection import address, connect
 from coatstream.broker.keys import queues_of
 from coatstream.broker.preflight import check_server, check_usage, server_infos
 from coatstream.cameras.address import Kind, parse
-from coatstream.cameras.capture.stream import read_timeout
+from coatstream.cameras.capture.opening import read_timeout
 from coatstream.cameras.fleet.lease import CameraLease
 from coatstream.cameras.process.forkserver import ForkServer
 from coatstream.cameras.process.source import CameraProcess

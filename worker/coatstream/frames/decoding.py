@@ -6,17 +6,21 @@ reads JPEG headers itself, because PIL's parser and a search for scans would add
 
 import io
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import numpy as np
-from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+from PIL import BmpImagePlugin, ExifTags, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 from PIL.Image import DecompressionBombError
+from PIL.ImageFile import ImageFile
 
 from coatstream.errors import BadFrame, DeadReason
 from coatstream.frames.frame import InputSpec, Pixels
 from coatstream.frames.geometry import survives_halving
+from coatstream.frames.jpeg import SOI, jpeg_header, scans_of
 from coatstream.frames.opencv import cv2
+from coatstream.frames.orientation import UPRIGHT, orientation_in, upright
 
 PixelFormat = Literal["bgr24", "rgb24", "gray8"]
 
@@ -25,7 +29,7 @@ _CHANNELS: Final = {"bgr24": 3, "rgb24": 3, "gray8": 1}
 # The five plugins instead of PIL.Image.open, which obeys PIL's process-wide limit: it warns first and raises only at
 # twice that value. Here `max_pixels` alone decides.
 _READERS: Final = (
-    (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
+    (SOI, JpegImagePlugin.JpegImageFile),
     (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
     (b"RIFF", WebPImagePlugin.WebPImageFile),
     (b"BM", BmpImagePlugin.BmpImageFile),
@@ -33,14 +37,22 @@ _READERS: Final = (
     (b"MM", TiffImagePlugin.TiffImageFile),
 )
 
+_PILLOWS: Final = (BmpImagePlugin.BmpImageFile, TiffImagePlugin.TiffImageFile)  # decode too, where OpenCV errs
+_WIDE: Final = (
+    "I;16",
+    "I;16L",
+    "I;16B",
+    "I;16N",
+    "I",
+    "F",
+)  # Pillow's modes of which it would cut off the upper values
+
 # PIL warns about headers that contradict themselves (mostly TIFF tags), and such a frame is refused, so the warning
 # must be an exception. catch_warnings would swap the list of filters under other decoding threads; one filter that is
 # added at import, for these plugins only, is safe.
 warnings.filterwarnings("error", category=UserWarning, module=r"PIL\.(Jpeg|Png|WebP|Bmp|Tiff)ImagePlugin")
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
-_JPEG: Final = b"\xff\xd8\xff"
-_JPEG_SCAN: Final = b"\xff\xda"
 _MAX_SCANS: Final = 100
 _HALF: Final = cv2.IMREAD_REDUCED_GRAYSCALE_2 | cv2.IMREAD_COLOR_RGB  # REDUCED_COLOR_2 would be BGR
 
@@ -74,22 +86,26 @@ def decode_for(spec: InputSpec | None, data: bytes, *, max_bytes: int, max_pixel
     """
     if len(data) > max_bytes:
         raise BadFrame(DeadReason.TOO_LARGE, f"the picture has {len(data)} bytes, more than the {max_bytes} allowed")
-    jpeg = _jpeg_header(data)
-    width, height = (jpeg.width, jpeg.height) if jpeg else _announced_size(data)
-    _check_area(width, height, max_pixels)
+    jpeg = jpeg_header(data)
+    head = _Head(jpeg.width, jpeg.height, jpeg.orientation) if jpeg else _head(data)
+    _check_area(head.width, head.height, max_pixels)
     if jpeg is None or jpeg.many_scans:
         _check_structure(data)
-    # Only cv2 finds out whether the picture lies or stands, so half of it must be enough either way.
-    halved = jpeg is not None and spec is not None and survives_halving(height, width, spec)
-    pixels = _pixels(data, _HALF if halved else cv2.IMREAD_COLOR_RGB, f"{width} x {height}")
-    factor = 2 if halved else 1
+    if head.by_pillow is not None:
+        pixels, factor = _by_pillow(head.by_pillow, data), 1
+    else:
+        halved = jpeg is not None and spec is not None and survives_halving(jpeg.height, jpeg.width, spec)
+        flags = (_HALF if halved else cv2.IMREAD_COLOR_RGB) | cv2.IMREAD_IGNORE_ORIENTATION
+        pixels, factor = _by_opencv(data, flags, f"{head.width} x {head.height}"), 2 if halved else 1
     decoded_height, decoded_width = factor * pixels.shape[0], factor * pixels.shape[1]
     _check_area(decoded_width, decoded_height, max_pixels)  # a header can lie
-    return DecodedPicture(pixels, decoded_width, decoded_height)
+    if head.orientation >= 5:
+        decoded_height, decoded_width = decoded_width, decoded_height
+    return DecodedPicture(upright(pixels, head.orientation), decoded_width, decoded_height)
 
 
-def _pixels(data: bytes, flags: int, announced: str) -> Pixels:
-    """OpenCV's result. Raises BadFrame `undecodable`."""
+def _by_opencv(data: bytes, flags: int, announced: str) -> Pixels:
+    """Raises BadFrame `undecodable`."""
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
@@ -97,6 +113,24 @@ def _pixels(data: bytes, flags: int, announced: str) -> Pixels:
     if pixels is None:
         raise _undecodable(data, f"damaged or cut off; its header says {announced}")
     return pixels  # type: ignore[return-value]  # IMREAD_COLOR_RGB is 8 bit
+
+
+def _by_pillow(reader: type[ImageFile], data: bytes) -> Pixels:
+    """Kinds of which OpenCV reads some wrongly: it multiplies TIFF's alpha in, and shears BMP's run lengths.
+
+    Of 16-bit grey the upper byte counts, as in PNG. Raises BadFrame `undecodable`.
+    """
+    try:
+        with reader(io.BytesIO(data)) as picture:
+            mode = picture.mode
+            if mode not in _WIDE:
+                return np.array(picture.convert("RGB"))
+            wide = np.asarray(picture)
+    except Exception as error:  # a parser at work on a stranger's bytes: whatever it raises means the same
+        raise _undecodable(data, f"damaged, cut off or of an unknown kind ({type(error).__name__})") from None
+    if wide.dtype.kind != "u" or wide.itemsize != 2:
+        raise _undecodable(data, f"its pixels are of {8 * wide.itemsize} bits ({mode}); 8 and 16 can be read")
+    return np.repeat((wide >> 8).astype(np.uint8)[:, :, np.newaxis], 3, axis=2)
 
 
 def raw(data: bytes, *, width: int, height: int, pixel_format: str) -> Pixels:
@@ -123,57 +157,52 @@ def raw(data: bytes, *, width: int, height: int, pixel_format: str) -> Pixels:
 
 
 @dataclass(frozen=True, slots=True)
-class _JpegHeader:
-    """The picture's size, and whether the decoder may go over its pixels more than once."""
+class _Head:
+    """What a picture announces. by_pillow: who reads it, if not OpenCV."""
 
     width: int
     height: int
-    many_scans: bool
+    orientation: int
+    by_pillow: type[ImageFile] | None = None
 
 
-_SEQUENTIAL: Final = (0xC0, 0xC1)
-_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_TABLES: Final = frozenset((0xC4, 0xCC, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)))
-
-
-def _jpeg_header(data: bytes) -> _JpegHeader | None:
-    """The header of a JPEG that is well formed up to its first scan; None: PIL must judge.
-
-    libjpeg reads a second scan only if the picture is progressive, or if the first scan lacks some components.
-    """
-    if not data.startswith(_JPEG):
-        return None
-    at, frame = 2, None
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        body = data[at + 4 : at + 10]
-        if length < 2 or at + 2 + length > len(data):
-            return None
-        if marker == 0xDA and frame is not None and body:
-            height, width, components, sequential = frame
-            many_scans = not sequential or body[0] != components
-            return _JpegHeader(width, height, many_scans) if width and height else None
-        if marker in _FRAMES and frame is None and length >= 8:
-            sides = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
-            frame = *sides, body[5], marker in _SEQUENTIAL
-        elif marker not in _TABLES:
-            return None
-        at += 2 + length
-    return None
-
-
-def _announced_size(data: bytes) -> tuple[int, int]:
-    """(width, height) from the header. Raises BadFrame."""
+def _head(data: bytes) -> _Head:
+    """Raises BadFrame."""
     reader = next((reader for magic, reader in _READERS if data.startswith(magic)), None)
     if reader is None:
         raise _undecodable(data, "neither JPEG, PNG, WebP, BMP nor TIFF")
     try:
         with reader(io.BytesIO(data)) as picture:
-            return picture.size
-    except DecompressionBombError:  # PIL's own bound: WebP's reader always checks it
+            width, height = picture.size
+            orientation = _orientation(picture, data)
+    except DecompressionBombError:  # PIL's own bound, which WebP's reader checks whatever we ask
         raise BadFrame(DeadReason.TOO_LARGE, "the picture has more pixels than PIL reads") from None
-    except Exception as error:  # a parser on a stranger's bytes: any error means the same
+    except Exception as error:  # a parser at work on a stranger's bytes: whatever it raises means the same
         raise _undecodable(data, f"its header does not parse ({type(error).__name__})") from None
+    return _Head(width, height, orientation, reader if reader in _PILLOWS else None)
+
+
+def _orientation(picture: ImageFile, data: bytes) -> int:
+    """Without Pillow's `getexif`, which decodes all of a PNG to find it."""
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
+        stated = picture.tag_v2.get(ExifTags.Base.Orientation, UPRIGHT)
+        return stated if isinstance(stated, int) and 1 <= stated <= 8 else UPRIGHT
+    exif = picture.info.get("exif", b"")
+    if data.startswith(_PNG) and not exif:
+        exif = next((body for kind, body in _png_chunks(data) if kind == b"eXIf"), b"")
+    return orientation_in(bytes(exif).removeprefix(b"Exif\0\0"))
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Kind and content of each chunk, as far as they are whole."""
+    at = len(_PNG)
+    while at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        if end + 4 > len(data):
+            return
+        kind = data[at + 4 : at + 8]
+        yield kind, data[at + 8 : end] if kind == b"eXIf" else b""
+        at = end + 4
 
 
 def _check_area(width: int, height: int, max_pixels: int) -> None:
@@ -190,12 +219,9 @@ def _check_structure(data: bytes) -> None:
     ten.
     """
     if data.startswith(_PNG):
-        at = len(_PNG)
-        while at + 12 <= len(data) and data[at + 4 : at + 8] != b"IEND":
-            at += 12 + int.from_bytes(data[at : at + 4], "big")
-        if at + 12 > len(data):
+        if all(kind != b"IEND" for kind, _ in _png_chunks(data)):
             raise _undecodable(data, "damaged or cut off; a chunk is longer than the file")
-    elif data.startswith(_JPEG[:2]) and (scans := data.count(_JPEG_SCAN)) > _MAX_SCANS:
+    elif data.startswith(SOI[:2]) and (scans := scans_of(data)) > _MAX_SCANS:
         raise _undecodable(data, f"{scans} scans, more than the {_MAX_SCANS} allowed")
 
 

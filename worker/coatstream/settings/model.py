@@ -239,12 +239,18 @@ class CameraSettings(Section):
     read_timeout: Seconds = 5.0
     transport: Literal["tcp", "udp"] = "tcp"
     keyframes_only: bool = False
-    acceleration: Literal["none", "any", "vaapi", "d3d11", "mfx"] = "none"
+    acceleration: Literal["auto", "none", "cuda", "vaapi", "qsv"] = "none"
     tls_verify: bool = True
     tls_ca: Path | None = None
     health: HealthSettings | None = None
     reuse: ReuseSettings | None = None
     tags: TagSettings | None = None
+
+    @field_validator("acceleration", mode="before")
+    @classmethod
+    def _earlier_names(cls, name: object) -> object:
+        """Those of the releases that decoded with OpenCV."""
+        return {"any": "auto", "d3d11": "auto", "mfx": "qsv"}.get(str(name), name)
 
     @field_validator("url", mode="before")
     @classmethod

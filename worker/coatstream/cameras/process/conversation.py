@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
-from coatstream.cameras.capture.camera import Step
+from coatstream.cameras.capture.steps import Step
 from coatstream.cameras.fleet.lease import CameraLease
 from coatstream.cameras.process.wire import Inbox, Message, Tally, one_line
 from coatstream.errors import BadFrame, CoatstreamError, SourceLost

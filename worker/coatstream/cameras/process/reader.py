@@ -10,12 +10,12 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from coatstream.cameras.capture.camera import Camera, Step
+from coatstream.cameras.capture.camera import Camera
+from coatstream.cameras.capture.steps import Step
 from coatstream.cameras.process.wire import (
     MAX_COSTS,
     STAGES,
@@ -31,7 +31,6 @@ from coatstream.cameras.process.wire import (
 from coatstream.engine.cores import single_threaded
 from coatstream.errors import BadFrame, CoatstreamError, DeadReason, DownReason, SourceLost
 from coatstream.frames.frame import Frame
-from coatstream.frames.opencv import overheard
 from coatstream.frames.resizing import prepare
 from coatstream.settings.process import show_as
 
@@ -53,8 +52,7 @@ def run(work: socket.socket) -> None:
     sender.start()
     wanted = threading.Event()
     threading.Thread(target=_listen, args=(work, stop, outbox, wanted), daemon=True).start()
-    with overheard() as words:
-        read(camera_of(order, outbox, overheard=words, wanted=wanted), outbox, stop)
+    read(camera_of(order, outbox, wanted=wanted), outbox, stop)
     sender.join()
 
 
@@ -65,26 +63,9 @@ def _be_the_first_to_die() -> None:
         _OOM_SCORE.write_text(str(min(1000, score + 300)))
 
 
-def camera_of(
-    order: Order,
-    outbox: "FrameOutbox",
-    *,
-    overheard: Callable[[], bytes] = lambda: b"",
-    wanted: threading.Event | None = None,
-) -> Camera:
-    """The camera. Its frames, counts, steps and bad pictures go into the outbox."""
-    # A camera prepares in BGR and turns the small result, and crop mode `border` pads with the mean.
-    spec = replace(order.spec, mean=(order.spec.mean[2], order.spec.mean[1], order.spec.mean[0]))
-    return Camera(
-        order.settings,
-        prepare=partial(prepare, spec=spec),
-        observe=outbox.observe,
-        on_bad=outbox.bad,
-        on_step=outbox.step,
-        on_grab=outbox.grabbed,
-        overheard=overheard,
-        wanted=wanted,
-    )
+def camera_of(order: Order, outbox: "FrameOutbox", *, wanted: threading.Event | None = None) -> Camera:
+    """The camera, with everything that it has to tell going into the outbox."""
+    return Camera(order.settings, prepare=partial(prepare, spec=order.spec), observer=outbox, wanted=wanted)
 
 
 def read(camera: Camera, outbox: "FrameOutbox", stop: "Stop") -> None:
@@ -145,6 +126,7 @@ class FrameOutbox:
         self._grabbed = 0
         self._sent = 0  # of those
         self._replaced = 0
+        self._damaged = 0
         self._cpu = 0.0
         self._costs: deque[tuple[str, float]] = deque(maxlen=MAX_COSTS)
         self._bad: Counter[DeadReason] = Counter()
@@ -176,6 +158,11 @@ class FrameOutbox:
         with self._changed:
             self._bad[bad.reason] += 1
             self._why_bad[bad.reason] = one_line(bad)
+
+    def damaged(self, count: int) -> None:
+        """So many more packets or pictures could not be decoded, or not in full."""
+        with self._changed:
+            self._damaged += count
 
     def put(self, frame: Frame, *, live: bool) -> bool:
         """Leave a frame for the worker; wait for room unless `live`. False: the worker has hung up."""
@@ -250,6 +237,7 @@ class FrameOutbox:
         tally = Tally(
             grabbed=self._grabbed,
             replaced=self._replaced,
+            damaged=self._damaged,
             cpu=self._cpu,
             costs=tuple((stage, max(0.0, seconds)) for stage, seconds in self._costs),
             bad=bad,

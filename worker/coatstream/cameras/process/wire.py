@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from coatstream.cameras.capture.camera import Step
+from coatstream.cameras.capture.steps import Step
 from coatstream.errors import CoatstreamError, DeadReason, DownReason, redact
 from coatstream.frames.frame import THUMBNAIL, Frame, InputSpec, Vitals
 from coatstream.settings.model import CameraSettings
@@ -79,11 +79,13 @@ class Tally(_Checked):
     """The counts, which are in every message.
 
     grabbed, replaced, cpu    from the process's start: pictures, pictures, CPU seconds of decoding and preparing
+    damaged                   likewise: packets and pictures that could not be decoded, or not in full
     costs, bad                since the last message; of the costs the newest ones only
     """
 
     grabbed: Count = 0
     replaced: Count = 0
+    damaged: Count = 0
     cpu: Annotated[float, Field(ge=0, le=1e12)] = 0.0
     costs: Annotated[tuple[tuple[Stage, Seconds], ...], Field(max_length=MAX_COSTS)] = ()
     bad: Annotated[tuple[Bad, ...], Field(max_length=len(DeadReason))] = ()

@@ -6,19 +6,19 @@ the settings it also reports whether those fit, and the share that each of them 
 """
 
 import json
-import os
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
+from av.error import FFmpegError
 from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
@@ -34,6 +34,7 @@ from coatstream.cameras.capacity import (
     measure_rates,
     served,
 )
+from coatstream.cameras.capture.video import Video, file_options
 from coatstream.cameras.capture.vitals import measure
 from coatstream.cameras.fleet.lease import CameraLease
 from coatstream.cameras.process.forkserver import ForkServer
@@ -43,8 +44,7 @@ from coatstream.engine.cores import single_threaded, usable_cores
 from coatstream.engine.loading import load_engine
 from coatstream.engine.protocol import Engine
 from coatstream.errors import EngineError
-from coatstream.frames.frame import InputSpec, Pixels
-from coatstream.frames.opencv import CAPTURE_OPTIONS, cv2
+from coatstream.frames.frame import InputSpec
 from coatstream.frames.resizing import prepare
 from coatstream.settings.model import CameraSettings, SettingsTree
 from coatstream.telemetry import logs
@@ -56,7 +56,6 @@ KINDS: Final = (
     ("25 fps", Sampling(taken=25)),
     ("key frames", Sampling(taken=1 / KEY_INTERVAL, keyframes_only=True)),
 )
-_KEYS_ONLY: Final = "avdiscard;nonkey"
 _TAKE_EVERY: Final = 5  # pictures of a clip
 _PICTURES: Final = 10  # after which a reader's memory has grown to its size
 
@@ -142,7 +141,7 @@ def _rounds(clip: Path, spec: InputSpec, seconds: float) -> list[tuple[float, fl
     costs: list[tuple[float, float, float]] = []
     began = time.monotonic()
     while len(costs) < 2 or time.monotonic() - began < seconds:
-        every, keys = _play(clip, spec), _play(clip, spec, only=_KEYS_ONLY)
+        every, keys = _play(clip, spec), _play(clip, spec, keyframes_only=True)
         costs.append((every.decoding / every.pictures, keys.decoding / every.pictures, every.taking / every.taken))
     return costs
 
@@ -157,52 +156,37 @@ class _Played:
     taking: float = 0.0
 
 
-def _play(clip: Path, spec: InputSpec, *, only: str = "") -> _Played:
+def _play(clip: Path, spec: InputSpec, *, keyframes_only: bool = False) -> _Played:
+    """Raises EngineError."""
+    try:
+        with clip.open("rb") as file:
+            return _played(Video(file, options=file_options(), keyframes_only=keyframes_only), spec, clip.name)
+    except FFmpegError:
+        raise EngineError(f"FFmpeg cannot decode {clip.name}, which came with the package") from None
+
+
+def _played(open_clip: Video, spec: InputSpec, name: str) -> _Played:
     played = _Played()
-    with clip.open("rb") as file:
-        file_for_opencv: Any = file  # OpenCV's stub names an interface that nothing implements
-        with _decoding(only):
-            capture = cv2.VideoCapture(file_for_opencv, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-        try:
-            while _grab(capture, played):
-                if played.pictures % _TAKE_EVERY == 1:
-                    _take(capture, spec, played)
-        finally:
-            capture.release()
+    with closing(open_clip) as video:
+        while video.grab():
+            played.pictures += 1
+            played.decoding += video.take_cost()
+            if played.pictures % _TAKE_EVERY == 1:
+                _take(video, spec, played)
     if not played.taken:
-        raise EngineError(f"OpenCV cannot decode {clip.name}, which came with the package")
+        raise EngineError(f"{name}, which came with the package, holds no picture")
     return played
 
 
-@contextmanager
-def _decoding(only: str) -> Iterator[None]:
-    """OpenCV reads its options from the environment at each opening."""
-    before = os.environ.get(CAPTURE_OPTIONS, "")
-    os.environ[CAPTURE_OPTIONS] = "|".join(filter(None, (before, only)))
-    try:
-        yield
-    finally:
-        os.environ[CAPTURE_OPTIONS] = before
-
-
-def _grab(capture: cv2.VideoCapture, played: _Played) -> bool:
-    before = time.thread_time()
-    grabbed = capture.grab()
-    played.decoding += time.thread_time() - before
-    played.pictures += grabbed
-    return grabbed
-
-
-def _take(capture: cv2.VideoCapture, spec: InputSpec, played: _Played) -> None:
+def _take(video: Video, spec: InputSpec, played: _Played) -> None:
     """What a camera's process does with a picture that is due."""
     before = time.thread_time()
-    whole, picture = capture.retrieve()
-    if whole:
-        pixels: Pixels = picture  # type: ignore[assignment]  # asked for uint8
-        measure(pixels, damage=0)
-        prepare(pixels, spec)
-        played.taken += 1
+    pixels = video.retrieve()
+    measure(pixels, damage=0)
+    prepare(pixels, spec)
+    played.taken += 1
     played.taking += time.thread_time() - before
+    video.take_cost()
 
 
 def _memory(clip: Path, spec: InputSpec) -> int | None:

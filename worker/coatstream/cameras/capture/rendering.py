@@ -1,0 +1,86 @@
+"""A decoded frame of video as a player shows it: square pixels, upright, in RGB."""
+
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Final
+
+import numpy as np
+from av import VideoCodecContext, VideoFrame, VideoStream
+from av.buffer import Buffer
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from coatstream.frames.frame import Pixels
+
+_WIDEST: Final = 65_535  # pixels of a side: what a frame may say it has
+_MOST_SHAPES: Final = 16  # sizes of which the shape of the pixels is remembered
+
+
+class Renderer:
+    """Renders the frames of one track. Keeps one scaler, which libswscale sets up anew only where sizes change."""
+
+    def __init__(self, stream: VideoStream) -> None:
+        self._codec: VideoCodecContext = stream.codec_context
+        self._scaler = VideoReformatter()
+        container, coded = stream.sample_aspect_ratio, self._codec.sample_aspect_ratio
+        # FFmpeg prefers what the container says of the pixels' shape to what the pictures say.
+        self._fixed = container if container and container != coded else None
+        self._shapes: dict[tuple[int, int], Fraction | None] = {}
+
+    def note(self, frame: VideoFrame) -> None:
+        """Remember the pixels' shape of each size: PyAV tells it of the decoder, which may be some frames ahead."""
+        size = frame.width, frame.height
+        if size == (self._codec.width, self._codec.height) or size not in self._shapes:
+            self._shapes[size] = self._codec.sample_aspect_ratio
+            if len(self._shapes) > _MOST_SHAPES:
+                del self._shapes[next(iter(self._shapes))]
+
+    def render(self, frame: VideoFrame) -> Pixels:
+        """uint8 [height, width, 3] RGB. Range and matrix of the colours are the frame's own; unsaid, BT.601 limited."""
+        turned = _Turn.of(frame)
+        shape = self._fixed or self._shapes.get((frame.width, frame.height)) or Fraction(1)
+        width, height = frame.width, frame.height
+        if shape > 0 and shape != 1:
+            # FFmpeg's filters keep the height that is seen, and so stretch the coded height of a picture on its side.
+            width, height = (width, _side(height / shape)) if turned.transposed else (_side(width * shape), height)
+        scaled = (width, height) != (frame.width, frame.height)
+        rgb = self._scaler.reformat(
+            frame,
+            width=width,
+            height=height,
+            format="rgb24",
+            interpolation=Interpolation.BICUBIC if scaled else Interpolation.BILINEAR,
+            threads=1,
+        )
+        plane = rgb.planes[0]
+        pixels: Pixels = np.ndarray((height, width, 3), np.uint8, memoryview(plane), strides=(plane.line_size, 3, 1))
+        return turned.apply(pixels)
+
+
+def _side(length: Fraction) -> int:
+    return max(1, min(_WIDEST, round(length)))
+
+
+class _Turn:
+    """A display matrix, as far as it is made of quarter turns and mirrors; the nearest of these otherwise."""
+
+    def __init__(self, transposed: bool, mirrored: bool, upside_down: bool) -> None:
+        self.transposed, self._mirrored, self._upside_down = transposed, mirrored, upside_down
+
+    @classmethod
+    def of(cls, frame: VideoFrame) -> "_Turn":
+        side_data: Mapping[str, Buffer] = frame.side_data  # type: ignore[assignment]  # the stub is not complete
+        if "DISPLAYMATRIX" not in side_data:
+            return cls(False, False, False)
+        # A point (x, y) is shown at (a x + c y, b x + d y); ISO/IEC 14496-12, 6.2.2.
+        a, b, _, c, d, *_ = np.frombuffer(bytes(side_data["DISPLAYMATRIX"]), np.int32, 9).astype(np.int64)
+        transposed = bool(abs(b) + abs(c) > abs(a) + abs(d))
+        return cls(transposed, bool((c if transposed else a) < 0), bool((b if transposed else d) < 0))
+
+    def apply(self, pixels: Pixels) -> Pixels:
+        if self.transposed:
+            pixels = pixels.swapaxes(0, 1)
+        if self._upside_down:
+            pixels = pixels[::-1]
+        if self._mirrored:
+            pixels = pixels[:, ::-1]
+        return np.ascontiguousarray(pixels) if self.transposed or self._mirrored else pixels

@@ -1,7 +1,7 @@
 """What a camera's URL means, before anything is opened."""
 
 import pytest
-from coatstream.cameras.address import Address, Kind, parse
+from coatstream.cameras.address import Address, Kind, parse, public_url
 from coatstream.errors import ConfigError
 from coatstream.settings.model import CameraSettings
 from pydantic import SecretStr
@@ -123,3 +123,27 @@ def test_a_stream_knows_its_protocol(url: str, rtsp: bool, hls: bool, secure: bo
     found = address(url)
 
     assert (found.is_rtsp, found.is_hls, found.is_secure) == (rtsp, hls, secure)
+
+
+def test_a_user_without_a_password_sends_an_empty_one() -> None:
+    assert address("rtsp://admin@cam/1").location == "rtsp://admin:@cam/1"
+
+
+@pytest.mark.parametrize("url", ["tcp://0.0.0.0:9000?listen=1", "udp://@239.0.0.1:1234?localaddr=10.0.0.1#x"])
+def test_streams_without_a_path_take_no_options_for_ffmpeg(url: str) -> None:
+    with pytest.raises(ConfigError, match="names options after its port"):
+        address(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("rtsp://h:8554/user=admin_password=tlJwpbo6_channel=1_stream=0.sdp", "rtsp://h:8554"),
+        ("http://admin:hunter2@[::1]/video?loginuse=admin&loginpas=888888", "http://[::1]:80"),
+        ("udp://@:5000", "udp://:5000"),
+        ("/data/clip.mp4", "/data/clip.mp4"),
+        ("smb://secret", "unreadable"),
+    ],
+)
+def test_a_list_shows_neither_path_nor_query(url: str, shown: str) -> None:
+    assert public_url(CameraSettings(name="door", url=SecretStr(url))) == shown

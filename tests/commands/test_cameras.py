@@ -78,9 +78,9 @@ def test_the_list_has_a_line_for_each_camera_wherever_it_comes_from(
 
     header, door, roof = ([cell for cell in re.split(r"\s{2,}", line.strip()) if cell] for line in out.splitlines())
     assert (code, err, header) == (0, "", list(cameras.COLUMNS))
-    assert door[:5] == ["door", "rtsp://***@10.0.0.7/1", "redis", "down", "auth"]
+    assert door[:5] == ["door", "rtsp://10.0.0.7:554", "redis", "down", "auth"]
     assert door[6:] == ["host-1-ab", str(fence), "cat, dog"]
-    assert roof[:4] == ["roof", "rtsp://***@10.0.0.9/1", "settings", "unknown"]
+    assert roof[:4] == ["roof", "rtsp://10.0.0.9:554", "settings", "unknown"]
 
 
 def test_as_json_it_is_one_object_a_line(client: Client, capsys: pytest.CaptureFixture[str], of_the_file: str) -> None:
@@ -90,7 +90,7 @@ def test_as_json_it_is_one_object_a_line(client: Client, capsys: pytest.CaptureF
     assert rows(capsys) == [
         {
             "camera": "roof",
-            "url": "rtsp://***@10.0.0.9/1",
+            "url": "rtsp://10.0.0.9:554",
             "from": "settings",
             "state": "live",
             "reason": None,

@@ -65,7 +65,7 @@ class DownReason(StrEnum):
     CODEC = "codec"  # this machine cannot decode its pictures
     ENDED = "ended"  # the other side closed
     CRASHED = "crashed"  # the process that read it died
-    CHANGED = "changed"  # its pictures have another size now, so it is opened again
+    CHANGED = "changed"  # its pictures have another size: only workers of earlier releases open it again for that
     REDIS = "redis"  # of the queue: Redis cannot be reached
 
 
@@ -169,13 +169,25 @@ class Retries:
 # user:password@ in a URL. A password may hold '@' and '/', so the match runs to the last '@' before white space or a
 # quote.
 _USERINFO = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)[^\s\"'<>]*@", re.IGNORECASE)
-_QUERY_SECRET = re.compile(
-    r"(?P<key>[?&;](?:[\w-]*(?:pass|pwd|secret|token|auth|signature|api_?key)[\w-]*|key|sig|user(?:name)?)=)[^&;\s\"'<>]*",
+# Cameras take them in the path too: /user=admin_password=x_channel=1, /admin:x/live. A value ends where another key
+# begins.
+_LONG_KEY = r"[\w-]*(?:pass|pwd|psw|secret|token|auth|signature|api_?key|loginuse|loginpas|credential|session)[\w-]*"
+_SHORT_KEY = r"(?:key|sig|user(?:name)?|usr|login|pw|u|p)"
+_SECRET = re.compile(
+    rf"(?P<key>(?:[?&;/#_]{_LONG_KEY}|[?&;/#]{_SHORT_KEY}|_(?:user(?:name)?|usr|pw))=).*?(?=_\w+=|[&;/#\s\"'<>]|$)",
     re.IGNORECASE,
 )
+_IN_PATH = re.compile(r"(?P<host>\b[a-z][a-z0-9+.-]*://[^\s\"'<>/?#]*)(?P<path>/[^\s\"'<>?#]*)", re.IGNORECASE)
+_PAIR = re.compile(r"/[^/:]+:[^/]+")
+_FRAGMENT = re.compile(r"(?P<url>\b[a-z][a-z0-9+.-]*://[^\s\"'<>#]*#)[^\s\"'<>]+", re.IGNORECASE)
 
 
 def redact(text: str) -> str:
-    """`text` with the credentials of every URL in it replaced by ***: user and password, and secrets in the query."""
+    """`text` with the credentials of every URL in it replaced by ***, as far as they can be told from the rest.
+
+    These are user and password before the host, in the path and in the query, other secrets there, and fragments.
+    """
     text = _USERINFO.sub(r"\g<scheme>***@", text)
-    return _QUERY_SECRET.sub(r"\g<key>***", text)
+    text = _SECRET.sub(r"\g<key>***", text)
+    text = _IN_PATH.sub(lambda url: url["host"] + _PAIR.sub("/***", url["path"]), text)
+    return _FRAGMENT.sub(r"\g<url>***", text)

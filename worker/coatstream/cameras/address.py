@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from urllib.parse import quote, unquote, urlsplit
 
-from coatstream.errors import ConfigError
+from coatstream.errors import ConfigError, redact
 from coatstream.settings.model import CameraSettings
 
 _PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443, "tcp": 0, "udp": 0}  # 0: the URL must name one
@@ -104,9 +104,28 @@ def _network(settings: CameraSettings, url: str, scheme: str, password: str | No
         ) from None
     if not port or not (host or scheme == "udp"):
         raise _wrong(settings, f"names no {'port' if host else 'host'}")
+    if scheme in ("tcp", "udp") and (parts.query or parts.fragment):  # FFmpeg's own: ?listen=1 opens a port here
+        raise _wrong(settings, f"names options after its port; {scheme}:// takes none")
     if credentials := _credentials(settings, parts.username, password):
         parts = parts._replace(netloc=f"{credentials}@{parts.netloc.rpartition('@')[2]}")
+    elif parts.username and parts.password is None:  # FFmpeg sends no user that comes without a colon
+        parts = parts._replace(netloc=parts.netloc.replace("@", ":@", 1))
     return Address(Kind.NETWORK, parts.geturl(), host, port, scheme)
+
+
+def public_url(settings: CameraSettings) -> str:
+    """Where a camera is, for lists: its scheme, host and port, or the path of what is on this machine.
+
+    Never path and query of a URL: cameras take passwords there, in more forms than can be told apart.
+    """
+    try:
+        address = parse(settings)
+    except ConfigError:
+        return "unreadable"
+    if address.scheme is None:
+        return redact(address.location)
+    host = address.host or ""
+    return f"{address.scheme}://{f'[{host}]' if ':' in host else host}:{address.port}"
 
 
 def _credentials(settings: CameraSettings, user_in_url: str | None, password: str | None) -> str | None:

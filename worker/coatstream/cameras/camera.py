@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import structlog
 
+from coatstream.cameras.address import public_url
 from coatstream.cameras.events import CameraEvents
 from coatstream.cameras.fleet.lease import CameraLease
 from coatstream.cameras.health import PictureHealth
@@ -30,6 +31,7 @@ from coatstream.telemetry.status import SourceStatus, State
 from coatstream.telemetry.telemetry import Telemetry
 
 _LOG_AGAIN: Final = 10.0  # seconds between two lines about bad pictures of one camera
+_LOG_DAMAGE_AGAIN: Final = 1.0  # seconds between two lines about damage
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class ActiveCamera:
         self.active, self.ended = True, False
         self._ledger, self._status = context.telemetry.ledger, context.telemetry.status
         self._metrics = context.metrics
-        self._log_at = 0.0  # monotonic seconds
+        self._log_at = self._log_damage_at = 0.0  # monotonic seconds
         self._log = structlog.get_logger("cameras")
 
     @property
@@ -98,7 +100,7 @@ class ActiveCamera:
         stats, status = self.process.stats(), self.status
         return {
             "name": self.name,
-            "url": redact(self.settings.url.get_secret_value()),
+            "url": public_url(self.settings),
             "state": status.state if status else None,
             "reason": status.reason.value if status and status.reason else None,
             "message": redact(status.message) if status else None,
@@ -118,6 +120,9 @@ class ActiveCamera:
         """The intake has found a new state."""
         if self.active:
             self.ended = state == "ended"
+            if self.ended and (damaged := self.process.stats().damaged):
+                pictures = self.process.stats().grabbed
+                self._log.warning("a file with damage was read", source=self.name, pictures=pictures, damaged=damaged)
             self.events.state(state, reason, message)
         if state == "ended":  # no other worker shall begin it again
             self.lease.camera_ended()
@@ -143,6 +148,13 @@ class ActiveCamera:
             self._log_at = now + _LOG_AGAIN
             trouble = redact(str(bad))
             self._log.warning("a picture cannot be used", source=self.name, reason=bad.reason.value, trouble=trouble)
+
+    def damaged(self, count: int) -> None:
+        """A line a second at most: a stream over a bad line has damage in every picture."""
+        now = time.monotonic()
+        if now >= self._log_damage_at:
+            self._log_damage_at = now + _LOG_DAMAGE_AGAIN
+            self._log.warning("pictures are damaged", source=self.name, damaged=self.process.stats().damaged)
 
     def replaced(self, count: int) -> None:
         for _ in range(count):

@@ -14,6 +14,7 @@ from coatstream.broker.connection import Client, connect
 from coatstream.broker.failures import calls
 from coatstream.broker.fleet_keys import FleetKeys, fleet_keys
 from coatstream.broker.preflight import check_server
+from coatstream.cameras.address import public_url
 from coatstream.cameras.fleet.access import registry
 from coatstream.cameras.fleet.leases import Holder, holders
 from coatstream.cameras.fleet.registry import Content, Registry
@@ -223,7 +224,7 @@ def _row(
     since = stored.get("since")
     return Row(
         camera.name,
-        redact(camera.url.get_secret_value()),
+        public_url(camera),
         origin,
         str(stored.get("state") or "unknown"),
         str(stored.get("reason") or ""),

@@ -39,6 +39,9 @@ class CameraObserver(Protocol):
     def unusable(self, bad: BadFrame) -> None:
         """A picture was due and could not be used. It was never received: the ledger counts both."""
 
+    def damaged(self, count: int) -> None:
+        """So many more packets or pictures could not be decoded, or not in full."""
+
     def replaced(self, count: int) -> None:
         """So many frames gave way to newer ones before they were received."""
 
@@ -58,6 +61,8 @@ class Unobserved:
 
     def unusable(self, bad: BadFrame) -> None: ...
 
+    def damaged(self, count: int) -> None: ...
+
     def replaced(self, count: int) -> None: ...
 
     def flows(self, flowing: bool) -> None: ...
@@ -68,6 +73,7 @@ class CameraStats:
     """What one camera has done so far, over all its processes.
 
     grabbed        pictures that were read, taken or not
+    damaged        packets and pictures that could not be decoded, or not in full
     replaced       frames that gave way to newer ones before they came here
     held_back      frames that this worker may not publish: another one has the camera
     cpu            seconds that its processes spent on decoding and preparing
@@ -80,6 +86,7 @@ class CameraStats:
     """
 
     grabbed: int = 0
+    damaged: int = 0
     replaced: int = 0
     held_back: int = 0
     cpu: float = 0.0
@@ -223,6 +230,9 @@ class Conversation:
                 self._observer.flows(True)
         self._counts.add(grabbed=max(0, tally.grabbed - before.grabbed), cpu=max(0.0, tally.cpu - before.cpu))
         self._replaced(max(0, tally.replaced - before.replaced))
+        if (damaged := tally.damaged - before.damaged) > 0:
+            self._counts.add(damaged=damaged)
+            self._observer.damaged(damaged)
         for stage, seconds in tally.costs:
             self._observer.spent(stage, seconds)
         for bad in tally.bad if self._lease.fence is not None else ():

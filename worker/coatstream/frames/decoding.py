@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import numpy as np
-from PIL import BmpImagePlugin, ExifTags, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+from PIL import BmpImagePlugin, ImageOps, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 from PIL.Image import DecompressionBombError
 from PIL.ImageFile import ImageFile
 
@@ -124,7 +124,7 @@ def _by_pillow(reader: type[ImageFile], data: bytes) -> Pixels:
         with reader(io.BytesIO(data)) as picture:
             mode = picture.mode
             if mode not in _WIDE:
-                return np.array(picture.convert("RGB"))
+                return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
             wide = np.asarray(picture)
     except Exception as error:  # a parser at work on a stranger's bytes: whatever it raises means the same
         raise _undecodable(data, f"damaged, cut off or of an unknown kind ({type(error).__name__})") from None
@@ -178,15 +178,14 @@ def _head(data: bytes) -> _Head:
     except DecompressionBombError:  # PIL's own bound, which WebP's reader checks whatever we ask
         raise BadFrame(DeadReason.TOO_LARGE, "the picture has more pixels than PIL reads") from None
     except Exception as error:  # a parser at work on a stranger's bytes: whatever it raises means the same
-        raise _undecodable(data, f"its header does not parse ({type(error).__name__})") from None
+        raise _undecodable(data, f"its header is damaged or of an unknown kind ({type(error).__name__})") from None
     return _Head(width, height, orientation, reader if reader in _PILLOWS else None)
 
 
 def _orientation(picture: ImageFile, data: bytes) -> int:
     """Without Pillow's `getexif`, which decodes all of a PNG to find it."""
-    if isinstance(picture, TiffImagePlugin.TiffImageFile):
-        stated = picture.tag_v2.get(ExifTags.Base.Orientation, UPRIGHT)
-        return stated if isinstance(stated, int) and 1 <= stated <= 8 else UPRIGHT
+    if isinstance(picture, _PILLOWS):  # which turn it themselves
+        return UPRIGHT
     exif = picture.info.get("exif", b"")
     if data.startswith(_PNG) and not exif:
         exif = next((body for kind, body in _png_chunks(data) if kind == b"eXIf"), b"")

@@ -1,4 +1,4 @@
-"""Pictures of all kinds that cameras, scanners and programs write: each a name, its bytes, and how far off it may be."""
+"""Pictures of all kinds that cameras, scanners and programs write: a name, its bytes, and how far off it may be."""
 
 import io
 import struct

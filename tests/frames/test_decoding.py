@@ -1,5 +1,6 @@
 import io
 import resource
+import struct
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor

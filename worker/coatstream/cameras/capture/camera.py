@@ -17,7 +17,7 @@ from coatstream.cameras.capture.making import FrameMaker
 from coatstream.cameras.capture.opening import Opener, read_timeout
 from coatstream.cameras.capture.reader import Reader, Trouble
 from coatstream.cameras.capture.sampling import Pacer, Sampler
-from coatstream.cameras.capture.steps import CaptureObserver, Step, Unobserved
+from coatstream.cameras.capture.steps import CaptureObserver, Step, SilentObserver
 from coatstream.errors import DownReason, SourceLost
 from coatstream.frames.frame import Frame, Pixels
 from coatstream.settings.model import CameraSettings
@@ -55,7 +55,7 @@ class Camera:
         self.damaged = 0
         self._settings = settings
         self._address = parse(settings)
-        self._observer = observer or Unobserved()
+        self._observer = observer or SilentObserver()
         self._clock = clock
         self._monotonic = monotonic
         self._wanted = wanted or threading.Event()

@@ -34,7 +34,7 @@ class CaptureObserver(Protocol):
         """So many more packets or pictures could not be decoded, or not in full."""
 
 
-class Unobserved:
+class SilentObserver:
     """An observer that does nothing."""
 
     def step(self, step: Step) -> None: ...

@@ -15,9 +15,9 @@ from coatstream.cameras.capture.folder import Folder
 from coatstream.cameras.capture.live import LiveSampling
 from coatstream.cameras.capture.making import FrameMaker
 from coatstream.cameras.capture.opening import Opener, read_timeout
-from coatstream.cameras.capture.reader import Reader, Trouble
+from coatstream.cameras.capture.reader import PictureReader, Trouble
 from coatstream.cameras.capture.sampling import Pacer, Sampler
-from coatstream.cameras.capture.steps import CaptureObserver, Step, SilentObserver
+from coatstream.cameras.capture.steps import CaptureObserver, SilentObserver, Step
 from coatstream.errors import DownReason, SourceLost
 from coatstream.frames.frame import Frame, Pixels
 from coatstream.settings.model import CameraSettings
@@ -111,17 +111,17 @@ class Camera:
                 if frame := self._maker.take(reader):
                     yield frame
 
-    def _begin(self, reader: Reader) -> None:
+    def _begin(self, reader: PictureReader) -> None:
         """What was missed while a stream was joined is no fault of it."""
         self._maker.damage = self._told = reader.damaged
         self._observer.step(Step.READING)
 
-    def _grabbed(self, reader: Reader) -> None:
+    def _grabbed(self, reader: PictureReader) -> None:
         self.pictures += 1
         self._observer.grabbed()
         self._tell_damage(reader)
 
-    def _tell_damage(self, reader: Reader) -> None:
+    def _tell_damage(self, reader: PictureReader) -> None:
         if (new := reader.damaged - self._told) > 0:
             self._told = reader.damaged
             self.damaged += new

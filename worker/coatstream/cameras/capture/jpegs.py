@@ -11,7 +11,7 @@ from av.error import FFmpegError, InvalidDataError
 
 from coatstream.cameras.capture.parts import PartSplitter, boundary_of
 from coatstream.cameras.capture.reader import Cause, Costs, Trouble
-from coatstream.cameras.capture.web import Answer, WebClient, refusal
+from coatstream.cameras.capture.web import WebAnswer, WebClient, refusal
 from coatstream.errors import BadFrame, DownReason
 from coatstream.frames.decoding import decode
 from coatstream.frames.frame import Pixels
@@ -31,7 +31,7 @@ class Jpegs(Costs):
     def __init__(
         self,
         client: WebClient,
-        answer: Answer,
+        answer: WebAnswer,
         pieces: Iterator[bytes],
         *,
         fps: float,

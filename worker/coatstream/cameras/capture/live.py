@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from coatstream.cameras.capture.reader import Reader, Trouble
+from coatstream.cameras.capture.reader import PictureReader, Trouble
 from coatstream.cameras.capture.sampling import BurstPacer, Sampler
 from coatstream.errors import DownReason
 from coatstream.settings.model import CameraSettings
@@ -19,7 +19,7 @@ class LiveSampling:
     def __init__(
         self,
         settings: CameraSettings,
-        reader: Reader,
+        reader: PictureReader,
         *,
         opened_at: float,
         monotonic: Callable[[], float],

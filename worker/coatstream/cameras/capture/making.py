@@ -8,7 +8,7 @@ from itertools import count
 from typing import Final
 
 from coatstream.cameras.capture.folder import Folder, Found
-from coatstream.cameras.capture.reader import Reader
+from coatstream.cameras.capture.reader import PictureReader
 from coatstream.cameras.capture.steps import CaptureObserver
 from coatstream.cameras.capture.vitals import measure
 from coatstream.errors import BadFrame
@@ -46,7 +46,7 @@ class FrameMaker:
         session = int(self._clock() * 1e9)
         self._ids = (f"{self._name}-{session:x}-{number}" for number in count())
 
-    def take(self, reader: Reader) -> Frame | None:
+    def take(self, reader: PictureReader) -> Frame | None:
         """The picture that was grabbed last, or None, counted, where it is broken."""
         captured_at = self._clock()
         try:

@@ -16,10 +16,10 @@ from coatstream.cameras.address import Address, Kind, parse
 from coatstream.cameras.capture.causes import unresolved, why_not_opened
 from coatstream.cameras.capture.device import Device
 from coatstream.cameras.capture.jpegs import Jpegs
-from coatstream.cameras.capture.reader import NotOpened, Reader, Trouble
+from coatstream.cameras.capture.reader import NotOpened, PictureReader, Trouble
 from coatstream.cameras.capture.steps import Step
 from coatstream.cameras.capture.video import Video, file_options, stream_options
-from coatstream.cameras.capture.web import Answer, WebClient, authorities, refusal
+from coatstream.cameras.capture.web import WebAnswer, WebClient, authorities, refusal
 from coatstream.cameras.capture.web_file import WebFile
 from coatstream.errors import DownReason
 from coatstream.settings.model import CameraSettings
@@ -50,7 +50,7 @@ class Opener:
         self._read_timeout = read_timeout(settings, address)
 
     @contextmanager
-    def opened(self, stop: threading.Event) -> Iterator[Reader]:
+    def opened(self, stop: threading.Event) -> Iterator[PictureReader]:
         """The camera, open; closed by the thread that reads it. Raises NotOpened."""
         with ExitStack() as stack:
             try:
@@ -66,7 +66,7 @@ class Opener:
             self._on_step(Step.WAITING)
             yield reader
 
-    def _open(self, address: Address, stack: ExitStack, stop: threading.Event) -> Reader:
+    def _open(self, address: Address, stack: ExitStack, stop: threading.Event) -> PictureReader:
         match address.kind:
             case Kind.DEVICE:
                 return Device(address.location)
@@ -79,7 +79,7 @@ class Opener:
             case Kind.FOLDER:
                 raise ValueError("a folder is no stream")
 
-    def _file(self, location: str, stack: ExitStack) -> Reader:
+    def _file(self, location: str, stack: ExitStack) -> PictureReader:
         """A plain file, opened by Python: FFmpeg sees bytes and no path, so a playlist in it leads nowhere."""
         path = Path(location)
         try:
@@ -94,7 +94,7 @@ class Opener:
         except FFmpegError:
             raise Trouble(DownReason.CODEC, "it is not a video that can be read") from None
 
-    def _stream(self, address: Address, location: str | IO[bytes]) -> Reader:
+    def _stream(self, address: Address, location: str | IO[bytes]) -> PictureReader:
         """A stream that FFmpeg reads, from its URL or through an open connection."""
         settings, options = self._settings, stream_options()
         if address.is_rtsp:  # RTSP over TLS is TCP in any case
@@ -118,7 +118,7 @@ class Opener:
 
     # ---- HTTP
 
-    def _web(self, address: Address, stack: ExitStack, stop: threading.Event) -> Reader:
+    def _web(self, address: Address, stack: ExitStack, stop: threading.Event) -> PictureReader:
         """Pictures are read here; anything else is for FFmpeg, through the same connection."""
         client = WebClient(self._settings, address, read_timeout=self._read_timeout)
         stack.callback(client.close)
@@ -167,7 +167,7 @@ class Opener:
         return parse(self._settings, password=_password(path))
 
 
-def _is_picture(answer: Answer, head: bytes) -> bool:
+def _is_picture(answer: WebAnswer, head: bytes) -> bool:
     kind = answer.headers.get("content-type", "").lower()
     start = head.lstrip(b"\r\n")
     if start.startswith(b"\xff\xd8\xff"):

@@ -34,7 +34,7 @@ class NotOpened(Trouble):
     happened = "cannot be opened"
 
 
-class Reader(Protocol):
+class PictureReader(Protocol):
     """One open source of pictures, used by the one thread that opened it.
 
     paced       its pictures come at the rate that was asked for, because it asks for each: they need no sampling

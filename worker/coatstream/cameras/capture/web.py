@@ -101,7 +101,7 @@ def _algorithm(challenge: str) -> str | None:
     return named.get("algorithm", "MD5").strip().strip('"').upper()
 
 
-class Answer:
+class WebAnswer:
     """A response whose head has come. Its body is read in pieces, once."""
 
     def __init__(self, response: httpx.Response, read_timeout: float) -> None:
@@ -145,7 +145,7 @@ class WebClient:
             headers={"user-agent": "coatstream", "accept-encoding": "identity"},
         )
 
-    def get(self, *, since: httpx.Headers | None = None, start: int = 0) -> Answer:
+    def get(self, *, since: httpx.Headers | None = None, start: int = 0) -> WebAnswer:
         """Ask for its address; follow redirects on its host. `since`: only what is newer than an answer of that head.
 
         Raises Trouble where there is no answer, httpx.RemoteProtocolError where it cannot be understood.
@@ -165,10 +165,10 @@ class WebClient:
             url = there.copy_with(userinfo=b"")
         raise Trouble(DownReason.REFUSED, f"it redirects more than {_REDIRECTS} times ({answer.status})")
 
-    def _send(self, request: httpx.Request) -> Answer:
+    def _send(self, request: httpx.Request) -> WebAnswer:
         built = self._client.build_request(request.method, request.url, headers=request.headers)
         try:
-            return Answer(self._client.send(built, stream=True), self._read_timeout)
+            return WebAnswer(self._client.send(built, stream=True), self._read_timeout)
         except httpx.TimeoutException:
             raise Trouble(DownReason.TIMEOUT, f"no answer within {self._open_timeout:g} s") from None
         except httpx.ConnectError as error:

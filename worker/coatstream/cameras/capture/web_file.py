@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterator
 
-from coatstream.cameras.capture.web import Answer, WebClient
+from coatstream.cameras.capture.web import WebAnswer, WebClient
 
 
 class WebFile(io.RawIOBase):
@@ -11,7 +11,7 @@ class WebFile(io.RawIOBase):
 
     name = "stream"  # what FFmpeg calls it, for PyAV's messages: never the URL
 
-    def __init__(self, client: WebClient, answer: Answer, pieces: Iterator[bytes]) -> None:
+    def __init__(self, client: WebClient, answer: WebAnswer, pieces: Iterator[bytes]) -> None:
         super().__init__()
         self._client = client
         self._answer = answer

@@ -18,7 +18,7 @@ import typer
 from coatstream.cameras.capture.vitals import measure
 from coatstream.cameras.health import is_black, is_covered, spread
 from coatstream.errors import ConfigError
-from coatstream.frames.files import expand, is_clip
+from coatstream.frames.files import expand, kind_of
 from coatstream.frames.frame import Pixels, Vitals
 from coatstream.frames.opencv import cv2
 from numpy.typing import NDArray
@@ -42,7 +42,7 @@ def main(paths: Annotated[list[str], typer.Argument(metavar="PATH")]) -> None:
 
 
 def _pictures(path: Path) -> Iterator[Pixels]:
-    if not is_clip(path):
+    if kind_of(path) != "clip":
         picture = cv2.imread(str(path))
         if picture is not None and min(picture.shape[:2]) >= LEAST_SIDE:
             yield np.asarray(picture, np.uint8)

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,7 +21,7 @@ from coatstream.engine.loading import exact, load_engine
 from coatstream.engine.protocol import Engine
 from coatstream.errors import CoatstreamError, ConfigError, redact
 from coatstream.frames.decoding import decode
-from coatstream.frames.files import expand, is_clip
+from coatstream.frames.files import expand, kind_of
 from coatstream.frames.frame import Frame
 from coatstream.frames.resizing import prepare
 from coatstream.pipeline.inference import prediction_of
@@ -29,6 +30,7 @@ from coatstream.settings.model import CameraSettings, QueueSettings, SettingsTre
 from coatstream.telemetry import logs
 from coatstream.telemetry.identity import worker_name
 
+SHOWN = 5  # names of files that were passed over
 WIDTH = 160  # characters without a terminal: paths are long
 
 
@@ -37,39 +39,76 @@ def run_classify(settings: SettingsTree, paths: Sequence[str], *, fps: float, as
 
     Raises EngineError, and ConfigError if there is nothing to classify.
     """
-    found = list(expand(paths))
+    reading = _Reading()
+    found = list(expand(paths, reading.pass_over))
     if not found:
         raise ConfigError(f"no pictures or clips in {', '.join(paths)}")
     if not any(Path(path).exists() for path in found):  # the model takes seconds to load
         raise ConfigError(f"no such file: {', '.join(found)}")
     logs.configure(logs.quiet(settings.log))
     engine = load_engine(exact(settings.model), settings.batch)
-    faults: list[str] = []
-    frames = _frames(found, engine, settings.queue, fps=fps, faults=faults)
+    frames = _frames(found, engine, settings.queue, fps=fps, reading=reading)
     documents = _documents(frames, engine, batch_size=settings.batch.max_size)
     if as_json:
         for labels in documents:
             print(labels.model_dump_json(by_alias=True), flush=True)
     else:
         _show(documents, engine)
-    for fault in faults:
-        complain(fault)
-    return int(bool(faults))
+    return reading.concluded()
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What came of it so far.
+
+    damaged  packets and pictures of clips that could not be decoded, or not in full
+    skipped  pictures and clips that could not be read
+    """
+
+    frames: int = 0
+    damaged: int = 0
+    skipped: int = 0
+    faults: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)  # files of folders that are neither pictures nor clips
+
+    def pass_over(self, path: Path) -> None:
+        self.others.append(path.name)
+
+    def note(self, path: str, camera: Camera) -> None:
+        """A clip was read to its end."""
+        if camera.damaged:
+            self.damaged += camera.damaged
+            self.faults.append(redact(f"{path}: {camera.damaged} damaged places, {camera.pictures} pictures read"))
+
+    def concluded(self) -> int:
+        """Report it on stderr; the exit code."""
+        for fault in self.faults:
+            complain(fault)
+        if self.others:
+            complain(f"passed over {len(self.others)} files that are neither pictures nor clips: {_some(self.others)}")
+        if self.faults:
+            complain(f"{self.frames} frames read, {self.damaged} damaged, {self.skipped} skipped")
+        return int(bool(self.faults))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(sorted(names)[:SHOWN]) + (" ..." if len(names) > SHOWN else "")
 
 
 def _frames(
-    paths: Iterable[str], engine: Engine, limits: QueueSettings, *, fps: float, faults: list[str]
+    paths: Iterable[str], engine: Engine, limits: QueueSettings, *, fps: float, reading: _Reading
 ) -> Iterator[Frame]:
-    """Every frame that can be read; what cannot is noted in `faults`, and the rest goes on."""
+    """Every frame that can be read; what cannot is noted, and the rest goes on."""
     for path in paths:
         try:
-            if is_clip(Path(path)):
-                yield from _clip(path, engine, fps)
-            else:
-                yield _picture(path, engine, limits)
+            clip = kind_of(Path(path)) == "clip"
+            for frame in _clip(path, engine, fps, reading) if clip else [_picture(path, engine, limits)]:
+                reading.frames += 1
+                yield frame
         except (CoatstreamError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            faults.append(redact(f"{path}: {reason}"))
+            reading.skipped += 1
+            reading.faults.append(redact(f"{path}: {reason}"))
 
 
 def _picture(path: str, engine: Engine, limits: QueueSettings) -> Frame:
@@ -86,7 +125,7 @@ def _picture(path: str, engine: Engine, limits: QueueSettings) -> Frame:
     )
 
 
-def _clip(path: str, engine: Engine, fps: float) -> Iterator[Frame]:
+def _clip(path: str, engine: Engine, fps: float, reading: _Reading) -> Iterator[Frame]:
     """All frames of a clip, read without loss; a clip that cannot be opened is not tried again."""
     settings = CameraSettings(name=path[-128:], url=SecretStr(str(Path(path).absolute())), fps=fps, realtime=False)
     camera = Camera(settings, prepare=partial(prepare, spec=engine.spec))
@@ -100,6 +139,7 @@ def _clip(path: str, engine: Engine, fps: float) -> Iterator[Frame]:
                 width=frame.width,
                 height=frame.height,
             )
+    reading.note(path, camera)
 
 
 def _documents(frames: Iterator[Frame], engine: Engine, *, batch_size: int) -> Iterator[LabelDocument]:

@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -24,7 +24,7 @@ from coatstream.cameras.capture.camera import Camera
 from coatstream.commands.terminal import shown
 from coatstream.errors import BadFrame, CoatstreamError, ConfigError, DeadReason, SourceLost
 from coatstream.frames.encoding import encode_jpeg
-from coatstream.frames.files import expand, is_clip, is_picture
+from coatstream.frames.files import expand, kind_of
 from coatstream.queue.entry import DEFAULT_SOURCE, MAX_FRAME_ID, MAX_SOURCE
 from coatstream.queue.producing.admission import MAX_ENTRIES, Confirm
 from coatstream.queue.producing.outbox import QueueFull, Terms
@@ -84,7 +84,7 @@ def run_enqueue(
         try:
             run.enqueue((item for path in paths for item in run.find(path, source)), files=files, cameras=cameras)
         finally:
-            print(_summary(name, files, cameras), flush=True)
+            print(_summary(name, files, cameras, faults=run.faults, damaged=run.damaged), flush=True)
     return int(run.faults > 0)
 
 
@@ -97,13 +97,15 @@ def _terms(settings: SettingsTree, confirm: Confirm, *, wait: bool, batch: int) 
     )
 
 
-def _summary(name: str, *producers: Producer) -> str:
+def _summary(name: str, *producers: Producer, faults: int, damaged: int) -> str:
     sent, refused = (sum(getattr(one, count) for one in producers) for count in ("sent", "refused"))
     unsure = sum(one.unsure for one in producers)
     return (
         f"enqueued {sent} frames into {shown(name)}"
         + (f", refused {refused}: it was full" if refused else "")
         + (f", {unsure} in doubt" if unsure else "")
+        + (f"; {damaged} damaged" if damaged else "")
+        + (f"; {faults} faults, see above" if faults else "")
     )
 
 
@@ -112,6 +114,7 @@ class _Enqueuing:
 
     def __init__(self, settings: SettingsTree, *, fps: float, stop: threading.Event) -> None:
         self.faults = 0
+        self.damaged = 0  # packets and pictures of clips
         self._limits = settings.queue
         self._fps = fps
         self._stop = stop
@@ -123,7 +126,9 @@ class _Enqueuing:
     def find(self, path: str, source: str | None) -> Iterator[_Input]:
         """What a path of the command line stands for; what it does not is a fault."""
         try:
-            yield from _items(path, source)
+            yield from _items(
+                path, source, lambda file: self._say(f"{file}: passed over, neither a picture nor a clip")
+            )
         except ConfigError as error:
             self._fault(str(error))
         except OSError as error:
@@ -187,11 +192,18 @@ class _Enqueuing:
             return
         name = item.source if item.kind is _InputKind.CAMERA else Path(item.name).name[-MAX_SOURCE:]
         settings = CameraSettings(name=name, url=SecretStr(item.location), fps=self._fps)
-        with closing(Camera(settings, prepare=lambda image: image).frames(self._stop)) as frames:
+        camera = Camera(settings, prepare=lambda image: image)
+        with closing(camera.frames(self._stop)) as frames:
             for number, frame in enumerate(frames):
                 frame_id = frame.frame_id if item.kind is _InputKind.CAMERA else f"{item.name}#{number}"
                 image = encode_jpeg(frame.pixels, quality=JPEG_QUALITY)
                 yield Picture(image, item.source, frame_id, frame.captured_at)
+        if camera.damaged and item.kind is _InputKind.CLIP:
+            self.damaged += camera.damaged
+            self._fault(f"{item.name}: {camera.damaged} damaged places, {camera.pictures} pictures read")
+
+    def _pass_over(self, path: Path) -> None:
+        self._say(f"{path}: passed over, it is neither a picture nor a clip")
 
     def _fault(self, message: str) -> None:
         self.faults += 1
@@ -216,12 +228,12 @@ def _progress(console: Console) -> Progress:
 # ---- paths to items
 
 
-def _items(path: str, source: str | None) -> Iterator[_Input]:
+def _items(path: str, source: str | None, passed_over: Callable[[Path], None]) -> Iterator[_Input]:
     """Raises ConfigError for what is none, OSError for what cannot be looked at."""
     here = Path(path)
     if here.is_dir():
         found = False
-        for file in map(Path, expand([path])):
+        for file in map(Path, expand([path], passed_over)):
             found = True
             yield _file(file, source or here.resolve().name, file.relative_to(here).as_posix())
         if not found:
@@ -236,10 +248,11 @@ def _items(path: str, source: str | None) -> Iterator[_Input]:
 
 def _file(path: Path, source: str, name: str) -> _Input:
     source, name = _text(source)[:MAX_SOURCE] or DEFAULT_SOURCE, _text(name)[-MAX_FRAME_ID:]
-    if is_picture(path):
+    kind = kind_of(path)
+    if kind == "picture":
         return _Input(_InputKind.PICTURE, str(path), source, name)
-    if not is_clip(path):
-        raise ConfigError(f"{path}: neither a picture nor a clip, by its suffix")
+    if kind is None:
+        raise ConfigError(f"{path}: neither a picture nor a clip")
     if _text(str(path.absolute())) != str(path.absolute()):
         raise ConfigError(f"{path}: the path of a clip must be UTF-8; rename it")
     # The number of each frame follows. A URL, because a path with a colon could be taken for one.

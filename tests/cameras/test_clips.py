@@ -1,0 +1,71 @@
+"""Video files of all kinds: as many frames as the ffmpeg command shows, and the same pictures."""
+
+import shutil
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from coatstream.cameras.capture.camera import Camera
+from coatstream.frames.frame import Pixels
+from coatstream.settings.model import CameraSettings
+
+from tests.cameras.clips import Clip, clips, frames_of
+from tests.support.absence import missing
+
+CLIPS = list(clips())
+LEVEL = 2.0  # grey levels that a picture may be off ffmpeg's on average
+
+
+def read(path: Path) -> tuple[list[Pixels], list[int], int]:
+    """All pictures, the damage that each is marked with, and all damage."""
+    camera = Camera(CameraSettings(name="clip", url=str(path), fps=0), prepare=lambda picture: picture)
+    with closing(camera.frames(threading.Event())) as source:
+        frames = list(source)
+    marks = [frame.vitals.damage for frame in frames if frame.vitals is not None]
+    return [frame.pixels for frame in frames], marks, camera.damaged
+
+
+def compared(clip: Clip, folder: Path) -> tuple[int, int, float, int]:
+    """Frames of ffmpeg, frames of ours, the largest mean difference of those without damage, and all damage."""
+    path = clip.make(folder)
+    theirs, (ours, marks, damage) = frames_of(path, clip.size), read(path)
+    assert all(picture.shape == (clip.size[1], clip.size[0], 3) for picture in ours)
+    pairs = zip(ours, theirs, marks, strict=False)
+    worst = max(float(np.abs(own.astype(int) - other).mean()) for own, other, mark in pairs if not mark)
+    return len(theirs), len(ours), worst, damage
+
+
+def test_there_are_at_least_60_files() -> None:
+    assert len({clip.name for clip in CLIPS}) == len(CLIPS) >= 60
+
+
+@pytest.mark.parametrize("clip", CLIPS, ids=lambda clip: clip.name)
+def test_a_file_is_read_as_the_ffmpeg_command_shows_it(clip: Clip, tmp_path: Path) -> None:
+    if shutil.which("ffmpeg") is None:
+        missing("no ffmpeg command")
+
+    theirs, ours, worst, damage = compared(clip, tmp_path)
+
+    assert theirs == ours > 0
+    assert worst <= LEVEL
+    assert damage == 0 or clip.name.startswith(("damaged", "cut-off"))
+
+
+def test_a_file_whose_size_changes_shows_each_part_at_its_own(tmp_path: Path) -> None:
+    if shutil.which("ffmpeg") is None:
+        missing("no ffmpeg command")
+    lying, standing = (clip for clip in CLIPS if clip.name in ("h264-b.ts", "sar-12-11.ts"))
+    path = tmp_path / "both.ts"
+    parts = [clip.make(tmp_path) for clip in (lying, standing)]
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+
+    pictures, _, _ = read(path)
+
+    expected = [
+        picture for part, clip in zip(parts, (lying, standing), strict=True) for picture in frames_of(part, clip.size)
+    ]
+    assert [picture.shape for picture in pictures] == [picture.shape for picture in expected]
+    for own, other in zip(pictures, expected, strict=True):
+        assert np.abs(own.astype(int) - other).mean() <= LEVEL

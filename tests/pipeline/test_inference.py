@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from coatstream.engine.backends.noop import NoopEngine
 from coatstream.errors import DeadReason, EngineBroken
-from coatstream.frames.frame import Frame
+from coatstream.frames.frame import Frame, Pixels, Scores
 from coatstream.pipeline.batching import Batch, LeftBecause
 from coatstream.pipeline.inference import FramePolicy, Inference, prediction_of
 from coatstream.pipeline.mailbox import QueuedFrame
@@ -108,6 +108,98 @@ def test_an_engine_that_fails_on_every_picture_is_broken_and_no_frame_is_blamed(
 
     with pytest.raises(EngineBroken, match="fails on every picture: RuntimeError: no device"):
         run([make_frame(entry_id="1-0"), make_frame(entry_id="2-0")], engine)
+
+
+class FlakyEngine(FixedEngine):
+    """Raises `error` on batches of `from_size` frames or more, `times` often."""
+
+    def __init__(self, error: Exception, *, times: int, from_size: int = 1) -> None:
+        super().__init__()
+        self.error, self.times, self.from_size = error, times, from_size
+
+    def classify(self, pixels: Pixels) -> Scores:
+        if self.times and len(pixels) >= self.from_size and pixels.any():
+            self.times -= 1
+            self.batches.append(len(pixels))
+            raise self.error
+        return super().classify(pixels)
+
+
+class OverflowingEngine(FixedEngine):
+    """Its scores of pictures with the red value `red` are NaN; of all pictures where `red` is None."""
+
+    def __init__(self, red: int | None) -> None:
+        super().__init__()
+        self.red = red
+
+    def classify(self, pixels: Pixels) -> Scores:
+        scores = super().classify(pixels)
+        scores.values[(pixels[:, 0, 0, 0] == self.red) | (self.red is None)] = np.nan
+        return scores
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch names it."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a transient fault"), MemoryError(), OutOfMemoryError("CUDA")])
+def test_a_fault_of_the_machine_that_passes_buries_no_frame(error: Exception) -> None:
+    for times in range(1, 5):
+        outcomes = run([make_frame(str(red), red=red) for red in range(1, 9)], FlakyEngine(error, times=times))
+
+        assert all(isinstance(outcome, Published) for outcome in outcomes), times
+
+
+def test_a_lone_frame_is_tried_once_more_before_it_is_blamed() -> None:
+    (outcome,) = run([make_frame(red=1)], FlakyEngine(RuntimeError("once"), times=1))
+    (blamed,) = run([make_frame(red=1)], FlakyEngine(RuntimeError("twice"), times=2))
+
+    assert isinstance(outcome, Published)
+    assert isinstance(blamed, Buried)
+
+
+def test_no_memory_for_a_single_picture_is_the_machines_doing_and_no_frame_is_blamed() -> None:
+    with pytest.raises(EngineBroken, match="no memory for one picture"):
+        run([make_frame(red=1, entry_id="1-0")], FlakyEngine(OutOfMemoryError("CUDA"), times=99))
+
+
+def test_a_size_that_found_no_memory_is_not_tried_again_for_a_while_and_then_it_is() -> None:
+    engine, clock = FlakyEngine(OutOfMemoryError("CUDA"), times=99, from_size=5), SettableClock()
+    registry = CollectorRegistry()
+    inference = Inference(
+        engine, policies={}, metrics=PipelineMetrics(registry), status=Status(stall_after=60), monotonic=clock
+    )
+    frames = [QueuedFrame(make_frame(str(red), red=red), "queue", 1_000.0) for red in range(1, 9)]
+
+    def sizes() -> list[int]:
+        engine.batches.clear()
+        inference.run(Batch(frames, LeftBecause.FULL))
+        return [size for size in engine.batches if size > 1]
+
+    first, second = sizes(), sizes()
+    limit = registry.get_sample_value("coatstream_batch_memory_limit_frames")
+    clock.now += 61
+    later = sizes()
+
+    assert (first, second, later) == ([8, 4, 4], [4, 4], [8, 4, 4])
+    assert limit == 4
+
+
+def test_scores_that_are_not_finite_bury_their_own_frame_and_no_other() -> None:
+    frames = [make_frame(str(red), red=red, entry_id=f"{red}-0") for red in (1, 66, 3)]
+
+    first, second, third = run(frames, OverflowingEngine(red=66))
+
+    assert isinstance(first, Published)
+    assert isinstance(third, Published)
+    assert isinstance(second, Buried)
+    assert second.reason is DeadReason.MODEL_ERROR
+    assert "not finite" in second.error
+
+
+def test_an_engine_whose_scores_are_never_finite_is_broken() -> None:
+    with pytest.raises(EngineBroken, match="not finite"):
+        run([make_frame(red=1, entry_id="1-0")], OverflowingEngine(red=None))
 
 
 def test_an_engine_that_hangs_makes_the_worker_unhealthy_until_it_comes_back() -> None:

@@ -2,7 +2,8 @@
 classify the rest, name the outcomes.
 
 Knows the engine, but neither Redis nor sources. A picture that makes the model raise is found by halving its batch, so
-that it takes no innocent frame with it; and it is blamed only while the engine still classifies something else.
+that it takes no innocent frame with it. It is blamed only if it fails alone, twice, while the engine still classifies
+something else. Scores that are not finite are an error like one that is raised.
 """
 
 import time
@@ -17,11 +18,19 @@ from coatstream.errors import DeadReason, EngineBroken, redact
 from coatstream.frames.frame import Frame, Prediction, ScoredLabel, Scores
 from coatstream.pipeline.batching import Batch
 from coatstream.pipeline.mailbox import QueuedFrame
+from coatstream.pipeline.memory_room import MemoryRoom, is_out_of_memory
 from coatstream.pipeline.metrics import PipelineMetrics
 from coatstream.pipeline.reuse import ChangeGate
 from coatstream.results.outcomes import Buried, Dropped, Outcome, Published
 from coatstream.telemetry.ledger import DropReason
 from coatstream.telemetry.status import Status
+
+
+class NotFiniteError(ArithmeticError):
+    """Scores with NaN or infinity in them: half precision overflows on some pictures."""
+
+    def __init__(self) -> None:
+        super().__init__("the model's scores are not finite numbers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +72,9 @@ class Inference:
         self._status = status
         self._clock = clock
         self._monotonic = monotonic
+        self._room = MemoryRoom(engine.prepared, monotonic)
         self._log = structlog.get_logger("engine")
+        metrics.memory_limit(self._room.limit)
 
     def run(self, batch: Batch) -> list[Outcome]:
         """One outcome per frame, in their order. Raises EngineBroken."""
@@ -94,16 +105,44 @@ class Inference:
     def _classify(self, frames: Sequence[Frame]) -> list[Outcome]:
         if not frames:
             return []
+        if len(frames) > (most := self._room.most()):
+            return self._classify(frames[:most]) + self._classify(frames[most:])
         try:
             scores = self._timed(frames)
         except Exception as error:  # whatever the model raises
             self._metrics.model_errors.inc()
             self._check_engine(error)
+            self._room.failed(len(frames), error)
             if len(frames) > 1:
                 half = len(frames) // 2
                 return self._classify(frames[:half]) + self._classify(frames[half:])
-            return [self._buried(frames[0], error)]
-        return [self._published(frame, scores, row) for row, frame in enumerate(frames)]
+            return [self._second_try(frames[0])]
+        if np.isfinite(scores.values).all():
+            return [self._published(frame, scores, row) for row, frame in enumerate(frames)]
+        return self._finite_ones(frames, scores)
+
+    def _finite_ones(self, frames: Sequence[Frame], scores: Scores) -> list[Outcome]:
+        """Each frame whose scores are not finite is tried again, alone."""
+        self._metrics.model_errors.inc()
+        self._check_engine(NotFiniteError())
+        finite = [bool(np.isfinite(values).all()) for values in scores.values]
+        return [
+            self._published(frame, scores, row) if finite[row] else self._second_try(frame)
+            for row, frame in enumerate(frames)
+        ]
+
+    def _second_try(self, frame: Frame) -> Outcome:
+        """Alone: what was the machine's doing does not come twice. Raises EngineBroken."""
+        try:
+            scores = self._timed([frame])
+            if not np.isfinite(scores.values).all():
+                raise NotFiniteError
+        except Exception as error:
+            self._metrics.model_errors.inc()
+            if is_out_of_memory(error):  # all pictures have one size here, so this one needs no more than another
+                raise EngineBroken(f"there is no memory for one picture: {_summary(error)}") from error
+            return self._buried(frame, error)
+        return self._published(frame, scores, 0)
 
     def _published(self, frame: Frame, scores: Scores, row: int) -> Outcome:
         prediction = prediction_of(frame, scores, row, self._engine, shown=self._shown)
@@ -117,7 +156,9 @@ class Inference:
         black = np.zeros((1, self._engine.spec.height, self._engine.spec.width, 3), np.uint8)
         try:
             with self._status.at_work("a batch"):  # a device that fails may hang next
-                self._engine.classify(black)
+                scores = self._engine.classify(black)
+            if not np.isfinite(scores.values).all():
+                raise NotFiniteError
         except Exception:
             raise EngineBroken(f"the model fails on every picture: {_summary(error)}") from error
 

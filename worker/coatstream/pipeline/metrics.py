@@ -56,6 +56,11 @@ class PipelineMetrics:
             registry=registry,
         )
         batches = Counter("coatstream_batches_total", "Batches by why they left.", ["reason"], registry=registry)
+        self._memory_limit = Gauge(
+            "coatstream_batch_memory_limit_frames",
+            "Frames of a batch at most for now, since a larger one found no memory; 0: no limit.",
+            registry=registry,
+        )
         # All labels are made here, so that rate() begins at 0.
         self._stages = {stage: stages.labels(stage) for stage in _STAGES}
         self._batches = {reason: batches.labels(reason.value) for reason in LeftBecause}
@@ -64,6 +69,10 @@ class PipelineMetrics:
     def observe(self, stage: str, seconds: float) -> None:
         """One frame's or batch's time in a stage."""
         self._stages[stage].observe(seconds)
+
+    def memory_limit(self, limit: Callable[[], int]) -> None:
+        """Each scrape asks for it."""
+        self._memory_limit.set_function(limit)
 
     def left(self, reason: LeftBecause) -> None:
         """A batch has left."""

@@ -11,7 +11,7 @@ HELD_BACK: Final = 60.0  # seconds for which a size that found no memory is not 
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was missing, on the host or on a device. torch.OutOfMemoryError is known by its name: a worker that
+    """Whether memory was missing, on the host or on a device. torch.OutOfMemoryError is known by its name: one that
     runs another engine has not imported torch.
     """
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

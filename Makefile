@@ -19,7 +19,7 @@ help:
 	@echo "make test          the tests, with coverage: some minutes; what takes longer is in make test-slow"
 	@echo "make test-slow     faults, cameras under faults, a mixed fleet, real models: their quick forms"
 	@echo "make check         format, lint, types"
-	@echo "make bench         benchmarks of this machine, docs/performance.md anew (RUNS=\"engine host\": some; PEERS=1)"
+	@echo "make bench         benchmarks of this machine, and docs/performance.md with their figures (RUNS=\"engine host\": some; PEERS=1)"
 	@echo "make faults        the promises under faults, at full size"
 	@echo "make camera-faults the promises on cameras, at full size"
 	@echo "make upgrade-check workers of the last release and of this tree share one server (FROM=COMMIT: another release)"

@@ -1,7 +1,7 @@
 """A process of RTSP cameras that are told what to do while they run: one JSON line on stdin, one answer on stdout.
 
 `python -m tests.camera_faults.cameras '[{"name": "cam-1"}, ...]'`. All of them live on one event loop, so that thirty
-cost little; one that shall be frozen has a process of its own. It speaks the format of `tests.support.cameras.rtsp`.
+cost little; one that a case freezes has a process of its own. It speaks the format of `tests.support.cameras.rtsp`.
 
     kill        every connection is reset, further ones are refused
     start       listen again, on the same port
@@ -74,7 +74,7 @@ CLIPS: Final = {
 
 @dataclass(slots=True)
 class Camera:
-    """One camera. Its clip runs for ever, whether somebody looks or not."""
+    """One camera. Its clip runs for ever, with or without a client."""
 
     name: str
     password: str = ""
@@ -116,7 +116,7 @@ class Camera:
         self.silent = not wanted
 
     def change_password(self, password: str) -> None:
-        """Whoever is there must come in anew."""
+        """Clients that are connected must connect again."""
         self.password = password
         self.reset()
 

@@ -82,7 +82,7 @@ CASES: Final = (
     ),
     Case(
         "C3",
-        "one of three workers is killed, one is told to stop",
+        "one of three workers is killed, one is stopped",
         shares.takeover,
         quick={"cameras": 6, "replicas": 3, "lease": 2.0},
         full={"cameras": 30, "replicas": 3, "lease": 3.0},

@@ -10,7 +10,7 @@ from typing import Final
 from tests.camera_faults.streams import Label, TagEvent
 
 LATE: Final = 1.5  # periods after which a label that was due is missing
-PAUSE: Final = 1.0  # seconds without a label after which nobody has seen how a scene went on
+PAUSE: Final = 1.0  # seconds without a label after which no worker has seen how a scene went on
 WHOLE: Final = 2.5  # seconds of a scene after which its tag must be there and that of the other scene gone
 BACK_AND_FORTH: Final = 1.0  # seconds: no camera is handed over twice in these
 
@@ -102,7 +102,7 @@ def rate_share(labels: Sequence[Label], windows: Sequence[Window], fps: float, *
 
     From label to label, so that where a window begins and ends within a period does not matter; but a silence at its
     end counts. `spare` frames more are due in each window: where too many are looked for, a first picture that came
-    late on a busy machine, and the others in time behind it, shall not count as a camera that runs too fast.
+    late on a busy machine, and the others in time behind it, do not count as a camera that runs too fast.
     """
     came = due = 0.0
     for window in windows:
@@ -137,7 +137,7 @@ def spread(owned: Mapping[str, int], pids: Iterable[int]) -> int:
 def first_elsewhere(
     labels: Iterable[Label], cameras: Iterable[str], left: int, since: float
 ) -> dict[str, float | None]:
-    """Seconds until another worker than `left` labelled each of these cameras; None: nobody did."""
+    """Seconds until another worker than `left` labelled each of these cameras; None: no worker did."""
     found: dict[str, float | None] = dict.fromkeys(cameras)
     for label in labels:
         if found.get(label.camera, 0) is None and label.added >= since and label.pid != left:

@@ -1,4 +1,4 @@
-"""The harness's side of its cameras: starts their processes, tells them what to do, freezes them. Judges nothing."""
+"""The harness's side of its cameras: starts their processes, sends them commands, freezes them. Judges nothing."""
 
 import json
 import select
@@ -37,7 +37,7 @@ class Process:
         return {str(name): int(port) for name, port in self._answer()["ports"].items()}
 
     def tell(self, camera: str, do: str, **how: object) -> dict[str, Any]:
-        """Let a camera do it; its answer, with the moment `at` which it was done, in Unix seconds."""
+        """Let a camera do it; return its answer, with the moment `at` which it was done, in Unix seconds."""
         with self._lock:
             assert self._process.stdin is not None
             self._process.stdin.write(json.dumps({"camera": camera, "do": do, **how}) + "\n")
@@ -87,7 +87,7 @@ class Lab:
     cameras: dict[str, LabCamera] = field(default_factory=dict)
 
     def settings(self, fps: float, **more: object) -> str:
-        """What COATSTREAM_CAMERAS says of them."""
+        """The value of COATSTREAM_CAMERAS that lists them."""
         return json.dumps(
             [{"name": camera.name, "url": camera.url, "fps": fps, **more} for camera in self.cameras.values()]
         )
@@ -99,7 +99,7 @@ class Lab:
 
 @contextmanager
 def running_lab(number: int, *, each_alone: bool = False, clip: str = "cam320") -> Iterator[Lab]:
-    """So many cameras, cam-1 and on; each in a process of its own, or ten to a process."""
+    """`number` cameras, cam-1 and on; each in a process of its own, or ten to a process."""
     together = 1 if each_alone else 10
     names = [f"cam-{n + 1}" for n in range(number)]
     with ExitStack() as stack:

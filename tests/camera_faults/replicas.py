@@ -1,4 +1,4 @@
-"""Workers as the harness holds them: started, told by signals, measured from outside through /metrics and /proc."""
+"""Workers as the harness holds them: started, signalled, measured from outside through /metrics and /proc."""
 
 import json
 import os
@@ -44,7 +44,7 @@ class Replica:
         return self.alive and processes.state(self.pid) != "T"
 
     def signal_all(self, name: signal.Signals) -> list[int]:
-        """For every process of it, as when its machine fails; who they were."""
+        """Signal every process of it, as when its machine fails; return their ids."""
         family = processes.descendants(self.pid)
         with suppress(ProcessLookupError):
             os.killpg(self.pid, name)

@@ -38,7 +38,7 @@ class Rough:
     seen: int = 0  # labels looked at
 
     def play(self, seconds: float, every: float, lengths: tuple[float, float]) -> None:
-        """Faults for so many seconds, then wait until every camera is back."""
+        """Bring faults for `seconds`, then wait until every camera is back."""
         kinds, ends, due = deck(self.stage.rng), time.monotonic() + seconds, time.monotonic()
         while time.monotonic() < ends:
             self.tick()
@@ -49,7 +49,7 @@ class Rough:
             self.stage.pass_by(0.03)
 
     def come_back(self, within: float) -> None:
-        """All faults end; wait for whoever is still away."""
+        """End all faults and wait for the cameras that are still away."""
         poll(self._all_back, until=time.monotonic() + within, every=0.03)
         now = time.time()
         for name, since in self.well_since.items():
@@ -66,7 +66,7 @@ class Rough:
         self.history.append(trouble)
 
     def tick(self) -> None:
-        """End the faults whose time is over, and see who is back."""
+        """End the faults whose time is over, and note which cameras are back."""
         for trouble, ends in self.broken.values():
             if trouble.ended is None and time.monotonic() >= ends:
                 self.maker.end(trouble)

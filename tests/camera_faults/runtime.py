@@ -81,8 +81,8 @@ def _command(server: Server, word: str, camera: LabCamera) -> str:
 
 
 def _listed(server: Server, names: tuple[str, ...]) -> list[str]:
-    said = [json.loads(line) for line in _coatstream(server, "cameras", "list", "--json").splitlines()]
-    return [name for name in names if name in {row["camera"] for row in said}]
+    rows = [json.loads(line) for line in _coatstream(server, "cameras", "list", "--json").splitlines()]
+    return [name for name in names if name in {row["camera"] for row in rows}]
 
 
 def _coatstream(server: Server, *words: str) -> str:

@@ -21,7 +21,7 @@ from tests.support.ports import free_port
 FPS: Final = 5.0
 SPARE: Final = 1.0  # seconds beyond the lease
 HANDED_OVER: Final = 1.0  # seconds after SIGTERM
-KEY_FRAMES: Final = 1.0  # seconds between two in the lab's clips: nobody can decode a camera before the next one
+KEY_FRAMES: Final = 1.0  # seconds between two in the lab's clips: no client can decode a camera before the next one
 SHARED_OUT: Final = 10.0  # seconds after which the shares must be fair again
 MINGLED: Final = "cameras that two workers labelled at once"
 NOW: Final = 1.0  # seconds: who published last in these owns a camera
@@ -40,7 +40,7 @@ class Shared:
     exclusive: bool = True  # False: a control, whose workers all read all cameras
 
     def start(self, number: int, *, url: str = "") -> list[Replica]:
-        """So many workers more, ready."""
+        """Start this many more workers; return them once they are ready."""
         some = [
             self.stage.replica(
                 url or self.server.url,
@@ -117,7 +117,7 @@ def _shared(stage: Stage, cameras: int, lease: float, **control: Any) -> Shared:
 
 
 def takeover(stage: Stage, *, cameras: int, replicas: int, lease: float) -> None:
-    """C3: one worker is killed, another one is told to stop."""
+    """C3: one worker is killed, another one stopped."""
     shared = _shared(stage, cameras, lease)
     shared.start(replicas)
     stage.bars.note("all labelled after", stage.until_labelled(shared.tail, shared.lab), " s")
@@ -157,7 +157,7 @@ def _told_to_stop(shared: Shared) -> None:
     victim.terminate()
     shared.stage.gone(victim)
     times = shared.elsewhere(its, victim.pid, told, 15)
-    bars.note("cameras of the worker told to stop", len(its))
+    bars.note("cameras of the stopped worker", len(its))
     known = [seconds for seconds in times.values() if seconds is not None]
     bars.note("median from SIGTERM to the first label elsewhere", median(known) if known else None, " s")
     slowest = judge.slowest(times.values())
@@ -237,7 +237,7 @@ def _partition(
     bars.note(f"cameras of the absent worker: {what}", len(its))
     bars.at_most(f"labelled elsewhere: {what}", judge.slowest(times.values()), lease + SPARE, " s")
     stage.pass_by(max(0.0, began + 2 * lease - time.time()))
-    if away.running:  # else nobody can close its connections
+    if away.running:  # else no process can close its connections
         watched = max(shared.lab.cameras[name].tell("sessions")["playing"] for name in its)
         bars.at_most(f"clients of a camera of the absent worker: {what}", watched, 1)
     end()
@@ -253,7 +253,7 @@ def _partition(
 
 
 def _cut(proxy: Proxy) -> None:
-    """Every connection breaks, and nobody listens there."""
+    """Every connection breaks, and no server listens there."""
     proxy.target = free_port()
     proxy.cut()
 

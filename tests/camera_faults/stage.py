@@ -16,7 +16,7 @@ from tests.faults.servers import Server, running_server
 
 T = TypeVar("T")
 
-# What every worker here is told. Deadlines are short, so that many faults fit into a minute.
+# The settings of every worker here. Deadlines are short, so that many faults fit into a minute.
 SETTINGS: Final[dict[str, object]] = {
     "queue__enabled": False,
     "http__port": 0,
@@ -62,7 +62,7 @@ class Stage:
         return self.enter(tailing(server.client()))
 
     def replica(self, url: str, **settings: object) -> Replica:
-        """One worker more, starting."""
+        """Start one more worker."""
         replica = self.enter(running_replica(url, {**SETTINGS, **settings}))
         self.replicas.append(replica)
         return replica
@@ -77,7 +77,7 @@ class Stage:
             assert replica.alive, f"a worker ended with {replica.process.returncode}: {replica.last_words()}"
 
     def until_labelled(self, tail: Tail, lab: Lab, *, within: float = START_WITHIN) -> float:
-        """Wait until every camera has a label of the last second; how long that took."""
+        """Wait until every camera has a label of the last second; return how long that took."""
         names = set(lab.cameras)
         try:
             return self.until(lambda: names <= tail.cameras(1.0), "every camera is labelled", within=within)
@@ -86,20 +86,20 @@ class Stage:
             raise TookTooLong(f"no labels of {', '.join(missing[:8])} within {within:g} s: {self._words()}") from None
 
     def until(self, holds: Callable[[], bool], what: str, *, within: float) -> float:
-        """Poll until it holds; how long that took. Raises TookTooLong."""
+        """Poll until it holds; return how long that took. Raises TookTooLong."""
         began = time.monotonic()
         if not poll(holds, until=min(self.ends, began + within * self.bars.slack)):
             raise TookTooLong(f"not within {time.monotonic() - began:.1f} s: {what}")
         return time.monotonic() - began
 
     def pass_by(self, seconds: float) -> None:
-        """Let time go by in which something is measured; a worker that ends meanwhile is told of."""
+        """Let time go by in which something is measured. Fails if a worker ends meanwhile."""
         poll(lambda: any(not replica.alive for replica in self.replicas), until=time.monotonic() + seconds)
         for replica in self.replicas:
             assert replica.alive, f"a worker ended with {replica.process.returncode}: {replica.last_words()}"
 
     def gone(self, replica: Replica) -> None:
-        """It has been ended on purpose."""
+        """Forget a worker that the case has ended."""
         self.replicas.remove(replica)
 
     def _words(self) -> str:

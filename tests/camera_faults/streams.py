@@ -85,7 +85,7 @@ class Tail:
             yield self.labels[place]
 
     def cameras(self, within: float) -> set[str]:
-        """Whose labels came in the last so many seconds."""
+        """The cameras whose labels came in the last `within` seconds."""
         return {label.camera for label in self.backwards(time.time() - within)}
 
 
@@ -126,7 +126,7 @@ def present_tags(client: Client, cameras: Sequence[str]) -> set[tuple[str, str]]
 
 
 def poll(holds: Callable[[], bool], *, until: float, every: float = 0.02) -> bool:
-    """Look again and again until it holds, or until that monotonic second. Whether it came to hold."""
+    """Look again and again until it holds, or until that monotonic second. Return whether it came to hold."""
     while not holds():
         if time.monotonic() > until:
             return False

@@ -109,7 +109,7 @@ def test_the_longest_gap_reaches_from_the_beginning_and_to_the_end() -> None:
     assert judge.longest_gap([], 100, 103) == 3
 
 
-def test_a_camera_that_nobody_takes_over_is_told_as_never() -> None:
+def test_a_camera_that_no_worker_takes_over_is_reported_as_never() -> None:
     labels = [label(1, worker="host-2-b"), label(2, camera="yard")]
 
     times = judge.first_elsewhere(labels, ["door", "yard"], left=1, since=100.0)
@@ -174,7 +174,7 @@ def test_scenes_that_had_no_tag_and_tags_that_outlived_their_scene_are_seen() ->
     assert judge.untold(seen, span("light", 104, 107.8)) == ([dark], [])
 
 
-def test_a_scene_that_nobody_saw_whole_needs_no_tag() -> None:
+def test_a_scene_that_no_worker_saw_whole_needs_no_tag() -> None:
     labels = [label(n) for n in (*range(9), *range(20, 29))]  # 1.6 s, a pause, 1.6 s
 
     assert judge.untold(judge.scenes(labels, {"dark": range(50)}), []) == ([], [])

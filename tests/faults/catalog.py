@@ -84,7 +84,7 @@ CASES: tuple[Case, ...] = (
     Case(
         "F9",
         "a model that never returns",
-        f"done elsewhere once, within batch.timeout + lease + {TICK + 0.3:g} s; /healthz says no",
+        f"done elsewhere once, within batch.timeout + lease + {TICK + 0.3:g} s; /healthz fails",
         leases.stuck,
         quick={"frame_count": 16},
         full={"frame_count": 64},

@@ -156,7 +156,7 @@ class Consumer:
         return [_item(entry, fields) for _, entries in reply or [] for entry, fields in entries]
 
     def _reclaim(self) -> list[Item]:
-        """A whole batch of what nobody has touched for a while, its tries counted for every frame in it."""
+        """A whole batch of what no consumer has touched for a while, its tries counted for every frame in it."""
         rows = self._client.xpending_range(KEYS.stream, KEYS.group, "-", "+", self._batch, idle=self._min_idle)
         tried = {row["message_id"]: row["times_delivered"] for row in rows}
         for entry in [entry for entry, tries in tried.items() if tries >= self._max_deliveries]:

@@ -62,7 +62,7 @@ class Member:
         self.process.send_signal(signal.SIGTERM)
 
     def freeze(self) -> int:
-        """SIGSTOP for the process that works; which one that was."""
+        """Send SIGSTOP to the process that works; return its id."""
         pid = self.pid
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGSTOP)
@@ -87,7 +87,7 @@ class Member:
                 self.worker.port = int(entry["http"].rpartition(":")[2])
 
     def plain_lines(self) -> list[str]:
-        """What it has said outside its structured log: lines for a person."""
+        """What it has printed outside its structured log: lines for a person."""
         self.catch_up()
         assert self.worker is not None
         return [entry["event"] for entry in self.worker.log if len(entry) == 1]
@@ -98,7 +98,7 @@ class Member:
         self.catch_up()
         return self.worker.total(name)
 
-    def says(self, path: str) -> int:
+    def probe(self, path: str) -> int:
         """The HTTP status of a probe."""
         assert self.worker is not None
         self.catch_up()
@@ -155,7 +155,7 @@ class Fleet:
             self._starting.clear()
 
     def of_consumer(self, name: str) -> Member | None:
-        """Whose consumer that is: names are host-pid-random."""
+        """The member whose consumer has this name: host-pid-random."""
         pid = int(name.rsplit("-", 2)[1])
         return next((member for member in self.members if pid in (member.process.pid, member.pid)), None)
 
@@ -173,7 +173,7 @@ class Fleet:
             os.kill(pid, signal.SIGCONT)
 
     def drain(self) -> list[int]:
-        """SIGTERM for all; their exit codes."""
+        """Send SIGTERM to all; return their exit codes."""
         for member in self.members:
             if member.alive:
                 member.process.send_signal(signal.SIGTERM)

@@ -8,8 +8,8 @@ from typing import Any
 from coatstream.broker.connection import Client
 
 PAGE = 1000  # entries of one reply, or of one pipeline
-SIDE = 8  # pixels; the smallest frame that still says something
-PLAIN = 100  # the grey of a frame that is no trouble; `inside.sitecustomize` says which are
+SIDE = 8  # pixels; the smallest frame that a worker accepts as a picture
+PLAIN = 100  # the grey of a harmless frame; `inside.sitecustomize` lists the others
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ def frozen(stage: Stage, *, frame_count: int, freezes: int, delay: float) -> Non
 
 
 def poisoned(stage: Stage, *, frame_count: int, poison: int, workers: int = 3, delay: float = 0.0) -> None:
-    """F6: frames that kill whoever touches them, and innocent ones in the same batches."""
+    """F6: frames that kill each process that touches them, and innocent ones in the same batches."""
     server = stage.server()
     client, sent = server.client(), frames.names(frame_count)
     guilty = stage.rng.sample(sent, poison)
@@ -71,7 +71,7 @@ def recovered(stage: Stage, *, kills: int) -> None:
     for name in sent:
         (stage.folder / "stuck").unlink(missing_ok=True)
         [entry] = frames.send(client, [name], {name: STUCK_ONCE})
-        stage.until((stage.folder / "stuck").exists, "somebody holds the frame", within=5)
+        stage.until((stage.folder / "stuck").exists, "a worker holds the frame", within=5)
         victim = fleet.of_consumer(frames.pending(client)[entry][0])
         assert victim is not None
         killed_at = time.monotonic()

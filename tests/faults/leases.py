@@ -46,10 +46,10 @@ def stuck(stage: Stage, *, frame_count: int) -> None:
     began = time.monotonic()
     [holder] = {owner for owner, _ in frames.pending(client).values() if _is_stuck(client, owner)} or {""}
     victim = fleet.of_consumer(holder)
-    assert victim is not None, f"whose consumer is {holder}?"
+    assert victim is not None, f"no worker of the fleet has the consumer {holder}"
     stage.empty(client)
     seconds = time.monotonic() - began
-    stage.until(lambda: victim.says("/healthz") == HTTPStatus.SERVICE_UNAVAILABLE, "/healthz says no", within=2)
+    stage.until(lambda: victim.probe("/healthz") == HTTPStatus.SERVICE_UNAVAILABLE, "/healthz fails", within=2)
     victim.kill()
     victim.process.wait(10)
     fleet.members.remove(victim)
@@ -64,7 +64,7 @@ def _is_stuck(client: Client, owner: str) -> bool:
 
 
 def behind_busy_ones(stage: Stage, *, busy: int = 100, idle: int = 50) -> None:
-    """F10: idle frames are found behind many that somebody is at work on."""
+    """F10: idle frames are found behind many that a worker has in hand."""
     server = stage.server()
     client = server.client()
     fleet = stage.fleet(server.url, 1)

@@ -125,7 +125,7 @@ def _fill(client: Client) -> list[str]:
 
 
 def misnamed(stage: Stage, *, frame_count: int) -> None:
-    """F20: a key of ours holds something else. Nothing is settled, and the worker says so in one line and ends."""
+    """F20: a key of ours holds something else. Nothing is settled; the worker logs one line and ends."""
     server = stage.server()
     client = server.client()
     for key in (frames.KEYS.labels, frames.KEYS.dead):
@@ -144,7 +144,7 @@ def misnamed(stage: Stage, *, frame_count: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """What the server says for a while, and how it is brought to that and back."""
+    """What the server answers for a while, and how the test makes it do so and ends that."""
 
     word: str
     begin: Callable[[], object]
@@ -194,7 +194,7 @@ def _endure(stage: Stage, client: Client, proxy: Proxy, member: Member, trouble:
     asked, heard = proxy.tries(), time.monotonic()
     time.sleep(seconds)
     commands = (proxy.tries() - asked) / (time.monotonic() - heard)
-    ready, healthy = member.says("/readyz") == HTTPStatus.OK, member.says("/healthz") == HTTPStatus.OK
+    ready, healthy = member.probe("/readyz") == HTTPStatus.OK, member.probe("/healthz") == HTTPStatus.OK
     left = client.xlen(frames.KEYS.stream)
     trouble.end()
     resumed = stage.until(lambda: client.xlen(frames.KEYS.stream) < left, f"labels after {trouble.word}", within=15)
@@ -250,7 +250,7 @@ def _speak(proxy: Proxy, error: bytes = b"") -> None:
 
 
 def _change_password(client: Client, password: str) -> None:
-    """And nobody stays connected but us."""
+    """And no client stays connected but this one."""
     client.config_set("requirepass", password)
     client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 

@@ -65,7 +65,7 @@ def trimmed(stage: Stage, *, frame_count: int, keep: int, metric: bool = True) -
     counted = audit(client, Queue(frames.KEYS.stream, frames.KEYS.group, frames.KEYS.dead, frames.KEYS.labels)).gone
     stage.findings.exactly("counted as trimmed", counted, lost)
     if metric:  # the workers look every ten seconds
-        stage.until(lambda: all(m.total(TRIMMED) == lost for m in fleet.members), f"the metric says {lost}", within=25)
+        stage.until(lambda: all(m.total(TRIMMED) == lost for m in fleet.members), f"the metric shows {lost}", within=25)
     stage.findings.exactly("doubled", found.doubled(), 0)
     stage.close_books(fleet)
 

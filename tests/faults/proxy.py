@@ -49,7 +49,7 @@ class Proxy:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def tries(self) -> int:
-        """Commands that came by; where nobody gets in, knocks at the door."""
+        """Commands that came by; where no client is let in, attempts to connect."""
         commands = self.commands.copy()
         work = sum(count for name, count in commands.items() if name not in HANDSHAKE)
         return max(work, commands["AUTH"])

@@ -57,7 +57,7 @@ def _client(port: int) -> Client:
 
 
 def failed_over(stage: Stage, *, rate: float, before: float, planned: bool, workers: int = 1) -> None:
-    """F17: a failover that a Sentinel makes, because the primary died or because somebody asked for it.
+    """F17: a failover that a Sentinel makes, because the primary died or because the test asks for it.
 
     When it is planned, the old primary goes on as one for ten seconds until Sentinel tells it otherwise. What ends that
     at once is `min-replicas-to-write`: it has no replica any more. (The new one has none either, with two servers.)

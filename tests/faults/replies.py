@@ -7,7 +7,7 @@ from tests.faults.stage import Stage
 
 
 def lost_replies(stage: Stage, *, frame_count: int, share: float = 0.02, workers: int = 2) -> None:
-    """F3: nobody knows whether the command ran, and trying it again must be right either way."""
+    """F3: the worker cannot know whether its command ran, and must be right to try it again either way."""
     server = stage.server()
     client, proxy = server.client(), stage.proxy(server.port)
     sent = frames.names(frame_count)

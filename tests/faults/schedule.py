@@ -35,7 +35,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`after` so many settled frames. `victim`: where in the fleet, 0..1."""
+    """It comes after `after` settled frames. `victim`: its place in the fleet, 0 to 1."""
 
     after: int
     kind: Kind
@@ -43,7 +43,7 @@ class Fault:
 
 
 def schedule(rng: random.Random, frame_count: int, counts: dict[Kind, int]) -> list[Fault]:
-    """So many faults of each kind, at random moments of the first nine tenths, in order."""
+    """Faults of each kind, `counts` of them, at random moments of the first nine tenths, in order."""
     found = [
         Fault(rng.randrange(frame_count * 9 // 10), kind, rng.random())
         for kind, count in counts.items()
@@ -55,8 +55,8 @@ def schedule(rng: random.Random, frame_count: int, counts: dict[Kind, int]) -> l
 def play(
     stage: Stage, client: Client, fleet: Fleet, faults: Sequence[Fault], keys: frames.Keys = frames.KEYS
 ) -> Counter[Kind]:
-    """Let each come at its moment; which ones came. Dead workers are replaced on the way."""
-    sleeping: list[tuple[float, int]] = []  # when to wake whom
+    """Let each come at its moment; return how many of each kind came. Dead workers are replaced on the way."""
+    sleeping: list[tuple[float, int]] = []  # (when to wake, process id)
     played: Counter[Kind] = Counter()
     for fault in faults:
         stage.until(partial(_reached, client, keys, fault, sleeping), f"{fault.after} settled frames", every=0.004)
@@ -76,7 +76,7 @@ def _reached(client: Client, keys: frames.Keys, fault: Fault, sleeping: list[tup
 
 
 def _wake(sleeping: list[tuple[float, int]]) -> list[tuple[float, int]]:
-    """SIGCONT for whoever has slept long enough; who still sleeps."""
+    """Send SIGCONT to each process that has slept long enough; return those that still sleep."""
     now = time.monotonic()
     for at, pid in [sleeper for sleeper in sleeping if sleeper[0] <= now]:
         sleeping.remove((at, pid))

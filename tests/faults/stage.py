@@ -86,7 +86,7 @@ class Stage:
         return fleet
 
     def stalls(self) -> int:
-        """How many batches have stopped their process."""
+        """The number of batches that have stopped their process."""
         counted = self.folder / "stalls"
         return counted.stat().st_size if counted.exists() else 0
 
@@ -95,7 +95,7 @@ class Stage:
         return self.ends - time.monotonic()
 
     def until(self, holds: Callable[[], bool], what: str, *, within: float | None = None, every: float = 0.01) -> float:
-        """Poll until it holds; how long that took, in seconds. Raises TookTooLong."""
+        """Poll until it holds; return how long that took, in seconds. Raises TookTooLong."""
         began = time.monotonic()
         ends = self.ends if within is None else min(self.ends, began + within * self.findings.slack)
         while not holds():
@@ -109,7 +109,7 @@ class Stage:
         self.until(lambda: not member.alive, "the worker ends", within=within)
 
     def next_label(self, client: Client, keys: frames.Keys = frames.KEYS, *, within: float = 15.0) -> float:
-        """Wait for one label more than there are now; how long that took."""
+        """Wait for one label more than there are now; return how long that took."""
         before = client.xlen(keys.labels)
         return self.until(lambda: client.xlen(keys.labels) > before, "another label", within=within, every=0.003)
 
@@ -125,7 +125,7 @@ class Stage:
         return found
 
     def empty(self, client: Client, keys: frames.Keys = frames.KEYS, *, within: float | None = None) -> float:
-        """Wait until nothing is left to do; how long that took."""
+        """Wait until the queue is empty; return how long that took."""
         return self.until(lambda: client.xlen(keys.stream) == 0, "the queue becomes empty", within=within, every=0.02)
 
     def judge(self, found: frames.Outcomes, sent: list[str], *, dead: int = 0) -> None:

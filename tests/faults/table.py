@@ -18,7 +18,7 @@ _NUMBER = re.compile(r"-?[\d,]+(\.\d+)?(e[+-]?\d+)?")
 
 
 def print_table(rows: Sequence[Row], controls: Sequence[Row]) -> None:
-    """For whoever has started it."""
+    """On the terminal."""
     table = Table(title="Faults", show_lines=True)
     for heading in ("", "fault", "must hold", "server", "found", "s"):
         table.add_column(heading, justify="right" if heading == "s" else "left")
@@ -111,6 +111,6 @@ def _where(kinds: Sequence[str]) -> str:
 
 
 def _version(kind: str) -> str:
-    said = subprocess.run([servers.binary(kind), "--version"], capture_output=True, text=True, check=True).stdout
-    number = re.search(r"v=(\S+)", said)
+    printed = subprocess.run([servers.binary(kind), "--version"], capture_output=True, text=True, check=True).stdout
+    number = re.search(r"v=(\S+)", printed)
     return f"{kind.capitalize()} {number[1] if number else ''}".strip()

@@ -1,4 +1,4 @@
-"""The table says what was found, seed by seed and server by server, and hides no failure."""
+"""The table shows what was found, seed by seed and server by server, and hides no failure."""
 
 import subprocess
 import sys

@@ -1,6 +1,6 @@
 """A producer that goes on at a steady rate, in a thread, whatever happens to the server. It sends no frame twice.
 
-A frame counts as accepted when the server has said so, and, where asked, a replica or the disk as well.
+A frame counts as accepted when the server has answered and, where the test asks for it, a replica or the disk has it.
 """
 
 import threading
@@ -32,7 +32,7 @@ class Traffic:
     """What was sent so far.
 
     accepted  frame ids that must have an outcome in the end
-    doubtful  frame ids of which nobody knows; they may have one
+    doubtful  frame ids whose reply was lost: they may have one
     """
 
     connect: Callable[[], Client]
@@ -83,6 +83,6 @@ class Traffic:
 
 @contextmanager
 def running_traffic(traffic: Traffic) -> Iterator[Traffic]:
-    """Sends until told to stop."""
+    """Sends until the block ends."""
     with in_background(traffic.run, stop=traffic.stop, name="traffic"):
         yield traffic

@@ -49,7 +49,7 @@ class FixedEngine:
 
 
 class ScriptedSource:
-    """Yields the frames that it is given; then ends, or does what `then` says."""
+    """Yields the frames that it is given; then ends, or calls `then`."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class HeardQueue:
 
 
 class SettableClock:
-    """Time that moves only when a test says so. Seconds."""
+    """Time that moves only when a test moves it. Seconds."""
 
     def __init__(self, now: float = 1_000.0) -> None:
         self.now = now

@@ -1,4 +1,4 @@
-"""Looks at processes through /proc: who descends from whom, their state, processor time, memory. Linux only."""
+"""Looks at processes through /proc: their descendants, state, processor time and memory. Linux only."""
 
 import os
 from contextlib import suppress

@@ -73,7 +73,7 @@ class SentinelPair:
         return redis.Redis(HOST, self.sentinels[0], decode_responses=True)
 
     def primary_port(self) -> int:
-        """Where the Sentinel says that the primary is."""
+        """The primary's port, as the Sentinel names it."""
         with self.sentinel() as sentinel:
             return int(sentinel.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", SERVICE)[1])
 
@@ -110,7 +110,7 @@ def tcp_server(*options: str, binary: str | None = None) -> Iterator[TcpServer]:
 
 @contextmanager
 def tls_server(authority: trustme.CA, *, ask_clients: bool = False, bind: str = HOST) -> Iterator[TlsServer]:
-    """A server whose certificate `authority` has signed; `ask_clients`: it lets nobody in without one of their own."""
+    """A server whose certificate `authority` has signed; `ask_clients`: each client needs a certificate, too."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         ca, certificate, key = (Path(folder) / name for name in ("ca.pem", "cert.pem", "key.pem"))
@@ -132,7 +132,7 @@ def tls_server(authority: trustme.CA, *, ask_clients: bool = False, bind: str = 
 
 @contextmanager
 def sentinel_pair(*options: str, sentinels: int = 1) -> Iterator[SentinelPair]:
-    """A primary, a replica that has caught up, and so many Sentinels that know both; `options` are for both servers."""
+    """A primary, a replica that has caught up, and Sentinels that know both; `options` are for both servers."""
     options = ("--shutdown-timeout", "0", *options)  # a primary that is stopped waits for no replica
     with ExitStack() as stack:
         first = stack.enter_context(tcp_server("--repl-diskless-sync-delay", "0", *options))
@@ -147,7 +147,7 @@ def sentinel_pair(*options: str, sentinels: int = 1) -> Iterator[SentinelPair]:
 
 @contextmanager
 def cluster(nodes: int = 3, *options: str, binary: str | None = None) -> Iterator[ClusterServers]:
-    """A cluster of so many primaries without replicas, with all slots served."""
+    """A cluster of `nodes` primaries without replicas, with all slots served."""
     bus = [free_port() for _ in range(nodes)]
     with ExitStack() as stack:
         servers = tuple(
@@ -200,7 +200,7 @@ def _knows(sentinel: redis.Redis, sentinels: int) -> bool:
     replicas = sentinel.execute_command("SENTINEL REPLICAS", SERVICE)
     return (
         int(state["num-other-sentinels"]) == sentinels - 1
-        and [replica["master-link-status"] for replica in replicas] == ["ok"]  # else it promotes nobody
+        and [replica["master-link-status"] for replica in replicas] == ["ok"]  # else it promotes no replica
     )
 
 

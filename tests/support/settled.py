@@ -83,13 +83,13 @@ def silence(client: Client, consumer: str, *, deliveries: int = 1, queue: Queue 
 
 
 def pending(client: Client, consumer: str | None = None, *, queue: Queue = QUEUE) -> list[dict[str, Any]]:
-    """What the group says of each entry in work."""
+    """What the group knows of each entry in work."""
     found = client.xpending_range(queue.stream, queue.group, "-", "+", 10_000, consumername=consumer)
     return list(found)
 
 
 def owners(client: Client, *, queue: Queue = QUEUE) -> dict[str, tuple[str, int]]:
-    """Entry id -> whose it is, and how often it was delivered."""
+    """Entry id -> its consumer, and how often it was delivered."""
     return {
         item["message_id"].decode(): (item["consumer"].decode(), item["times_delivered"])
         for item in pending(client, queue=queue)
@@ -107,7 +107,7 @@ def books(client: Client, *, queue: Queue = QUEUE) -> dict[str, int]:
 
 
 def assert_balanced(client: Client, *, vanished: int = 0, queue: Queue = QUEUE) -> None:
-    """Every entry has its outcome or is still there, but for those that somebody deleted."""
+    """Every entry has its outcome or is still there, but for those that a producer deleted."""
     assert audit(client, queue).unaccounted == vanished
 
 

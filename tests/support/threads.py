@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-ENDS_WITHIN = 30.0  # seconds after it was told to stop; a machine that is busy with others is slow
+ENDS_WITHIN = 30.0  # seconds after `stop`; a machine that is busy with others is slow
 
 
 @contextmanager

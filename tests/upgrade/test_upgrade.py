@@ -1,4 +1,4 @@
-"""An update worker by worker: for a while, the last release and this tree share everything. `mixed` says what holds."""
+"""An update, worker by worker: for a while the last release and this tree share everything. `mixed` judges it."""
 
 import pytest
 

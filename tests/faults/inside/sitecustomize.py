@@ -71,7 +71,7 @@ class Misbehaviour:
 
 
 def stop_myself(seconds: float) -> None:
-    """SIGSTOP for this whole process; somebody else must wake it."""
+    """Send SIGSTOP to this whole process; a shell wakes it again."""
     waker = f"(sleep {seconds}; kill -CONT {os.getpid()}) >/dev/null 2>&1 &"
     subprocess.run(["/bin/sh", "-c", waker], check=False, stdin=subprocess.DEVNULL)
     os.kill(os.getpid(), signal.SIGSTOP)

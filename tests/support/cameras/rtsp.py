@@ -1,7 +1,7 @@
 """An RTSP camera for tests: RTSP 1.0, RTP over TCP (interleaved) or UDP, H.264 by RFC 6184, Basic or Digest.
 
 Plays cam320.h264 for ever: 320 x 240, 25 frames/s, a key frame each second, 250 frames, their number in the top row.
-It keeps playing while nobody looks, as a camera does, so a client that lags is seen to lag. A client spends the first
+It keeps playing without a client, as a camera does, so a client that lags is seen to lag. A client spends the first
 second on learning the format. Faults by query:
 
     ?hang=S     no more pictures after S seconds of them, the connection stays

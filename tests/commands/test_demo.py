@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from coatstream.commands.demo_view import percentile, summary
+from coatstream.commands.demo_view import nearest_rank, summary
 from coatstream.errors import DeadReason
 from coatstream.telemetry.ledger import Account, DropReason
 
@@ -100,5 +100,5 @@ def test_the_summary_names_every_reason() -> None:
 def test_percentiles_are_of_the_nearest_rank() -> None:
     values = [float(number) for number in range(1, 101)]
 
-    assert [percentile(values, percent) for percent in (1, 50, 99, 100)] == [1, 50, 99, 100]
-    assert percentile([7.0], 50) == 7.0
+    assert [nearest_rank(values, percent) for percent in (1, 50, 99, 100)] == [1, 50, 99, 100]
+    assert nearest_rank([7.0], 50) == 7.0

@@ -141,7 +141,11 @@ def summary(account: Account, ages: Sequence[float], *, seconds: float) -> str:
     """The ledger in one line, and how old the labels were."""
     dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(account.dropped.items())) or "0"
     dead = f", dead {account.dead.total()}" if account.dead else ""
-    old = f"p50 {percentile(ages, 50) * 1000:.0f} ms, p99 {percentile(ages, 99) * 1000:.0f} ms" if ages else "no labels"
+    old = (
+        f"p50 {nearest_rank(ages, 50) * 1000:.0f} ms, p99 {nearest_rank(ages, 99) * 1000:.0f} ms"
+        if ages
+        else "no labels"
+    )
     return (
         f"received {account.received}, published {account.published}, dropped {dropped}{dead}, "
         f"in flight {account.in_flight}; {account.published / max(seconds, 1e-9):.1f} frames/s; "
@@ -149,7 +153,7 @@ def summary(account: Account, ages: Sequence[float], *, seconds: float) -> str:
     )
 
 
-def percentile(ascending: Sequence[float], percent: float) -> float:
+def nearest_rank(ascending: Sequence[float], percent: float) -> float:
     """The smallest value that at least `percent` % of the values do not exceed (nearest rank)."""
     return ascending[max(1, math.ceil(len(ascending) * percent / 100)) - 1]
 

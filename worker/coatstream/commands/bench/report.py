@@ -158,7 +158,7 @@ class Report:
         """The table, where stderr is a terminal."""
         if not self._console.is_terminal:
             return
-        table = Table(title=f"coatstream bench {self._bench}", title_justify="left", box=None, pad_edge=False)
+        table = Table(title=f"bench {self._bench}", title_justify="left", box=None, pad_edge=False)
         shared = self._shared()
         columns = [name for name in dict.fromkeys(name for row in self._rows for name in row) if name not in shared]
         for name in columns:

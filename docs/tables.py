@@ -17,6 +17,7 @@ from coatstream.pipeline.cost import BatchCost
 from coatstream.pipeline.metrics import PipelineMetrics
 from coatstream.pipeline.policy import BatchPolicy
 from coatstream.queue.metrics import QueueMetrics
+from coatstream.queue.producing.admission import ADMIT
 from coatstream.results import documents
 from coatstream.results.events import documents as events
 from coatstream.results.events.metrics import EventCollector
@@ -154,6 +155,11 @@ def result_schemas() -> dict[str, dict[str, Any]]:
     }
 
 
+def admission_script() -> str:
+    """Bounded enqueueing as one file, for producers in other languages."""
+    return f"-- Written by docs/tables.py for docs/admission.md, which has its keys and arguments.\n\n{ADMIT.source}"
+
+
 # ---- metrics
 
 
@@ -182,6 +188,7 @@ def main() -> None:
     SCHEMA.write_text(json.dumps(settings_schema(), indent=2) + "\n", "utf-8")
     for name, schema in result_schemas().items():
         (HERE / name).write_text(json.dumps(schema, indent=2) + "\n", "utf-8")
+    (HERE / "admit.lua").write_text(admission_script(), "utf-8")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from coatstream.frames.frame import PictureFault
 from coatstream.telemetry.ledger import DropReason
 from coatstream.telemetry.metrics import metrics_table
 
-from docs.tables import every_metric, result_schemas, settings_table
+from docs.tables import admission_script, every_metric, result_schemas, settings_table
 from tests.support.paths import DOCS, PACKAGE, ROOT
 
 MOST_WORDS = 1_300  # of the README: what a newcomer reads
@@ -44,6 +44,10 @@ def test_the_settings_in_the_documents_are_those_of_the_code() -> None:
 @pytest.mark.parametrize("name", result_schemas())
 def test_the_schemas_of_documents_are_those_of_the_code(name: str) -> None:
     assert json.loads((DOCS / name).read_text("utf-8")) == result_schemas()[name], "run: python docs/tables.py"
+
+
+def test_the_script_for_other_languages_is_that_of_the_code() -> None:
+    assert (DOCS / "admit.lua").read_text("utf-8") == admission_script(), "run: python docs/tables.py"
 
 
 def test_the_metrics_in_the_documents_are_those_of_the_code() -> None:

@@ -1,8 +1,8 @@
 -- Written by docs/tables.py for docs/admission.md, which has its keys and arguments.
 
--- Put in front of all scripts that write: what their keys must hold.
+-- Goes in front of all scripts that write: the types that their keys must have.
 
--- The error for the first key that holds what it must not, or nil. Scripts do not roll back: this comes first.
+-- The error for the first key of a wrong type, or nil. Scripts do not roll back, so they call this first.
 local function misfit(wanted)
   for key, kind in pairs(wanted) do
     local found = redis.call('TYPE', key)['ok']
@@ -12,16 +12,16 @@ local function misfit(wanted)
   end
 end
 
--- Put in front of settle.lua and reclaim.lua: the books that both keep, and how a frame becomes a dead letter.
+-- Goes in front of settle.lua and reclaim.lua: the books that both keep, and how a frame becomes a dead letter.
 --
 -- The books (a hash per frames stream) count what became of its entries: published, dropped, dead, trimmed. With the
 -- stream's own count of entries ever added they show whether one has vanished (audit.lua). They also hold the bytes of
--- unfinished admitted entries (admit.lua adds, here they are taken off) and of the dead letters.
+-- unfinished admitted entries (admit.lua adds them, this file subtracts them) and of the dead letters.
 
-local MAX_VALUES = 7800 -- of a dead letter's own: Lua can pass some 8,000 to one call, strangers may send more
-local MAX_EVICTED = 1000 -- letters that one burial may push out: a bound that was lowered is reached in steps
-local LONG = 4096 -- bytes of a field that a letter over the bound does without
-local WHY = 2 * 6 -- what a letter says of itself, at its end
+local MAX_VALUES = 7800 -- of the entry in a dead letter: Lua can pass some 8,000 values to one call, and strangers may send more
+local MAX_EVICTED = 1000 -- letters that one burial may delete: a lowered bound is reached in steps
+local LONG = 4096 -- bytes of a field that a letter over the bound leaves out
+local WHY = 2 * 6 -- values at a letter's end that tell why the frame died
 local FIELDS = {'image', 'pixels', 'width', 'height', 'format', 'source', 'frame_id', 'captured_at', 'expires_at', 'meta'}
 local KNOWN = {}
 for _, name in ipairs(FIELDS) do KNOWN[name] = true end
@@ -30,16 +30,17 @@ local rises = {} -- field of the books -> by how much it rises when this call en
 
 local function note(field, by) rises[field] = (rises[field] or 0) + by end
 
--- The refusal, if this user may not add to a stream. Rights can go while we run, and after XACK that would cost a frame.
--- The id is one that no stream takes; at `maxmemory` the answer is OOM, and after our first write that no longer holds.
+-- The error, if this user may not add to a stream, else nil. A right can be lost at run time, and an XADD that is refused
+-- after XACK would lose a frame. No stream takes the id 0-0. At `maxmemory` the answer is OOM, which does not stop a
+-- script after its first write.
 local function bars_adding(stream)
   local reply = redis.pcall('XADD', stream, '0-0', 'f', 'v')
   if string.find(reply.err, 'greater than 0-0', 1, true) or string.sub(reply.err, 1, 3) == 'OOM' then return nil end
   return reply
 end
 
--- A counter never falls below 0, and what a stranger wrote there counts as nothing. pcall: by now entries have been
--- acknowledged, and a counter that cannot be written must not cost a frame.
+-- A counter never falls below 0, and a stranger's value in it counts as 0. pcall: entries have been acknowledged already,
+-- and a counter that cannot be written must not lose a frame.
 local function raise(hash, field, by)
   local value = redis.pcall('HINCRBY', hash, field, by)
   local right = math.max(0, type(value) == 'number' and value or by)
@@ -53,7 +54,7 @@ local function write_books(books)
   end
 end
 
--- The producer's side is told that an admitted entry is finished.
+-- Tells admission that an admitted entry is finished.
 local function unadmit(sources, source, admitted)
   note('admitted_bytes', -admitted)
   if raise(sources, source, -1) == 0 then redis.pcall('HDEL', sources, source) end
@@ -76,7 +77,7 @@ local function size_of(values)
   return bytes
 end
 
--- All of an entry's fields and values; of one with thousands the frame's own, then as many others as one call can take.
+-- All fields and values of an entry. Of one with thousands: the known fields, then as many others as one call can take.
 local function own_values(values)
   if #values <= MAX_VALUES then return values end
   local kept = {}
@@ -90,7 +91,7 @@ local function own_values(values)
   return kept
 end
 
--- Why the frame died, and before that those of its fields that are short and find room.
+-- A letter without long fields: the short fields that fit into `room`, then why the frame died.
 local function shortened(letter, room)
   local kept, own = {}, #letter - WHY
   for i = own + 1, #letter do room = room - #tostring(letter[i]) end
@@ -104,8 +105,8 @@ local function shortened(letter, room)
   return kept
 end
 
--- Adds a letter of these values and keeps the stream within `most` letters and `most_bytes`: the oldest go first, and
--- are counted. A letter that is over the bound all alone does without its picture, and is counted as well.
+-- Adds a letter and keeps the stream within `most` letters and `most_bytes`: the oldest are deleted and counted. A letter
+-- that alone is over the bound loses its picture and is counted as well.
 local function add_letter(dead, books, letter, most, most_bytes)
   local size, left = size_of(letter), redis.call('XLEN', dead)
   if size > most_bytes then
@@ -113,14 +114,14 @@ local function add_letter(dead, books, letter, most, most_bytes)
     size = size_of(letter)
     note('dead_dropped', 1)
   end
-  if left == 0 then redis.pcall('HSET', books, 'dead_bytes', 0) end -- heals what XTRIM or XDEL by hand has left
+  if left == 0 then redis.pcall('HSET', books, 'dead_bytes', 0) end -- corrects the count after XTRIM or XDEL by hand
   redis.call('XADD', dead, '*', unpack(letter))
   local bytes, evicted = raise(books, 'dead_bytes', size), 0
   left = left + 1
   while left > 1 and (left > most or bytes > most_bytes) and evicted < MAX_EVICTED do
     local oldest = redis.pcall('XRANGE', dead, '-', '+', 'COUNT', 1)[1]
     if not oldest then break end
-    if redis.pcall('XDEL', dead, oldest[1]) ~= 1 then break end -- pcall: without that right letters heap up
+    if redis.pcall('XDEL', dead, oldest[1]) ~= 1 then break end -- pcall: without this right the stream grows
     local freed = size_of(oldest[2])
     bytes, left, evicted = bytes - freed, left - 1, evicted + 1
     raise(books, 'dead_bytes', -freed)
@@ -128,7 +129,7 @@ local function add_letter(dead, books, letter, most, most_bytes)
   note('dead_dropped', evicted)
 end
 
--- What a letter says of itself, last and in this order (replay.lua takes these six pairs off again).
+-- The six pairs that tell why a frame died come last and in this order: replay.lua removes them again.
 local function bury(dead, books, values, why, most, most_bytes)
   local letter = {}
   for i, value in ipairs(own_values(values)) do letter[i] = value end
@@ -140,7 +141,7 @@ local function bury(dead, books, values, why, most, most_bytes)
   note('dead', 1)
 end
 
--- What is settled and stays must not look stranded to strand.lua: that would give it a second label.
+-- An entry that is settled and cannot be deleted must not look stranded to strand.lua: it would get a second label.
 local function note_undeleted(frames, books)
   local info = redis.pcall('XINFO', 'STREAM', frames)
   for i = 1, #info, 2 do

@@ -148,8 +148,8 @@ class Retries:
         self._backoff = backoff
         self._rng = rng or random.Random()
 
-    def failed(self, trouble: CoatstreamError) -> float:
-        """Count a failure; the seconds to wait."""
+    def failed(self, trouble: CoatstreamError | None = None) -> float:
+        """Count a failure, of Redis or for want of room; the seconds to wait."""
         refused = isinstance(trouble, RedisRefuses)
         delay = self._backoff.delay(self.failures, self._rng)
         self.failures += 1

@@ -1,6 +1,5 @@
 """`coatstream watch`: labels or events as they are published, one line each."""
 
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
@@ -13,13 +12,12 @@ from coatstream.broker.fleet_keys import fleet_keys
 from coatstream.broker.preflight import check_server, check_types
 from coatstream.commands.exit_codes import discard_stdout
 from coatstream.commands.terminal import complain, shown, shown_json, time_of_day
-from coatstream.errors import Backoff, RedisUnavailable
+from coatstream.errors import RedisUnavailable, Retries
 from coatstream.results.events.reader import EventReader, PublishedEvent
 from coatstream.results.labels import LabelReader, PublishedLabel, streams_of
 from coatstream.results.since import entry_before
 from coatstream.settings.model import SettingsTree
 
-RETRY = Backoff(first=0.05, longest=2.0)
 LONGEST_BLOCK = 1.0  # seconds
 
 
@@ -107,17 +105,16 @@ def _show(
 
 def _follow(read: Callable[[], Sequence[_ItemT]]) -> Iterator[_ItemT]:
     """Everything from now on. While Redis is away: one line, and further tries."""
-    rng, failures = random.Random(), 0
+    retries = Retries()
     while True:
         try:
             items = read()
         except RedisUnavailable as trouble:
-            if not failures:
+            if not retries.failures:
                 complain(f"{shown(str(trouble))}; trying again until it is back")
-            time.sleep(RETRY.delay(failures, rng))
-            failures += 1
+            time.sleep(retries.failed(trouble))
         else:
-            failures = 0
+            retries.worked()
             yield from items
 
 

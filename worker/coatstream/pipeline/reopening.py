@@ -5,10 +5,9 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from coatstream.errors import SLOW_RETRY, Backoff, DownReason, SourceLost
+from coatstream.errors import RETRY, SLOW_RETRY, Backoff, DownReason, SourceLost
 
 CAMERA: Final = Backoff(first=0.5, longest=30.0)
-QUEUE: Final = Backoff(first=0.05, longest=2.0)
 # A camera locks the account, or our address, for half an hour after some five wrong passwords in a few minutes.
 LOCKED: Final = Backoff(first=5.0, longest=900.0)
 STABLE_AFTER: Final = 60.0  # seconds of reading after which the next loss counts as the first
@@ -58,5 +57,5 @@ class Reopening:
             case DownReason.AUTH:
                 backoff = LOCKED
             case _:
-                backoff = QUEUE if lost.reason is DownReason.REDIS else CAMERA
+                backoff = RETRY if lost.reason is DownReason.REDIS else CAMERA
         return max(backoff.delay(failures, self._rng), SLOW_RETRY if lost.slow else 0.0)

@@ -5,7 +5,6 @@
 
 import asyncio
 import logging
-import random
 import secrets
 import socket
 import threading
@@ -23,7 +22,7 @@ from coatstream.broker.connection import Client, connect
 from coatstream.broker.driver import Driver
 from coatstream.broker.failures import code_of
 from coatstream.broker.steps import Call, Command, Signal, Steps, Wait, checked
-from coatstream.errors import SLOW_RETRY, Backoff, RedisUnavailable
+from coatstream.errors import RedisUnavailable, Retries
 from coatstream.results.since import entry_before
 from coatstream.settings.direct import settings_for
 from coatstream.settings.model import SettingsTree
@@ -31,7 +30,6 @@ from coatstream.settings.model import SettingsTree
 READ_COUNT: Final = 256  # entries of one reply: some 300 kB of labels
 LONGEST_BLOCK: Final = 1.0  # seconds that one call waits
 ACK_EVERY: Final = 1.0  # seconds: what was handled longer ago is acknowledged, though nothing new is read
-RETRY: Final = Backoff(first=0.05, longest=2.0)
 
 ItemT = TypeVar("ItemT")
 Parse = Callable[[str, Mapping[bytes, bytes]], ItemT | None]  # entry id and fields; None: the entry is not ours
@@ -96,7 +94,6 @@ class Follower(Generic[ItemT]):
         self._block = block / len(self._streams)
         self._stop = stop
         self._on_trouble = on_trouble
-        self._rng = random.Random()
         self._ready: deque[tuple[str, str, ItemT]] = deque()  # stream, entry, item
         self._membership = {stream: _Membership(stream, group) for stream in self._streams} if group else {}
 
@@ -125,7 +122,7 @@ class Follower(Generic[ItemT]):
         """The next one, over outages; None after `timeout` seconds, or where `stop` is set. Raises RedisRefuses."""
         self._finish_item()
         yield from self._acknowledge_in_time()
-        deadline, failures = time.monotonic() + (float("inf") if timeout is None else timeout), 0
+        deadline, retries = time.monotonic() + (float("inf") if timeout is None else timeout), Retries()
         while not self._ready and not self._stop.is_set():
             left = deadline - time.monotonic()
             if left < 0:
@@ -135,11 +132,9 @@ class Follower(Generic[ItemT]):
             except RedisUnavailable as trouble:
                 if self._stop.is_set():
                     return None
-                if not failures:
+                if not retries.failures:
                     self._on_trouble(trouble)
-                delay = max(SLOW_RETRY if trouble.slow else 0.0, RETRY.delay(failures, self._rng))
-                yield Wait(self._stop, min(delay, max(0.0, left)))
-                failures += 1
+                yield Wait(self._stop, min(retries.failed(trouble), max(0.0, left)))
         if not self._ready:
             return None
         stream, entry_id, item = self._ready.popleft()

@@ -19,12 +19,11 @@ from coatstream.broker.script import Script
 from coatstream.broker.steps import Do, Enter, Lock, Signal, Steps, Wait, checked, run_script
 from coatstream.errors import (
     REDIS_TROUBLE,
-    Backoff,
     CoatstreamError,
     FrameDead,
     FrameDropped,
     NoOutcome,
-    RedisRefuses,
+    Retries,
 )
 from coatstream.queue.entry import DEFAULT_SOURCE
 from coatstream.queue.producing.outbox import Outbox
@@ -43,7 +42,6 @@ PAGE, PAGES = 500, 40  # labels of one look at a stream, and looks: 20,000 label
 LETTERS: Final = 32  # dead letters of one look
 IDS: Final = 500  # frames asked for in one look
 ASKED: Final = 8  # entries of which one look asks whether they are still there: each may hold 16 MB
-RETRY: Final = Backoff(first=0.05, longest=2.0)
 
 _LOOK: Final = Script("queue/producing/look")
 
@@ -306,7 +304,7 @@ class Awaiting:
 
     def listen(self) -> Steps[None]:
         """Hear until `stop`."""
-        failures = 0
+        retries = Retries()
         while not self._stop.is_set():
             try:
                 with self._guard:
@@ -316,13 +314,12 @@ class Awaiting:
                     late = [source for source in self._channels if source not in sources]
                 if late:  # they came while there was no connection to tell
                     yield Do(self._subscription.tell, ("SUBSCRIBE", *self._names(*late)))
-                missed, failures, self._trouble = failures > 0, 0, None
+                missed, self._trouble = retries.failures > 0, None
+                retries.worked()
                 yield from self._hear(2 * len(sources) if missed else 0)
             except REDIS_TROUBLE as trouble:
                 self._trouble = trouble
-                slow = isinstance(trouble, RedisRefuses) or trouble.slow
-                yield Wait(self._stop, RETRY.longest if slow else min(RETRY.longest, RETRY.first * 2.0**failures))
-                failures = min(failures + 1, 60)
+                yield Wait(self._stop, retries.failed(trouble))
 
     def _hear(self, missed: int) -> Steps[None]:
         """Messages of one connection. `missed`: when so many channels are up, look for what came before it."""

@@ -11,7 +11,16 @@ from typing import Final, Literal, NamedTuple
 
 from coatstream.broker.keys import Queue
 from coatstream.broker.steps import Signal, Steps, Wait
-from coatstream.errors import SLOW_RETRY, Backoff, BadFrame, CoatstreamError, ConfigError, DeadReason, RedisUnavailable
+from coatstream.errors import (
+    RETRY,
+    Backoff,
+    BadFrame,
+    CoatstreamError,
+    ConfigError,
+    DeadReason,
+    RedisUnavailable,
+    Retries,
+)
 from coatstream.queue.producing.admission import (
     MAX_BYTES,
     MAX_ENTRIES,
@@ -26,7 +35,6 @@ from coatstream.queue.producing.picture import Picture, fields_of
 from coatstream.settings.model import QueueSettings
 
 ROOM: Final = Backoff(first=0.01, longest=1.0)  # between two looks at a full queue
-RETRY: Final = Backoff(first=0.05, longest=2.0)  # between two tries while Redis is away
 GIVEN_LIFE: Final = 7 * 86_400.0  # seconds that the server remembers a sequence that the caller gave
 MADE_LIFE: Final = 86_400.0  # and one that was made here: no other producer repeats it, so it has to outlive an outage
 REMEMBERED: Final = 10_000  # frames that were sent, of which `wait_for` knows source and entry
@@ -179,7 +187,7 @@ class Outbox:
             try:
                 answers = yield from self._ask(admission, mine)
             except RedisUnavailable as trouble:
-                if not (yield from away.once_more(SLOW_RETRY if trouble.slow else 0)):
+                if not (yield from away.once_more(trouble)):
                     raise
                 continue
             away.end()
@@ -193,7 +201,7 @@ class Outbox:
 
     def _patience(self, backoff: Backoff, longest: float | None, within: float | None) -> "_Patience":
         bounds = [bound for bound in (longest, within) if bound is not None]
-        return _Patience(backoff, min(bounds, default=None), self._stop, self._rng)
+        return _Patience(Retries(backoff, self._rng), min(bounds, default=None), self._stop)
 
     def _ask(self, admission: Admission, some: Sequence[_Held]) -> Steps[list[Answer]]:
         if admission not in self._checked:
@@ -262,21 +270,17 @@ class Outbox:
 class _Patience:
     """A time in which nothing goes forward. `longest` is its bound, None for none."""
 
-    backoff: Backoff
+    retries: Retries
     longest: float | None
     stop: Signal
-    rng: random.Random
     since: float | None = field(default=None, init=False)
-    attempts: int = field(default=0, init=False)
 
-    def once_more(self, least: float = 0) -> Steps[bool]:
+    def once_more(self, trouble: CoatstreamError | None = None) -> Steps[bool]:
         """Wait before the next try; False where the time is up, or `stop` is set."""
         left = float("inf") if self.longest is None else self.longest - self.lasted()
         if left <= 0:
             return False
-        delay = max(least, self.backoff.delay(self.attempts, self.rng))
-        self.attempts += 1
-        return not (yield Wait(self.stop, min(delay, left)))
+        return not (yield Wait(self.stop, min(self.retries.failed(trouble), left)))
 
     def lasted(self) -> float:
         """Seconds since this began: now, if it had not."""
@@ -286,7 +290,8 @@ class _Patience:
         return now - self.since
 
     def end(self) -> None:
-        self.since, self.attempts = None, 0
+        self.since = None
+        self.retries.worked()
 
 
 def _want(queue: Queue, answers: Sequence[Answer]) -> str:

@@ -89,7 +89,7 @@ def _in_turn(faults: list[Fault]) -> list[Fault]:
 def _judge_cameras(findings: Findings, server: Server, lab: Lab, tail: Tail, watch: Watch) -> None:
     labels = [label for label in tail.labels if label.camera in lab.cameras]
     found = judge.fences(labels)
-    # The owner, a standby that opens it before it takes over, and connections that killed workers have left for a moment
+    # The owner, a standby that opens it before it takes over, and for a moment connections of killed workers
     findings.note("most clients of a camera at once", watch.readers)
     findings.exactly("cameras that two workers labelled at once", found.mingled, 0)
     findings.exactly("labels with an older fence", found.fell, 0)

@@ -12,7 +12,8 @@ from coatstream.broker.fleet_keys import FleetKeys
 from coatstream.broker.keys import Queue
 from coatstream.broker.preflight import (
     KEYLESS,
-    check_queues,
+    check,
+    check_keys,
     check_rights,
     check_server,
     check_slots,
@@ -209,7 +210,7 @@ def test_every_command_of_our_scripts_is_asked_for(script: Path) -> None:
 
 class TestQueues:
     def test_a_queue_with_everything_is_well(self, client: Client) -> None:
-        assert check_queues(client, [QUEUE], channels=["labels:door"]) == ()
+        assert check_keys(client, [QUEUE], channels=["labels:door"]) == ()
 
     def test_missing_rights_are_all_named_where_even_types_cannot_be_looked_at(
         self, client: Client, admin: Client
@@ -217,13 +218,13 @@ class TestQueues:
         allow(admin, "-type", "-xadd")
 
         with pytest.raises(ConfigError, match=r"lacks: XADD on frames, TYPE on frames, .*\+type \+xadd\)"):
-            check_queues(client, [QUEUE])
+            check_keys(client, [QUEUE])
 
     def test_a_key_of_a_wrong_type_is_named(self, client: Client, admin: Client) -> None:
         admin.set("frames:dead", "x")
 
         with pytest.raises(ConfigError, match="the key frames:dead holds a string, not a stream"):
-            check_queues(client, [QUEUE])
+            check_keys(client, [QUEUE])
 
 
 class TestServer:
@@ -300,6 +301,21 @@ class TestUsage:
         with pytest.raises(ConfigError, match="on cameras:members"):
             check_usage(client, self.tree(server, cameras=[alone, shared]))
 
+    def test_a_missing_right_to_info_hides_no_other_missing_right(
+        self, server: TcpServer, client: Client, admin: Client
+    ) -> None:
+        allow(admin, "-info", "-xpending", "-smembers", "-hkeys")
+
+        with pytest.raises(ConfigError) as caught:
+            check(client, self.tree(server, cameras=[self.CAMERA]))
+
+        for right in ("INFO", "XPENDING on frames", "on cameras:"):
+            assert right in str(caught.value)
+        allow(admin, "+info", "+xpending", "+smembers", "+hkeys")
+        name, silent = check(client, self.tree(server, cameras=[self.CAMERA]))
+        assert name.split()[0] in ("Redis", "Valkey")
+        assert silent == ()
+
     def test_a_key_that_a_script_only_looks_at_may_not_be_barred_from_writing(
         self, server: TcpServer, client: Client, admin: Client
     ) -> None:
@@ -308,7 +324,7 @@ class TestUsage:
         allow(admin, "~cameras:states", "%R~cameras:fences")
         alone = self.tree(server, queue={"enabled": False}, cameras=[{**self.CAMERA, "shared": False}])
 
-        with pytest.raises(ConfigError, match=r"EVALSHA on frames, .* \(ACL SETUSER worker ~frames\*\)"):
+        with pytest.raises(ConfigError, match=r"EVALSHA on frames, .* EVALSHA on cameras:fences \(.* ~frames\*\)"):
             check_usage(client, alone)
         allow(admin, "~frames*")
         with pytest.raises(ConfigError, match=r"lacks: EVALSHA on cameras:fences"):

@@ -1,6 +1,7 @@
 """`coatstream classify`: labels without Redis."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -59,6 +60,28 @@ def test_a_folder_stands_for_the_pictures_in_it(tmp_path: Path, capsys: pytest.C
 
     assert code == 0
     assert [document["frame_id"] for document in documents(capsys.readouterr().out)] == ["a.png", "b.png"]
+
+
+def test_names_that_are_not_utf8_are_shown_with_replacement_characters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(ASSETS / "coffee.png", tmp_path / "a.png")
+    shutil.copy(ASSETS / "coffee.png", tmp_path / os.fsdecode(b"caf\xe9.png"))
+    shutil.copy(ASSETS / "cockatoo_360p.mp4", tmp_path / os.fsdecode(b"caf\xe9.mp4"))
+    (tmp_path / os.fsdecode(b"\xff.jpg")).write_bytes(b"junk")
+    arguments = ["classify", str(tmp_path), "--engine", "noop", "--fps", "0.2"]
+
+    code = run([*arguments, "--json"])
+
+    written = capsys.readouterr()
+    names = [str(document["frame_id"]) for document in documents(written.out)]
+    assert code == 1
+    assert names[0] == "a.png"
+    assert "caf\N{REPLACEMENT CHARACTER}.png" in names
+    assert "caf\N{REPLACEMENT CHARACTER}.mp4#0" in names
+    assert "/\N{REPLACEMENT CHARACTER}.jpg: 4 bytes are no picture" in written.err
+    assert run(arguments) == 1
+    assert "caf\N{REPLACEMENT CHARACTER}.png" in capsys.readouterr().out
 
 
 def test_embeddings_come_with_the_labels(capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,3 +105,32 @@ def test_the_shell_completes_commands() -> None:
     )
 
     assert done.stdout.split() == ["classify"], done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "ascii:strict"])
+def test_what_the_terminals_encoding_lacks_is_written_as_a_json_escape(encoding: str) -> None:
+    script = r"""
+from coatstream import cli
+from coatstream.commands import check, terminal
+
+def say(load, *, as_json):
+    terminal.print_rows(terminal.table("a"), [["T\xfcr \u732b"]], empty="")
+    terminal.complain("T\xfcr \U0001f431 \udce9")
+    print('{"a":"\u732b"}')
+
+check.run_check = say
+cli.main()
+"""
+
+    done = subprocess.run(
+        [sys.executable, "-c", script, "check"],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+    umlaut = b"\xfc" if encoding == "latin-1" else b"\\u00fc"
+    assert done.returncode == 0
+    assert [line.strip() for line in done.stdout.splitlines()[1:]] == [b"T" + umlaut + b"r \\u732b", b'{"a":"\\u732b"}']
+    assert done.stderr == b"coatstream: T" + umlaut + b"r \\ud83d\\udc31 \\udce9\n"

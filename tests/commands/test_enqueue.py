@@ -216,18 +216,23 @@ def test_names_that_are_not_utf8_or_too_long_become_names_that_the_worker_takes(
     assert enqueue(tmp_path / odd, tmp_path / f"{'y' * 250}.jpg")[0] == 0
 
     assert [(entry.source, entry.frame_id) for entry in entries(client)] == [
-        ("caf?", "caf?.jpg"),
+        ("caf\N{REPLACEMENT CHARACTER}", "caf\N{REPLACEMENT CHARACTER}.jpg"),
         ("y" * 128, "y" * 250 + ".jpg"),
     ]
 
 
-def test_a_clip_whose_name_is_not_utf8_is_a_fault(enqueue: Callable[..., Result], tmp_path: Path) -> None:
+def test_a_clip_whose_name_is_not_utf8_is_enqueued_under_a_readable_name(
+    client: Client, enqueue: Callable[..., Result], tmp_path: Path
+) -> None:
     odd = tmp_path / os.fsdecode(b"caf\xe9.mp4")
     shutil.copy(CLIP, odd)
 
-    code, _, err = enqueue(odd)
+    code, _, err = enqueue(odd, "--fps", "1")
 
-    assert (code, err) == (1, f"coatstream: {tmp_path}/caf\\udce9.mp4: the path of a clip must be UTF-8; rename it\n")
+    assert (code, err) == (0, "")
+    found = entries(client)
+    assert {entry.source for entry in found} == {"caf\N{REPLACEMENT CHARACTER}"}
+    assert [entry.frame_id for entry in found] == [f"caf\N{REPLACEMENT CHARACTER}.mp4#{n}" for n in range(len(found))]
 
 
 def test_a_files_name_cannot_steer_the_terminal(enqueue: Callable[..., Result], tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
+import base64
 import io
 import resource
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -77,6 +79,30 @@ def test_bytes_that_are_no_picture_are_undecodable(data: bytes) -> None:
         decode(data, **LIMITS)
 
     assert caught.value.reason is DeadReason.UNDECODABLE
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+@pytest.mark.parametrize(
+    ("mangle", "named"),
+    [
+        (base64.b64encode, "base64 text"),
+        (base64.encodebytes, "base64 text"),
+        (lambda data: b'"' + base64.b64encode(data) + b'"', "base64 text"),
+        (lambda data: b"data:image/jpeg;base64," + base64.b64encode(data), "a data URL"),
+        (lambda data: data.decode("utf-8", "replace").encode(), "taken for UTF-8 text"),
+        (lambda data: data.decode("latin-1").encode(), "Latin-1 text that was encoded as UTF-8"),
+        (lambda data: data.hex().encode(), "hexadecimal text"),
+        (lambda data: repr(data).encode(), "Python's notation of bytes"),
+    ],
+)
+def test_a_picture_that_was_made_text_of_is_named_as_that(
+    file_format: str, mangle: Callable[[bytes], bytes], named: str
+) -> None:
+    with pytest.raises(BadFrame, match=named) as caught:
+        decode(mangle(encoded(Image.fromarray(noise(64, 64)), file_format)), **LIMITS)
+
+    assert caught.value.reason is DeadReason.UNDECODABLE
+    assert "\n" not in str(caught.value)
 
 
 def test_too_many_bytes_are_refused_unread() -> None:

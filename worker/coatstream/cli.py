@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from coatstream.commands.encoding import survive_any_encoding
 from coatstream.commands.exit_codes import exit_code
 from coatstream.commands.options import (
     CAMERA,
@@ -44,6 +45,7 @@ app.add_typer(bench_app, name="bench")
 def main() -> None:
     """The console script."""
     keep_standard_descriptors()
+    survive_any_encoding()
     code = run(sys.argv[1:])
     drain_log()
     if _threads_are_stuck():  # in a dead call of a camera or the engine; a normal exit would wait for them for ever

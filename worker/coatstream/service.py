@@ -16,7 +16,7 @@ from coatstream import __version__
 from coatstream.broker.connection import address, connect
 from coatstream.broker.fleet_keys import fleet_keys
 from coatstream.broker.keys import queues_of
-from coatstream.broker.preflight import check_server, check_usage
+from coatstream.broker.preflight import check
 from coatstream.cameras.manager import CameraManager, LeasedCameras
 from coatstream.engine.loading import load_engine
 from coatstream.engine.memory import return_what_is_free
@@ -141,8 +141,7 @@ class Service:
     def _check_redis(self) -> None:
         settings = self._settings
         with connect(settings.redis) as client:
-            server = check_server(client, settings.redis)
-            silent = check_usage(client, settings)
+            server, silent = check(client, settings)
             self.queue.join(client)
         if silent:
             self._log.warning("the Redis user may not publish to the channels of labels: only the streams are written")

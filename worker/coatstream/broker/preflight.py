@@ -13,12 +13,12 @@ from coatstream.broker.connection import Client, address
 from coatstream.broker.failures import calls
 from coatstream.broker.fleet_keys import FleetKeys, fleet_keys
 from coatstream.broker.keys import Queue, queues_of
-from coatstream.errors import ConfigError, RedisUnavailable
+from coatstream.errors import ConfigError, RedisRefuses, RedisUnavailable
 from coatstream.settings.model import RedisSettings, SettingsTree
 
 OLDEST_SERVER: Final = (7, 0)
 MOST_NAMED: Final = 20  # missing rights in one line
-KEYLESS: Final = ("EVAL", "EVALSHA", "PING", "TIME")  # commands that are checked without a key, too
+KEYLESS: Final = ("EVAL", "EVALSHA", "INFO", "PING", "TIME")  # commands that are checked without a key, too
 
 # Arguments with which a command fails or finds nothing after the server has checked the rights, so that it does no harm
 # even if MULTI is not allowed. {} is the key. No group has that name.
@@ -64,6 +64,7 @@ _HARMLESS: Final[Mapping[str, tuple[str, ...]]] = {
     "PUBLISH": ("{}", ""),
     "EVAL": ("return 0", "-1"),
     "EVALSHA": ("0" * 40, "-1"),
+    "INFO": (),
     "PING": (),
     "TIME": (),
 }
@@ -76,6 +77,18 @@ _IN_MULTI_ONLY: Final[Mapping[str, tuple[str, ...]]] = {
     "SCRIPT|LOAD": ("return 0",),
     "COPY": ("{}", "{}:copy"),
 }
+
+
+def check(client: Client, settings: SettingsTree) -> tuple[str, tuple[str, ...]]:
+    """Check all that a worker with these settings needs. Returns the server's name and version, and the channels that
+    `check_rights` returns. Raises RedisUnavailable, ConfigError.
+    """
+    try:
+        server = check_server(client, settings.redis)
+    except RedisRefuses:
+        check_usage(client, settings)  # INFO is one of the rights that it names
+        raise
+    return server, check_usage(client, settings)
 
 
 def check_server(client: Client, settings: RedisSettings) -> str:
@@ -126,40 +139,43 @@ def check_usage(client: Client, settings: SettingsTree) -> tuple[str, ...]:
     """
     queues = queues_of(settings)
     channels = (queues[0].channel("source"), queues[0].failure_channel("source"))
+    fleet = fleet_keys(settings) if settings.cameras else None
+    shared = any(camera.shared for camera in settings.cameras)
     if settings.queue.enabled:
-        silent = check_queues(client, queues, channels=channels)
-    else:  # all labels of cameras go where those of the first queue do
-        silent = check_queues(client, queues[:1], channels=channels, read=False)
-    if settings.cameras:
-        check_fleet(client, fleet_keys(settings), shared=any(camera.shared for camera in settings.cameras))
-    return silent
+        return check_keys(client, queues, fleet, channels=channels, shared=shared)
+    # all labels of cameras go where those of the first queue do
+    return check_keys(client, queues[:1], fleet, channels=channels, shared=shared, read=False)
 
 
-def check_queues(
-    client: Client, queues: Sequence[Queue], *, channels: Sequence[str] = (), read: bool = True
+def check_keys(
+    client: Client,
+    queues: Sequence[Queue],
+    fleet: FleetKeys | None = None,
+    *,
+    channels: Sequence[str] = (),
+    shared: bool = False,
+    read: bool = True,
 ) -> tuple[str, ...]:
-    """Check slots, rights and types of all keys of these queues; returns as `check_rights`. Raises ConfigError.
+    """Check slots, rights and types of all keys of these queues and of the cameras; returns as `check_rights`. Raises
+    ConfigError.
 
-    Rights come first: otherwise a missing right to read a type would be the only one reported. `read` is False for a
-    worker that only publishes labels of cameras.
+    Rights come first, and all together: otherwise a missing right to read a type would be the only one reported.
+    `shared` is True for a worker that shares cameras, `read` False for one that only publishes labels of cameras.
     """
+    needs: dict[str, Sequence[str]] = {}
+    types: dict[str, str] = {}
     for queue in queues:
         check_slots(client, queue.keys)
-    needs: dict[str, Sequence[str]] = {}
-    for queue in queues:
         needs |= queue.rights if read else queue.rights_of_cameras
+        types |= queue.types
+    if fleet:
+        rights = fleet.rights if shared else fleet.rights_unshared
+        check_slots(client, list(rights))
+        needs |= {key: (*needs.get(key, ()), *commands) for key, commands in rights.items()}
+        types |= fleet.types
     silent = check_rights(client, needs, channels=channels)
-    for queue in queues:
-        check_types(client, {key: kind for key, kind in queue.types.items() if key in needs})
+    check_types(client, {key: kind for key, kind in types.items() if key in needs})
     return silent
-
-
-def check_fleet(client: Client, keys: FleetKeys, *, shared: bool) -> None:
-    """The same for the keys of cameras. Raises ConfigError."""
-    rights = keys.rights if shared else keys.rights_unshared
-    check_slots(client, list(rights))
-    check_rights(client, rights, keyless=())
-    check_types(client, {key: kind for key, kind in keys.types.items() if key in rights})
 
 
 def check_slots(client: Client, keys: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from coatstream.broker.connection import address, connect
 from coatstream.broker.keys import queues_of
-from coatstream.broker.preflight import check_server, check_usage, server_infos
+from coatstream.broker.preflight import check, server_infos
 from coatstream.cameras.address import Kind, parse
 from coatstream.cameras.capture.opening import read_timeout
 from coatstream.cameras.fleet.lease import CameraLease
@@ -95,8 +95,7 @@ def _redis(settings: SettingsTree) -> Iterator[Finding]:
     """The server, our keys and rights, and what would lose frames one day."""
     try:
         with connect(settings.redis) as client:
-            server = check_server(client, settings.redis)
-            silent = check_usage(client, settings)
+            server, silent = check(client, settings)
             infos = server_infos(client)
     except CoatstreamError as error:
         yield Finding("redis", "fault", redact(str(error)))

@@ -21,7 +21,7 @@ from coatstream.engine.loading import exact, load_engine
 from coatstream.engine.protocol import Engine
 from coatstream.errors import CoatstreamError, ConfigError, redact
 from coatstream.frames.decoding import decode
-from coatstream.frames.files import expand, kind_of
+from coatstream.frames.files import expand, kind_of, readable_name, readable_path
 from coatstream.frames.frame import Frame
 from coatstream.frames.resizing import prepare
 from coatstream.pipeline.inference import prediction_of
@@ -108,7 +108,7 @@ def _frames(
         except (CoatstreamError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             reading.skipped += 1
-            reading.faults.append(redact(f"{path}: {reason}"))
+            reading.faults.append(redact(f"{readable_name(path)}: {reason}"))
 
 
 def _picture(path: str, engine: Engine, limits: QueueSettings) -> Frame:
@@ -116,8 +116,8 @@ def _picture(path: str, engine: Engine, limits: QueueSettings) -> Frame:
         raise ConfigError(f"{size} bytes are more than queue.max_bytes ({limits.max_bytes})")
     image = decode(Path(path).read_bytes(), max_bytes=limits.max_bytes, max_pixels=limits.max_pixels)
     return Frame(
-        source=path,
-        frame_id=Path(path).name,
+        source=readable_name(path),
+        frame_id=readable_name(Path(path).name),
         captured_at=time.time(),
         pixels=prepare(image, engine.spec),
         width=image.shape[1],
@@ -127,19 +127,21 @@ def _picture(path: str, engine: Engine, limits: QueueSettings) -> Frame:
 
 def _clip(path: str, engine: Engine, fps: float, reading: _Reading) -> Iterator[Frame]:
     """All frames of a clip, read without loss; a clip that cannot be opened is not tried again."""
-    settings = CameraSettings(name=path[-128:], url=SecretStr(str(Path(path).absolute())), fps=fps, realtime=False)
-    camera = Camera(settings, prepare=partial(prepare, spec=engine.spec))
-    with closing(camera.frames(threading.Event())) as frames:
-        for number, frame in enumerate(frames):
-            yield Frame(
-                source=path,
-                frame_id=f"{Path(path).name}#{number}",
-                captured_at=frame.captured_at,
-                pixels=frame.pixels,
-                width=frame.width,
-                height=frame.height,
-            )
-    reading.note(path, camera)
+    source = readable_name(path)
+    with readable_path(Path(path)) as file:
+        settings = CameraSettings(name=source[-128:], url=SecretStr(str(file)), fps=fps, realtime=False)
+        camera = Camera(settings, prepare=partial(prepare, spec=engine.spec))
+        with closing(camera.frames(threading.Event())) as frames:
+            for number, frame in enumerate(frames):
+                yield Frame(
+                    source=source,
+                    frame_id=f"{Path(source).name}#{number}",
+                    captured_at=frame.captured_at,
+                    pixels=frame.pixels,
+                    width=frame.width,
+                    height=frame.height,
+                )
+    reading.note(source, camera)
 
 
 def _documents(frames: Iterator[Frame], engine: Engine, *, batch_size: int) -> Iterator[LabelDocument]:

@@ -24,7 +24,8 @@ from coatstream.cameras.capture.camera import Camera
 from coatstream.commands.terminal import shown
 from coatstream.errors import BadFrame, CoatstreamError, ConfigError, DeadReason, SourceLost
 from coatstream.frames.encoding import encode_jpeg
-from coatstream.frames.files import expand, kind_of
+from coatstream.frames.files import expand, kind_of, readable_name, readable_path
+from coatstream.frames.frame import Frame
 from coatstream.queue.entry import DEFAULT_SOURCE, MAX_FRAME_ID, MAX_SOURCE
 from coatstream.queue.producing.admission import MAX_ENTRIES, Confirm
 from coatstream.queue.producing.outbox import QueueFull, Terms
@@ -190,14 +191,18 @@ class _Enqueuing:
             image = _read(Path(item.location), self._limits.max_bytes)
             yield Picture(image, item.source, item.name, time.time())
             return
-        name = item.source if item.kind is _InputKind.CAMERA else Path(item.name).name[-MAX_SOURCE:]
-        settings = CameraSettings(name=name, url=SecretStr(item.location), fps=self._fps)
-        camera = Camera(settings, prepare=lambda image: image)
+        if item.kind is _InputKind.CAMERA:
+            for frame in self._frames(item, item.source, item.location):
+                yield _encoded(frame, item.source, frame.frame_id)
+            return
+        with readable_path(Path(item.location)) as file:  # as a URL, because a path with a colon could be taken for one
+            for number, frame in enumerate(self._frames(item, Path(item.name).name[-MAX_SOURCE:], file.as_uri())):
+                yield _encoded(frame, item.source, f"{item.name}#{number}")
+
+    def _frames(self, item: _Input, name: str, url: str) -> Iterator[Frame]:
+        camera = Camera(CameraSettings(name=name, url=SecretStr(url), fps=self._fps), prepare=lambda image: image)
         with closing(camera.frames(self._stop)) as frames:
-            for number, frame in enumerate(frames):
-                frame_id = frame.frame_id if item.kind is _InputKind.CAMERA else f"{item.name}#{number}"
-                image = encode_jpeg(frame.pixels, quality=JPEG_QUALITY)
-                yield Picture(image, item.source, frame_id, frame.captured_at)
+            yield from frames
         if camera.damaged and item.kind is _InputKind.CLIP:
             self.damaged += camera.damaged
             self._fault(f"{item.name}: {camera.damaged} damaged places, {camera.pictures} pictures read")
@@ -210,7 +215,7 @@ class _Enqueuing:
         self._say(message)
 
     def _say(self, message: str) -> None:
-        self._console.print(Text(f"coatstream: {shown(message)}"), soft_wrap=True)
+        self._console.print(Text(f"coatstream: {shown(readable_name(message))}"), soft_wrap=True)
 
 
 def _progress(console: Console) -> Progress:
@@ -247,16 +252,13 @@ def _items(path: str, source: str | None, passed_over: Callable[[Path], None]) -
 
 
 def _file(path: Path, source: str, name: str) -> _Input:
-    source, name = _text(source)[:MAX_SOURCE] or DEFAULT_SOURCE, _text(name)[-MAX_FRAME_ID:]
+    source, name = readable_name(source)[:MAX_SOURCE] or DEFAULT_SOURCE, readable_name(name)[-MAX_FRAME_ID:]
     kind = kind_of(path)
     if kind == "picture":
         return _Input(_InputKind.PICTURE, str(path), source, name)
     if kind is None:
         raise ConfigError(f"{path}: neither a picture nor a clip")
-    if _text(str(path.absolute())) != str(path.absolute()):
-        raise ConfigError(f"{path}: the path of a clip must be UTF-8; rename it")
-    # The number of each frame follows. A URL, because a path with a colon could be taken for one.
-    return _Input(_InputKind.CLIP, path.absolute().as_uri(), source, name[-MAX_FRAME_ID + 12 :])
+    return _Input(_InputKind.CLIP, str(path), source, name[-MAX_FRAME_ID + 12 :])  # the number of each frame follows
 
 
 def _camera(url: str, source: str | None) -> _Input:
@@ -268,9 +270,8 @@ def _camera(url: str, source: str | None) -> _Input:
     return _Input(_InputKind.CAMERA, url, source or name[:MAX_SOURCE], name)
 
 
-def _text(name: str) -> str:
-    """A file's name as the stream can hold it: bytes that are not UTF-8 become question marks."""
-    return name.encode("utf-8", "replace").decode()
+def _encoded(frame: Frame, source: str, frame_id: str) -> Picture:
+    return Picture(encode_jpeg(frame.pixels, quality=JPEG_QUALITY), source, frame_id, frame.captured_at)
 
 
 def _read(path: Path, max_bytes: int) -> bytes:

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from coatstream.commands.encoding import json_escape
+
 _WIDE: Final = 1000  # characters: without a terminal a row is one line, for grep and awk
 
 
@@ -31,14 +33,7 @@ def shown_json(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(character if character.isprintable() else _in_json(character) for character in text)
-
-
-def _in_json(character: str) -> str:
-    if character < " ":
-        return " "
-    utf16 = character.encode("utf-16-be", "surrogatepass")
-    return "".join(f"\\u{utf16[at : at + 2].hex()}" for at in range(0, len(utf16), 2))
+    return "".join(character if character.isprintable() else json_escape(character) for character in text)
 
 
 def print_json(document: object) -> None:

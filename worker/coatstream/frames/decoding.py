@@ -224,8 +224,26 @@ def _check_structure(data: bytes) -> None:
         raise _undecodable(data, f"{scans} scans, more than the {_MAX_SCANS} allowed")
 
 
+_JPEG_START: Final = b"\xff\xd8\xff"
+_MANGLED: Final = "\N{REPLACEMENT CHARACTER}".encode()
+_AS_TEXT: Final = (  # how a picture begins that was made text of, and what the producer must change
+    (b"data:", "a data URL; send the bytes that its base64 text stands for"),
+    (b"b'\\x", "Python's notation of bytes; send the bytes themselves"),
+    (b'b"\\x', "Python's notation of bytes; send the bytes themselves"),
+    *((magic.hex().encode(), "hexadecimal text; send the bytes that it stands for") for magic in (_JPEG_START, _PNG)),
+    *((text, "base64 text; send the bytes that it stands for") for text in (b"/9j/", b"iVBORw0K", b"UklGR")),
+    *(
+        (magic.decode("latin-1").encode(), "Latin-1 text that was encoded as UTF-8; send the bytes as they are")
+        for magic in (_JPEG_START, _PNG[:4])
+    ),
+    (_MANGLED, "bytes that were taken for UTF-8 text, which cannot be undone; send the bytes as they are"),
+)
+
+
 def _undecodable(data: bytes, why: str) -> BadFrame:
-    return BadFrame(DeadReason.UNDECODABLE, f"{len(data)} bytes are no picture that can be read: {why}")
+    text = data[:64].lstrip(b' \t\r\n"')  # a JSON string keeps its quotes at times
+    mistake = next((f"; this is {what}" for start, what in _AS_TEXT if text.startswith(start)), "")
+    return BadFrame(DeadReason.UNDECODABLE, f"{len(data)} bytes are no picture that can be read: {why}{mistake}")
 
 
 def _invalid(message: str) -> BadFrame:

@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final, Literal
 
 FileKind = Literal["picture", "clip"]
@@ -102,3 +104,23 @@ def _known(path: Path) -> bool:
         return kind_of(path) is not None
     except OSError:  # to be said by whom it is read
         return True
+
+
+def readable_name(path: str) -> str:
+    """The path or name as text: U+FFFD stands for bytes that are not UTF-8."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+@contextmanager
+def readable_path(path: Path) -> Iterator[Path]:
+    """An absolute path that leads to this file and is UTF-8, as OpenCV and settings need it: its own, or that of a link
+    which lives as long as this context.
+    """
+    absolute = path.absolute()
+    if readable_name(str(absolute)) == str(absolute):
+        yield absolute
+        return
+    with TemporaryDirectory(prefix="coatstream-") as folder:
+        link = Path(folder, f"clip{readable_name(absolute.suffix)}")
+        link.symlink_to(absolute)
+        yield link

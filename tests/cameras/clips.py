@@ -275,4 +275,5 @@ if __name__ == "__main__":
     from tests.cameras.test_clips import compared
 
     for clip in clips():
-        print(clip.name, *compared(clip, Path(sys.argv[1])))
+        theirs, ours, off, damage = compared(clip, Path(sys.argv[1]))
+        print(f"{clip.name:<28} {theirs:>3} {ours:>3} frames, {off[-1]:.2f} levels off at most, {damage} damaged")

@@ -12,7 +12,6 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from coatstream.frames.frame import Pixels
 
 _WIDEST: Final = 65_535  # pixels of a side: what a frame may say it has
-_MOST_SHAPES: Final = 16  # sizes of which the shape of the pixels is remembered
 
 
 class Renderer:
@@ -24,20 +23,21 @@ class Renderer:
         container, coded = stream.sample_aspect_ratio, self._codec.sample_aspect_ratio
         # FFmpeg prefers what the container says of the pixels' shape to what the pictures say.
         self._fixed = container if container and container != coded else None
-        self._shapes: dict[tuple[int, int], Fraction | None] = {}
+        self._shape: Fraction | None = None
+        self._size = (0, 0)
 
     def note(self, frame: VideoFrame) -> None:
-        """Remember the pixels' shape of each size: PyAV tells it of the decoder, which may be some frames ahead."""
+        """Remember the pixels' shape. PyAV tells it of the decoder, which may be some frames ahead: it changes with a
+        key frame only.
+        """
         size = frame.width, frame.height
-        if size == (self._codec.width, self._codec.height) or size not in self._shapes:
-            self._shapes[size] = self._codec.sample_aspect_ratio
-            if len(self._shapes) > _MOST_SHAPES:
-                del self._shapes[next(iter(self._shapes))]
+        if frame.key_frame or size != self._size:
+            self._shape, self._size = self._codec.sample_aspect_ratio, size
 
     def render(self, frame: VideoFrame) -> Pixels:
         """uint8 [height, width, 3] RGB. Range and matrix of the colours are the frame's own; unsaid, BT.601 limited."""
         turned = _Turn.of(frame)
-        shape = self._fixed or self._shapes.get((frame.width, frame.height)) or Fraction(1)
+        shape = self._fixed or self._shape or Fraction(1)
         width, height = frame.width, frame.height
         if shape > 0 and shape != 1:
             # FFmpeg's filters keep the height that is seen, and so stretch the coded height of a picture on its side.

@@ -173,7 +173,9 @@ class WebClient:
             raise Trouble(DownReason.TIMEOUT, f"no answer within {self._open_timeout:g} s") from None
         except httpx.ConnectError as error:
             raise _unreachable(error) from None
-        except (httpx.ReadError, httpx.WriteError, httpx.CloseError):
+        except (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError) as error:
+            if isinstance(error, httpx.RemoteProtocolError) and "disconnected" not in str(error):
+                raise  # there is an answer
             raise Trouble(DownReason.ENDED, "it closed the connection without an answer") from None
         except (httpx.UnsupportedProtocol, httpx.InvalidURL, ValueError, NotImplementedError):
             raise Trouble(DownReason.REFUSED, "its answer cannot be understood") from None

@@ -25,6 +25,8 @@ class Renderer:
         self._fixed = container if container and container != coded else None
         self._shape: Fraction | None = None
         self._size = (0, 0)
+        self._turn = _Turn(False, False, False)
+        self._rotation: int | None = None
 
     def note(self, frame: VideoFrame) -> None:
         """Remember the pixels' shape. PyAV tells it of the decoder, which may be some frames ahead: it changes with a
@@ -36,7 +38,7 @@ class Renderer:
 
     def render(self, frame: VideoFrame) -> Pixels:
         """uint8 [height, width, 3] RGB. Range and matrix of the colours are the frame's own; unsaid, BT.601 limited."""
-        turned = _Turn.of(frame)
+        turned = self._turned(frame)
         shape = self._fixed or self._shape or Fraction(1)
         width, height = frame.width, frame.height
         if shape > 0 and shape != 1:
@@ -54,6 +56,14 @@ class Renderer:
         plane = rgb.planes[0]
         pixels: Pixels = np.ndarray((height, width, 3), np.uint8, memoryview(plane), strides=(plane.line_size, 3, 1))
         return turned.apply(pixels)
+
+    def _turned(self, frame: VideoFrame) -> "_Turn":
+        """Looked up where the rotation changes only: PyAV's side data keeps its frame, 3 MB at 1080p, until the
+        garbage collector comes.
+        """
+        if frame.rotation != self._rotation:
+            self._turn, self._rotation = _Turn.of(frame), frame.rotation
+        return self._turn
 
 
 def _side(length: Fraction) -> int:

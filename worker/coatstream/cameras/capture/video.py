@@ -115,6 +115,7 @@ class Video(Costs):
     def grab(self) -> bool:
         """Read and decode the next picture."""
         before, began = time.thread_time(), time.monotonic()
+        self._frame = None  # its memory is the next one's
         try:
             while not self._ready:
                 packet = self._next_packet()

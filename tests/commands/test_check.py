@@ -9,7 +9,7 @@ import pytest
 from coatstream.broker.connection import Client
 from coatstream.cli import run
 from coatstream.commands import check
-from coatstream.commands.check import Finding, _as_asked
+from coatstream.commands.check import Finding, as_asked
 from coatstream.frames.model import ModelInfo
 from coatstream.settings.model import CameraSettings, ModelSettings, QueueSettings
 from pydantic import SecretStr
@@ -64,7 +64,7 @@ def test_a_folder_without_a_picture_is_no_fault_however_it_is_written(
     urls = (str(tmp_path), f"{tmp_path}/")
     cameras = [CameraSettings(name=url, url=SecretStr(url), open_timeout=0.5, read_timeout=0.5) for url in urls]
 
-    found = [(finding.verdict, finding.detail) for finding in check._cameras(cameras)]
+    found = [(finding.verdict, finding.detail) for finding in check.check_cameras(cameras)]
 
     assert found == [("ok", "a folder without a picture so far")] * 2
 
@@ -219,8 +219,8 @@ def test_another_engine_than_was_asked_for_is_a_warning() -> None:
     finding = Finding("model", "ok", "test_vit, engine openvino bf16")
     got = ModelInfo("test_vit", "random", "openvino", "bf16", "cpu", 64)
 
-    assert _as_asked(finding, ModelSettings(), got) == finding
-    assert _as_asked(finding, ModelSettings(engine="openvino", precision="bf16"), got) == finding
-    warned = _as_asked(finding, ModelSettings(engine="fused", precision="fp32"), got)
+    assert as_asked(finding, ModelSettings(), got) == finding
+    assert as_asked(finding, ModelSettings(engine="openvino", precision="bf16"), got) == finding
+    warned = as_asked(finding, ModelSettings(engine="fused", precision="fp32"), got)
     assert warned.verdict == "warning"
     assert warned.detail.endswith("; asked for was model.engine = fused and model.precision = fp32")

@@ -26,7 +26,7 @@ ASK = """
 import sys
 from coatstream.settings.model import BatchSettings, ModelSettings
 from coatstream.engine.selection import chooser
-chooser._MAIN = sys.argv[2]
+chooser.MAIN = sys.argv[2]
 chooser.choose_elsewhere(ModelSettings(weights=sys.argv[1]), BatchSettings())
 """
 DEAD = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
@@ -58,14 +58,14 @@ def test_what_fails_there_is_left_to_whoever_asked(tmp_path: Path) -> None:
 
 
 def test_a_process_that_dies_is_no_reason_to_try_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chooser, "_MAIN", DEAD)
+    monkeypatch.setattr(chooser, "MAIN", DEAD)
 
     with pytest.raises(ChooserDied, match=f"signal {signal.SIGSEGV:d}"):
         choose_elsewhere(ModelSettings(), BatchSettings())
 
 
 def test_a_process_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chooser, "_MAIN", SLEEPING)
+    monkeypatch.setattr(chooser, "MAIN", SLEEPING)
 
     with pytest.raises(ChooserDied, match=r"more than 0\.1 s"):
         choose_elsewhere(ModelSettings(), BatchSettings(), patience=0.1)
@@ -84,6 +84,6 @@ def test_the_process_ends_with_whoever_asked_even_if_that_is_killed(tmp_path: Pa
 
 def test_settings_of_the_environment_do_not_reach_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COATSTREAM_REDIS__PASSWORD", "hunter2")
-    monkeypatch.setattr(chooser, "_MAIN", "import os, sys; os._exit('COATSTREAM_REDIS__PASSWORD' in os.environ)")
+    monkeypatch.setattr(chooser, "MAIN", "import os, sys; os._exit('COATSTREAM_REDIS__PASSWORD' in os.environ)")
 
     assert choose_elsewhere(settings(tmp_path), BatchSettings())

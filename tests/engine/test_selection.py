@@ -257,7 +257,7 @@ def test_a_user_without_a_home_folder_has_no_cache(monkeypatch: pytest.MonkeyPat
 def test_where_choosing_took_a_process_along_openvino_is_not_tried_and_the_next_start_tries_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chooser, "_MAIN", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    monkeypatch.setattr(chooser, "MAIN", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     for _ in range(2):
         engine, lines = chosen(settings(tmp_path, precision="fp32"))
 

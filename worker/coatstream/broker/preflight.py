@@ -23,7 +23,7 @@ KEYLESS: Final = ("EVAL", "EVALSHA", "INFO", "PING", "TIME")  # commands that ar
 # Arguments with which a command fails or finds nothing after the server has checked the rights, so that it does no harm
 # even if MULTI is not allowed. {} is the key. No group has that name.
 _GROUP: Final = "coatstream:no-such-group"
-_HARMLESS: Final[Mapping[str, tuple[str, ...]]] = {
+HARMLESS: Final[Mapping[str, tuple[str, ...]]] = {
     "XADD": ("{}", "0-0", "f", "v"),
     "XACK": ("{}", _GROUP, "0-0"),
     "XDEL": ("{}", "0-0"),
@@ -69,7 +69,7 @@ _HARMLESS: Final[Mapping[str, tuple[str, ...]]] = {
     "TIME": (),
 }
 # Commands without such arguments. They are tried only inside MULTI, which never ends.
-_IN_MULTI_ONLY: Final[Mapping[str, tuple[str, ...]]] = {
+IN_MULTI_ONLY: Final[Mapping[str, tuple[str, ...]]] = {
     "DEL": ("{}",),
     "UNLINK": ("{}",),
     "HSETNX": ("{}", "f", "v"),
@@ -238,7 +238,7 @@ def _refused(pool: Any, asked: Sequence[tuple[str, str]]) -> tuple[str, dict[tup
     try:
         name = _answers(connection, [("ACL", "WHOAMI")])[0]
         held = not isinstance(_answers(connection, [("MULTI",)])[0], ResponseError)
-        asked = [pair for pair in asked if held or pair[0] not in _IN_MULTI_ONLY]
+        asked = [pair for pair in asked if held or pair[0] not in IN_MULTI_ONLY]
         answers = _answers(connection, [_trial(command, key) for command, key in asked])
     finally:
         connection.disconnect()  # the server forgets the MULTI
@@ -248,7 +248,7 @@ def _refused(pool: Any, asked: Sequence[tuple[str, str]]) -> tuple[str, dict[tup
 
 
 def _trial(command: str, key: str) -> tuple[str, ...]:
-    words = _HARMLESS[command] if command in _HARMLESS else _IN_MULTI_ONLY[command]
+    words = HARMLESS[command] if command in HARMLESS else IN_MULTI_ONLY[command]
     if command == "EVALSHA" and key:  # the server cannot know which keys a script writes: all must be writable
         words = (words[0], "1", "{}")
     return (*command.split("|"), *(word.replace("{}", key) for word in words))

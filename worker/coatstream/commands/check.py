@@ -81,7 +81,7 @@ def _findings(load: Callable[[], SettingsTree]) -> Iterator[Finding]:
     if settings.queue.enabled and all(finding.verdict != "fault" for finding in redis):
         yield from _books(settings)
     yield from _classifying(settings)
-    yield from _cameras(settings.cameras)
+    yield from check_cameras(settings.cameras)
 
 
 def _tried(what: str, look: Callable[[], str]) -> Finding:
@@ -175,12 +175,12 @@ def _classifying(settings: SettingsTree) -> Iterator[Finding]:
     except CoatstreamError as error:
         yield Finding("model", "fault", redact(str(error)))
         return
-    yield _as_asked(_tried("model", lambda: _model(engine)), settings.model, engine.info)
+    yield as_asked(_tried("model", lambda: _model(engine)), settings.model, engine.info)
     if settings.cameras:
         yield _tried("tags", lambda: _tags(settings, engine))
 
 
-def _as_asked(finding: Finding, asked: ModelSettings, got: ModelInfo) -> Finding:
+def as_asked(finding: Finding, asked: ModelSettings, got: ModelInfo) -> Finding:
     """A warning where another engine or precision runs than the settings name."""
     wishes = {"model.engine": (asked.engine, got.engine), "model.precision": (asked.precision, got.precision)}
     missed = [f"{name} = {wish}" for name, (wish, have) in wishes.items() if wish not in ("auto", have)]
@@ -209,7 +209,7 @@ def _model(engine: Engine) -> str:
     )
 
 
-def _cameras(cameras: Sequence[CameraSettings]) -> Iterator[Finding]:
+def check_cameras(cameras: Sequence[CameraSettings]) -> Iterator[Finding]:
     """Some at once, each in a process of its own, so that one that hangs costs its time-outs and no more."""
     if not cameras:
         return

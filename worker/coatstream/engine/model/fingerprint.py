@@ -16,7 +16,7 @@ from coatstream.settings.model import ModelSettings
 
 HUB_FILES: Final = ("model.safetensors", "pytorch_model.bin")  # in the order in which they are preferred
 
-_CODE: Final = ("engine/**/*.py", "frames/decoding.py", "frames/geometry.py", "frames/resizing.py", "assets/*.png")
+CODE: Final = ("engine/**/*.py", "frames/decoding.py", "frames/geometry.py", "frames/resizing.py", "assets/*.png")
 
 
 def origin(model: ModelSettings) -> dict[str, str] | None:
@@ -60,7 +60,7 @@ def code_digest() -> str:
     Read from the files: a version number would one day not be counted up.
     """
     with as_file(files("coatstream")) as package:
-        found = sorted({file for pattern in _CODE for file in _matching(package, pattern)})
+        found = sorted({file for pattern in CODE for file in _matching(package, pattern)})
         lines = [f"{file.relative_to(package).as_posix()} {file_digest(file)}" for file in found]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

@@ -14,7 +14,7 @@ from coatstream.errors import EngineError
 from coatstream.settings.model import BatchSettings, ModelSettings
 from coatstream.settings.process import start_python
 
-_MAIN: Final = "from coatstream.engine.selection.chooser_main import main\nmain()"
+MAIN: Final = "from coatstream.engine.selection.chooser_main import main\nmain()"
 _PATIENCE: Final = 600.0  # seconds that choosing may take
 
 
@@ -33,7 +33,7 @@ def choose_elsewhere(model: ModelSettings, batch: BatchSettings, *, patience: fl
     """Whether a choice is in the cache now. Where not, the same call fails here with the reason. Raises ChooserDied."""
     try:
         # Its stdin stays open for as long as this process lives: that is how it knows.
-        with start_python(_MAIN, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        with start_python(MAIN, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
             if process.stdin is not None:  # it is a pipe
                 with suppress(OSError):  # it may be gone already
                     process.stdin.write(Request(model=model, batch=batch).model_dump_json().encode() + b"\n")

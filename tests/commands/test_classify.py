@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -114,8 +115,26 @@ def test_what_cannot_be_read_is_one_line_each_and_the_rest_goes_on(
     captured = capsys.readouterr()
     assert code == 1
     assert len(documents(captured.out)) == 1
-    errors = captured.err.splitlines()
+    *errors, summary = captured.err.splitlines()
     assert [path in line for path, line in zip(paths, errors, strict=True)] == [True] * 3
+    assert summary == "coatstream: 1 frames read, 0 damaged, 3 skipped"
+
+
+def test_a_damaged_clip_is_read_on_and_told_with_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip = bytearray((ASSETS / "cockatoo_360p.mp4").read_bytes())
+    clip[len(clip) // 2 : len(clip) // 2 + 3000] = bytes(3000)
+    (tmp_path / "hurt.mp4").write_bytes(clip)
+    (tmp_path / "notes.txt").write_text("no picture")
+
+    code = run(["classify", str(tmp_path), "--json", "--engine", "noop"])
+
+    captured = capsys.readouterr()
+    fault, others, summary = captured.err.splitlines()
+    assert code == 1
+    assert len(documents(captured.out)) > 60
+    assert "damaged places" in fault
+    assert others == "coatstream: passed over 1 file, neither pictures nor clips: notes.txt"
+    assert re.fullmatch(r"coatstream: \d+ frames read, [1-9]\d* damaged, 0 skipped", summary)
 
 
 def test_weights_that_cannot_be_had_are_exit_3(

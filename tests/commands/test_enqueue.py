@@ -47,6 +47,9 @@ def jpeg() -> bytes:
     return encode_jpeg(np.full((24, 32, 3), (255, 0, 0), np.uint8))
 
 
+PASSED_OVER = "coatstream: passed over 1 file, neither pictures nor clips: notes.txt\n"
+
+
 @pytest.fixture
 def folder(tmp_path: Path, jpeg: bytes) -> Path:
     """Two pictures, one of them deeper, and what is neither picture nor clip."""
@@ -180,7 +183,7 @@ def test_what_cannot_be_read_is_a_line_each_and_the_rest_goes_in(
 
     code, out, err = enqueue(*paths, folder / "notes.txt", "x" * 300, folder / "a.jpg")
 
-    assert (code, out) == (1, "enqueued 1 frames into frames\n")
+    assert (code, out) == (1, "enqueued 1 frames into frames; 0 damaged, 6 skipped\n")
     assert [entry.frame_id for entry in entries(client)] == ["a.jpg"]
     assert sorted(err.splitlines()) == sorted(
         [
@@ -202,7 +205,7 @@ def test_a_picture_that_a_worker_would_refuse_for_its_size_is_skipped(
 
     code, out, err = enqueue(tmp_path, "--set", "queue.max_bytes=100")
 
-    assert (code, out) == (1, "enqueued 1 frames into frames\n")
+    assert (code, out) == (1, "enqueued 1 frames into frames; 0 damaged, 1 skipped\n")
     assert err == f"coatstream: {tmp_path / 'large.jpg'}: skipped, it is larger than queue.max_bytes (100)\n"
 
 
@@ -264,7 +267,7 @@ def test_a_camera_that_is_lost_is_a_fault(client: Client, enqueue: Callable[...,
         code, out, err = enqueue(camera.url("?die=2"), "--source", "yard")
 
     assert code == 1
-    assert out == f"enqueued {client.xlen('frames')} frames into frames\n"
+    assert out == f"enqueued {client.xlen('frames')} frames into frames; 0 damaged, 1 skipped\n"
     assert err == "coatstream: camera 'yard' was lost: its stream ended\n"
 
 
@@ -281,7 +284,7 @@ def test_a_camera_that_is_lost_is_a_fault(client: Client, enqueue: Callable[...,
 def test_a_cameras_password_is_never_shown(enqueue: Callable[..., Result], url: str) -> None:
     code, out, err = enqueue(url)
 
-    assert (code, out) == (1, "enqueued 0 frames into frames\n")
+    assert (code, out) == (1, "enqueued 0 frames into frames; 0 damaged, 1 skipped\n")
     assert re.fullmatch(r"coatstream: camera '.*\n", err)
     assert "ret" not in err
 
@@ -379,7 +382,7 @@ def test_a_full_queue_is_waited_for_and_all_goes_in(
         code, out, err = enqueue(folder, "--set", "queue.max_length=2")
 
     assert (code, out) == (0, "enqueued 2 frames into frames\n")
-    assert err == "coatstream: the queue frames is full: waiting for workers to make room\n"
+    assert err == f"coatstream: the queue frames is full: waiting for workers to make room\n{PASSED_OVER}"
     assert [entry.frame_id for entry in entries(client)] == ["night/b.PNG"]
 
 
@@ -473,7 +476,7 @@ def test_a_picture_larger_than_the_whole_queue_is_a_line_and_the_rest_goes_in(
 
     code, out, err = enqueue(tmp_path, "--set", "queue.max_total_bytes=1000")
 
-    assert (code, out) == (1, "enqueued 1 frames into frames\n")
+    assert (code, out) == (1, "enqueued 1 frames into frames; 0 damaged, 1 skipped\n")
     assert re.fullmatch(r"coatstream: large.jpg: it has \d+ bytes, more than queue.max_total_bytes \(1000\).*\n", err)
 
 
@@ -509,7 +512,7 @@ def test_a_disk_that_confirms_makes_no_difference_to_see(enqueue: Callable[..., 
         assert enqueue(folder, "--confirm", "disk", "--redis", server.url) == (
             0,
             "enqueued 2 frames into frames\n",
-            "",
+            PASSED_OVER,
         )
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from coatstream.cameras.capture.camera import Camera
-from coatstream.commands.terminal import complain, table
+from coatstream.commands.terminal import complain, passed_over, table
 from coatstream.engine.loading import exact, load_engine
 from coatstream.engine.protocol import Engine
 from coatstream.errors import CoatstreamError, ConfigError, redact
@@ -30,7 +30,6 @@ from coatstream.settings.model import CameraSettings, QueueSettings, SettingsTre
 from coatstream.telemetry import logs
 from coatstream.telemetry.identity import worker_name
 
-SHOWN = 5  # names of files that were passed over
 WIDTH = 160  # characters without a terminal: paths are long
 
 
@@ -85,14 +84,10 @@ class _Reading:
         for fault in self.faults:
             complain(fault)
         if self.others:
-            complain(f"passed over {len(self.others)} files that are neither pictures nor clips: {_some(self.others)}")
+            complain(passed_over(self.others))
         if self.faults:
             complain(f"{self.frames} frames read, {self.damaged} damaged, {self.skipped} skipped")
         return int(bool(self.faults))
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(sorted(names)[:SHOWN]) + (" ..." if len(names) > SHOWN else "")
 
 
 def _frames(

@@ -21,7 +21,7 @@ from rich.text import Text
 from coatstream.broker.connection import connect
 from coatstream.cameras.address import Kind, parse
 from coatstream.cameras.capture.camera import Camera
-from coatstream.commands.terminal import shown
+from coatstream.commands.terminal import passed_over, shown
 from coatstream.errors import BadFrame, CoatstreamError, ConfigError, DeadReason, SourceLost
 from coatstream.frames.encoding import encode_jpeg
 from coatstream.frames.files import expand, kind_of, readable_name, readable_path
@@ -85,8 +85,8 @@ def run_enqueue(
         try:
             run.enqueue((item for path in paths for item in run.find(path, source)), files=files, cameras=cameras)
         finally:
-            print(_summary(name, files, cameras, faults=run.faults, damaged=run.damaged), flush=True)
-    return int(run.faults > 0)
+            print(_summary(name, files, cameras, damaged=run.damaged, skipped=run.skipped), flush=True)
+    return int(run.damaged > 0 or run.skipped > 0)
 
 
 def _terms(settings: SettingsTree, confirm: Confirm, *, wait: bool, batch: int) -> Terms:
@@ -98,15 +98,14 @@ def _terms(settings: SettingsTree, confirm: Confirm, *, wait: bool, batch: int) 
     )
 
 
-def _summary(name: str, *producers: Producer, faults: int, damaged: int) -> str:
+def _summary(name: str, *producers: Producer, damaged: int, skipped: int) -> str:
     sent, refused = (sum(getattr(one, count) for one in producers) for count in ("sent", "refused"))
     unsure = sum(one.unsure for one in producers)
     return (
         f"enqueued {sent} frames into {shown(name)}"
         + (f", refused {refused}: it was full" if refused else "")
         + (f", {unsure} in doubt" if unsure else "")
-        + (f"; {damaged} damaged" if damaged else "")
-        + (f"; {faults} faults, see above" if faults else "")
+        + (f"; {damaged} damaged, {skipped} skipped" if damaged or skipped else "")
     )
 
 
@@ -114,8 +113,9 @@ class _Enqueuing:
     """One call of the command."""
 
     def __init__(self, settings: SettingsTree, *, fps: float, stop: threading.Event) -> None:
-        self.faults = 0
         self.damaged = 0  # packets and pictures of clips
+        self.skipped = 0  # inputs that could not be read, or not to their end
+        self._others: list[str] = []  # files of folders that are neither pictures nor clips
         self._limits = settings.queue
         self._fps = fps
         self._stop = stop
@@ -127,9 +127,7 @@ class _Enqueuing:
     def find(self, path: str, source: str | None) -> Iterator[_Input]:
         """What a path of the command line stands for; what it does not is a fault."""
         try:
-            yield from _items(
-                path, source, lambda file: self._say(f"{file}: passed over, neither a picture nor a clip")
-            )
+            yield from _items(path, source, self._pass_over)
         except ConfigError as error:
             self._fault(str(error))
         except OSError as error:
@@ -152,6 +150,8 @@ class _Enqueuing:
                 raise CoatstreamError(_CUT_SHORT) from None
         if any(item.kind is not _InputKind.CAMERA for item in waiting):
             raise CoatstreamError(_CUT_SHORT)
+        if self._others:
+            self._say(passed_over(self._others))
 
     def note_full(self, seconds: float, why: str) -> None:
         """The producer waits for room, and has for so many seconds."""
@@ -205,13 +205,13 @@ class _Enqueuing:
             yield from frames
         if camera.damaged and item.kind is _InputKind.CLIP:
             self.damaged += camera.damaged
-            self._fault(f"{item.name}: {camera.damaged} damaged places, {camera.pictures} pictures read")
+            self._say(f"{item.name}: {camera.damaged} damaged places, {camera.pictures} pictures read")
 
     def _pass_over(self, path: Path) -> None:
-        self._say(f"{path}: passed over, it is neither a picture nor a clip")
+        self._others.append(path.name)
 
     def _fault(self, message: str) -> None:
-        self.faults += 1
+        self.skipped += 1
         self._say(message)
 
     def _say(self, message: str) -> None:
@@ -233,12 +233,12 @@ def _progress(console: Console) -> Progress:
 # ---- paths to items
 
 
-def _items(path: str, source: str | None, passed_over: Callable[[Path], None]) -> Iterator[_Input]:
+def _items(path: str, source: str | None, pass_over: Callable[[Path], None]) -> Iterator[_Input]:
     """Raises ConfigError for what is none, OSError for what cannot be looked at."""
     here = Path(path)
     if here.is_dir():
         found = False
-        for file in map(Path, expand([path], passed_over)):
+        for file in map(Path, expand([path], pass_over)):
             found = True
             yield _file(file, source or here.resolve().name, file.relative_to(here).as_posix())
         if not found:

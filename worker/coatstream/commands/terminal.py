@@ -12,6 +12,7 @@ from rich.text import Text
 
 from coatstream.commands.encoding import json_escape
 
+_SHOWN: Final = 5  # names of files
 _WIDE: Final = 1000  # characters: without a terminal a row is one line, for grep and awk
 
 
@@ -81,3 +82,9 @@ def time_of_day(moment: float) -> str:
 
 def _local(moment: float) -> datetime:
     return datetime.fromtimestamp(moment, UTC).astimezone()
+
+
+def passed_over(names: Sequence[str]) -> str:
+    """A line about files of folders that are neither pictures nor clips."""
+    some = ", ".join(sorted(names)[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")
+    return f"passed over {len(names)} {'file' if len(names) == 1 else 'files'}, neither pictures nor clips: {some}"

@@ -219,3 +219,11 @@ def test_an_engine_that_hangs_makes_the_worker_unhealthy_until_it_comes_back() -
 
     assert unhealthy == ["a batch has been in hand for 61 s"]
     assert status.unhealthy_because() == []
+
+
+def test_a_large_batch_with_room_for_one_frame_at_a_time_is_classified_whole() -> None:
+    engine = FlakyEngine(OutOfMemoryError("CUDA"), times=99, from_size=2)
+
+    outcomes = run([make_frame(str(number), red=1) for number in range(1500)], engine)
+
+    assert sum(isinstance(outcome, Published) for outcome in outcomes) == 1500

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -140,3 +141,14 @@ def test_descriptors_that_are_open_stay_what_they_are() -> None:
     keep_standard_descriptors()
 
     assert [os.fstat(number).st_ino for number in (0, 1, 2)] == [status.st_ino for status in before]
+
+
+def test_a_process_without_the_thread_does_not_wait_for_a_socket_that_nobody_reads() -> None:
+    ours, _theirs = socket.socketpair()
+    with ours, _theirs:
+        writer = LogWriter(ours.fileno())
+
+        for _ in range(2000):
+            writer.write("x" * 999 + "\n")
+
+    assert writer.dropped > 0

@@ -106,7 +106,8 @@ class Inference:
         if not frames:
             return []
         if len(frames) > (most := self._room.most()):
-            return self._classify(frames[:most]) + self._classify(frames[most:])
+            pieces = (frames[first : first + most] for first in range(0, len(frames), most))
+            return [outcome for piece in pieces for outcome in self._classify(piece)]
         try:
             scores = self._timed(frames)
         except Exception as error:  # whatever the model raises
@@ -139,6 +140,7 @@ class Inference:
                 raise NotFiniteError
         except Exception as error:
             self._metrics.model_errors.inc()
+            self._check_engine(error)  # a device that died between the two tries is no fault of the frame
             if is_out_of_memory(error):  # all pictures have one size here, so this one needs no more than another
                 raise EngineBroken(f"there is no memory for one picture: {_summary(error)}") from error
             return self._buried(frame, error)

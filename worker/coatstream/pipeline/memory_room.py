@@ -28,9 +28,9 @@ class MemoryRoom:
     def failed(self, frames: int, error: BaseException) -> None:
         """A batch of so many frames raised. Only a want of memory counts."""
         if is_out_of_memory(error):
-            ran_at = prepared_size(min(frames, self.most()), self._prepared)
+            ran_at = prepared_size(frames, self._prepared)
             smaller = max((size for size in self._prepared if size < ran_at), default=1)
-            self._limited = smaller, self._monotonic() + HELD_BACK
+            self._limited = min(smaller, self.most()), self._monotonic() + HELD_BACK
 
     def most(self) -> int:
         """Frames of a batch for now; at least 1."""

@@ -11,7 +11,6 @@ import select
 import stat
 import sys
 import threading
-import time
 from collections import deque
 from contextlib import suppress
 from typing import Final
@@ -53,7 +52,7 @@ class LogWriter(io.TextIOBase):
         data = text.encode("utf-8", "backslashreplace")
         with self._changed:
             if self._thread is None:
-                self._deliver(data, patience=0.0)
+                self._deliver(data, may_wait=False)
             elif len(self._lines) < self._most_lines and self._bytes + len(data) <= self._most_bytes:
                 self._lines.append(data)
                 self._bytes += len(data)
@@ -85,28 +84,30 @@ class LogWriter(io.TextIOBase):
                 data = self._lines.popleft()
                 self._bytes -= len(data)
                 self._busy = True
-            self._deliver(data, patience=None)
+            self._deliver(data, may_wait=True)
 
-    def _deliver(self, data: bytes, *, patience: float | None) -> None:
-        """Write one line, after the count of those that were lost. `patience` None: as long as the pipe is stuck."""
+    def _deliver(self, data: bytes, *, may_wait: bool) -> None:
+        """Write one line, after the count of those that were lost."""
         try:
-            if self._untold and self._put(_LOST.format(count=self._untold).encode(), patience):
+            if self._untold and self._put(_LOST.format(count=self._untold).encode(), may_wait=may_wait):
                 self._untold = 0
-            if not self._put(data, patience):
+            if not self._put(data, may_wait=may_wait):
                 self._lose()
         except OSError:  # the reader is gone, the disk is full
             self._lose()
 
-    def _put(self, data: bytes, patience: float | None) -> bool:
+    def _put(self, data: bytes, *, may_wait: bool) -> bool:
         """Whether it was written. Raises OSError."""
-        deadline = None if patience is None else time.monotonic() + patience
         while data:
+            if not may_wait and not _is_writable(self._descriptor, within=0.0):
+                return False
+            piece = data if may_wait else data[: select.PIPE_BUF]  # so much never waits after such a look
             try:
-                data = data[os.write(self._descriptor, data) :]
+                data = data[os.write(self._descriptor, piece) :]
             except BlockingIOError:
-                if deadline is not None and time.monotonic() >= deadline:
+                if not may_wait:
                     return False
-                _wait_until_writable(self._descriptor)
+                _is_writable(self._descriptor, within=TICK)
         return True
 
     def _lose(self) -> None:
@@ -147,7 +148,7 @@ def _own_opening(descriptor: int) -> int:
     return descriptor
 
 
-def _wait_until_writable(descriptor: int) -> None:
+def _is_writable(descriptor: int, *, within: float) -> bool:
     waiting = select.poll()
     waiting.register(descriptor, select.POLLOUT)
-    waiting.poll(TICK * 1000)
+    return bool(waiting.poll(within * 1000))

@@ -49,8 +49,9 @@ class BoundedProtocol(H11Protocol):
             self._cancel(self._request_ends)
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
-        self._expect_request()
+        super().on_response_complete()  # which may begin a request that came behind this one
+        if not self._is_busy():
+            self._expect_request()
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -12,6 +12,8 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from coatstream.frames.frame import Pixels
 
 _WIDEST: Final = 65_535  # pixels of a side: what a frame may say it has
+_ODDEST: Final = 16  # times as wide as high a pixel may be, or as high as wide; damage says anything up to 65,535
+_MOST: Final = 50_000_000  # pixels that a frame may be stretched to, as queue.max_pixels
 
 
 class Renderer:
@@ -41,9 +43,11 @@ class Renderer:
         turned = self._turned(frame)
         shape = self._fixed or self._shape or Fraction(1)
         width, height = frame.width, frame.height
-        if shape > 0 and shape != 1:
+        if shape != 1 and Fraction(1, _ODDEST) <= shape <= _ODDEST:
             # FFmpeg's filters keep the height that is seen, and so stretch the coded height of a picture on its side.
             width, height = (width, _side(height / shape)) if turned.transposed else (_side(width * shape), height)
+        if width * height > _MOST:
+            width, height = frame.width, frame.height
         scaled = (width, height) != (frame.width, frame.height)
         rgb = self._scaler.reformat(
             frame,

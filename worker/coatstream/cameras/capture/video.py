@@ -146,7 +146,10 @@ class Video(Costs):
                 self._broken += 1
                 self.damaged += 1
                 self._packets = self._demuxed()
-            except (EndOfFile, FFmpegError):  # the other side is gone
+            except EndOfFile:
+                return None
+            except FFmpegError:  # the other side is gone, or the rest of a file cannot be read
+                self.damaged += self._read_timeout is None
                 return None
             else:
                 self._broken = 0

@@ -20,7 +20,7 @@ class WebFile(io.RawIOBase):
         self._at = 0
         length = answer.headers.get("content-length", "")
         gives_parts = answer.headers.get("accept-ranges", "").lower() == "bytes"
-        self._length = int(length) if gives_parts and length.isdecimal() else None
+        self._length = int(length) if gives_parts and length.isdecimal() and len(length) < 20 else None
 
     def readable(self) -> bool:
         return True

@@ -159,12 +159,15 @@ end
 --         which key has its sequence, source, sequence, life of the sequence in ms, bytes, length of the rest,
 --         and its own fields: name value ...
 -- Reply { one digit per frame: 1 = it is in, 2 = it was in already, 0 = no room, 3 = no room: the server is at `maxmemory`;
---         then the entry's id of each frame that is in now }
+--         then the entry's id of each frame that is in now, then that of each frame that was in already: '' where another
+--         frame of its source has come since }
 --
 -- Why it may be sent twice. A frame whose sequence is not above its source's last one has been here. For that to be
 -- true, what comes after a refused frame of the same source is refused too: the frames that are in are the first ones.
 -- What was in already gets its sequence's life renewed, and that is a write on purpose: a WAIT behind this call, perhaps
 -- on a new connection, then waits for all that was written before as well.
+-- What a sequence's key holds: the sequence, '.0', the milliseconds of its entry's id with 20 digits, the rest of that
+-- id. As a number, as older producers read it, that is the sequence.
 -- Why XADD comes first of all writes. At `maxmemory` a script's first write is refused, and later ones no more. So
 -- nothing else has happened then. One call may go over `maxmemory` by its own bytes, which the caller bounds.
 -- Fairness. In a queue that is half full each source has an equal share, by entries and by bytes; a frame stands for the
@@ -178,8 +181,13 @@ local FIRST_SEQUENCE, FIRST_BLOCK, HEADER = 5, 5, 6
 local wrong = misfit({[frames] = 'stream', [books] = 'hash', [sources] = 'hash', [newcomer] = 'string'})
 if wrong then return wrong end
 
-local last = {} -- key -> sequence; read before the first write, since a key that holds something else is an error
-for i = FIRST_SEQUENCE, #KEYS do last[KEYS[i]] = tonumber(redis.call('GET', KEYS[i]) or '') or -1 end
+local last, last_id = {}, {} -- key -> sequence, and its entry's id; read before the first write, since a key that holds
+for i = FIRST_SEQUENCE, #KEYS do -- something else is an error
+  local value = redis.call('GET', KEYS[i]) or ''
+  local sequence, ms, number = string.match(value, '^(%d+)%.0(' .. string.rep('%d', 20) .. ')(%d+)$')
+  last[KEYS[i]] = tonumber(sequence or value) or -1
+  if ms then last_id[KEYS[i]] = string.match(ms, '^0*(%d+)$') .. '-' .. number end
+end
 
 local length = redis.call('XLEN', frames)
 local was_empty = length == 0 -- then the accounts are 0 too, whatever XTRIM or XDEL by hand has left in them
@@ -212,7 +220,7 @@ local function has_room(source, size)
 end
 
 local admitted, refused, added_bytes, problem = 0, 0, 0, nil
-local ids = {} -- of the new entries
+local ids, earlier = {}, {} -- of the new entries; of those that were in already
 local stored, renewed = {}, {} -- key -> { sequence, life }; key -> life
 local risen = {} -- source -> entries added
 local turned_away = {} -- key of a source whose frame was refused -> that digit
@@ -227,6 +235,7 @@ end
 local function admit(key, source, sequence, life, size, first, final)
   if tonumber(sequence) <= last[key] then
     renewed[key] = life
+    earlier[#earlier + 1] = tonumber(sequence) == last[key] and last_id[key] or ''
     return '2'
   end
   if turned_away[key] then return refuse(key, turned_away[key]) end
@@ -245,8 +254,13 @@ local function admit(key, source, sequence, life, size, first, final)
   held[source] = held[source] + 1
   risen[source] = (risen[source] or 0) + 1
   length, bytes, added_bytes, admitted = length + 1, bytes + size, added_bytes + size, admitted + 1
-  last[key], stored[key] = tonumber(sequence), {sequence, life}
+  last[key], last_id[key], stored[key] = tonumber(sequence), added, {sequence, life}
   return '1'
+end
+
+local function fraction(id)
+  local ms, number = string.match(id, '^(%d+)-(%d+)$')
+  return '.0' .. string.rep('0', 20 - #ms) .. ms .. number
 end
 
 local function write_accounts()
@@ -256,7 +270,7 @@ local function write_accounts()
   end
   raise(books, 'admitted_bytes', added_bytes) -- no error whatever is in there: the frames are in, and must not come again
   for source, by in pairs(risen) do raise(sources, source, by) end
-  for key, what in pairs(stored) do redis.call('SET', key, what[1], 'PX', what[2]) end
+  for key, what in pairs(stored) do redis.call('SET', key, what[1] .. fraction(last_id[key]), 'PX', what[2]) end
 end
 
 local digits, i = {}, FIRST_BLOCK
@@ -274,4 +288,5 @@ end
 -- pcall: where nothing came in, `maxmemory` may refuse these, and nothing is lost by that
 if counts and refused > 0 then redis.pcall('HINCRBY', books, 'refused', refused) end
 if new_guest then redis.pcall('SET', newcomer, new_guest, 'PX', newcomer_ms) end
+for _, id in ipairs(earlier) do ids[#ids + 1] = id end
 return problem or {table.concat(digits), unpack(ids)}

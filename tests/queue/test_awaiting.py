@@ -198,6 +198,25 @@ def test_two_frames_of_one_name_have_a_label_each(worker: Worker, redis_url: str
         assert slow.result(30).entry_id < quick.entry_id
 
 
+def test_a_frame_that_was_in_already_gets_no_label_of_an_earlier_frame_of_its_name(
+    worker: Worker, redis_url: str, world: World
+) -> None:
+    with producing(world, redis_url) as producer:
+        producer.classify(picture(frame_id="f1", sequence=1), timeout=20)
+        again = picture("slow", frame_id="f1", sequence=2)
+        producer.put(again)
+        eventually(lambda: len(worker.kept) == 1, "it is in work")
+        [(_, entry_id, _)] = worker.kept
+
+        with pytest.raises(NoOutcome):
+            producer.classify(again, timeout=1.5)
+
+        waiting = in_background(producer.classify, again, timeout=60)
+        worker.release()
+        assert waiting.result(60).entry_id == entry_id
+        assert producer.duplicates == 2
+
+
 def test_what_strangers_say_on_a_channel_changes_nothing(
     worker: Worker, client: Client, redis_url: str, world: World
 ) -> None:
@@ -275,6 +294,19 @@ def test_a_label_far_behind_in_the_stream_is_found(client: Client, redis_url: st
         worker.release()
 
         assert waiting.result(60).frame_id == "f1"
+
+
+def test_a_label_is_found_though_the_ids_of_frames_are_ahead_of_the_servers_clock(
+    client: Client, redis_url: str, world: World
+) -> None:
+    client.xdel("frames", client.xadd("frames", {"a": "b"}, id=f"{int(time.time() + 3600) * 1000}-0"))
+
+    with (
+        connect(silence(client, redis_url)) as quiet,
+        working(quiet, settings_of(redis_url)),
+        producing(world, redis_url) as producer,
+    ):
+        assert producer.classify(picture(frame_id="f1"), timeout=20).frame_id == "f1"
 
 
 # ---- frames that were put before

@@ -12,7 +12,7 @@ import pytest
 from coatstream.broker.connection import Client
 from coatstream.errors import ConfigError, RedisRefuses, RedisUnavailable
 from coatstream.results.events.reader import AsyncEventReader, EventReader
-from coatstream.results.following import READ_COUNT
+from coatstream.results.following import GROUP_COUNT, READ_COUNT
 from coatstream.results.labels import AsyncLabelReader, LabelReader
 from coatstream.results.since import entry_before
 from coatstream.settings.model import SettingsTree
@@ -243,6 +243,18 @@ def test_events_are_read_in_the_same_way(client: Client, redis_url: str, world: 
             _ = event.document
 
 
+@BOTH_WORLDS
+@pytest.mark.parametrize("group", [None, "mine"])
+def test_without_time_what_is_there_is_read_all_the_same(
+    client: Client, redis_url: str, world: World, group: str | None
+) -> None:
+    with reading(world, redis_url, group=group) as reader:
+        publish(client, "f1")
+
+        assert reader.next(0).document.frame_id == "f1"
+        assert reader.next(0) is None
+
+
 # ---- a group
 
 
@@ -292,6 +304,51 @@ def test_what_a_silent_member_holds_goes_to_another(client: Client, redis_url: s
     with reading(world, redis_url, group="mine", redeliver_after=0.2) as reader:
         assert next_ids(reader, 1) == ["f1"]
     assert pending(client) == 0
+
+
+@BOTH_WORLDS
+def test_what_waits_in_a_slow_member_stays_its_own(client: Client, redis_url: str, world: World) -> None:
+    with reading(world, redis_url, group="mine", consumer="slow", redeliver_after=0.3) as reader:
+        ids = [publish(client, f"f{number}") for number in range(4)]
+        assert next_ids(reader, 1) == ["f0"]
+        client.xclaim("labels", "mine", "slow", 0, ids, idle=1_000_000, justid=True)
+        client.xclaim("labels", "mine", "other", 0, [ids[1]], justid=True)
+        time.sleep(0.11)
+
+        assert next_ids(reader, 1) == ["f2"]  # f1 is another member's now
+
+        [held] = client.xpending_range("labels", "mine", ids[3], ids[3], 1)
+        assert held["consumer"] == b"slow"
+        assert held["time_since_delivered"] < 1_000_000
+        [taken] = client.xpending_range("labels", "mine", ids[1], ids[1], 1)
+        assert taken["consumer"] == b"other"
+
+
+@BOTH_WORLDS
+def test_what_was_trimmed_while_it_waited_in_a_member_is_handed_out(
+    client: Client, redis_url: str, world: World
+) -> None:
+    with reading(world, redis_url, group="mine", redeliver_after=0.3) as reader:
+        for number in range(4):
+            publish(client, f"f{number}")
+        assert next_ids(reader, 1) == ["f0"]
+        client.xtrim("labels", maxlen=1, approximate=False)
+
+        seen = []
+        for _ in range(3):
+            time.sleep(0.11)
+            seen += next_ids(reader, 1)
+    assert seen == ["f1", "f2", "f3"]
+
+
+@BOTH_WORLDS
+def test_a_member_takes_few_at_once(client: Client, redis_url: str, world: World) -> None:
+    with reading(world, redis_url, group="mine") as reader:
+        for number in range(100):
+            publish(client, f"f{number}")
+        next_ids(reader, 1)
+
+        assert pending(client) == GROUP_COUNT
 
 
 @BOTH_WORLDS

@@ -22,6 +22,7 @@ from coatstream.settings.model import RedisSettings
 
 T = TypeVar("T")
 
+AT_ONCE: Final = 0.01  # seconds to take a lock that is free: with none left, `asyncio.wait_for` does not even try
 _KNOWN: Final = frozenset(signature(Redis).parameters)
 
 
@@ -109,9 +110,10 @@ class AsyncDriver:
             case Call():
                 return await self._call(step)
             case Wait(event=asyncio.Event() as event, seconds=seconds):
-                return await _within(event.wait(), seconds)
+                return event.is_set() or await _within(event.wait(), seconds)
             case Enter(lock=asyncio.Lock() as lock, seconds=seconds):
-                return await _within(lock.acquire(), seconds)
+                least = 0.0 if lock.locked() else AT_ONCE
+                return await _within(lock.acquire(), None if seconds is None else max(seconds, least))
             case Do(function=function, arguments=arguments):
                 return await function(*arguments)
         raise AssertionError(step)

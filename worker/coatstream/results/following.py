@@ -22,12 +22,14 @@ from coatstream.broker.connection import Client, connect
 from coatstream.broker.driver import Driver
 from coatstream.broker.failures import code_of
 from coatstream.broker.steps import Call, Command, Signal, Steps, Wait, checked
-from coatstream.errors import RedisUnavailable, Retries
+from coatstream.errors import REDIS_TROUBLE, RedisUnavailable, Retries
 from coatstream.results.since import entry_before
 from coatstream.settings.direct import settings_for
 from coatstream.settings.model import SettingsTree
 
 READ_COUNT: Final = 256  # entries of one reply: some 300 kB of labels
+GROUP_COUNT: Final = 16  # the same for a member of a group: another member cannot have what waits here
+MOST_OWNED: Final = 10_000  # entries of one answer to what a member owns
 LONGEST_BLOCK: Final = 1.0  # seconds that one call waits
 ACK_EVERY: Final = 1.0  # seconds: what was handled longer ago is acknowledged, though nothing new is read
 
@@ -122,19 +124,22 @@ class Follower(Generic[ItemT]):
         """The next one, over outages; None after `timeout` seconds, or where `stop` is set. Raises RedisRefuses."""
         self._finish_item()
         yield from self._acknowledge_in_time()
+        yield from self._renew_in_time()
         deadline, retries = time.monotonic() + (float("inf") if timeout is None else timeout), Retries()
         while not self._ready and not self._stop.is_set():
-            left = deadline - time.monotonic()
-            if left < 0:
-                return None
+            left = max(0.0, deadline - time.monotonic())
+            behind = self._is_behind()
             try:
                 yield from self._fill(left)
             except RedisUnavailable as trouble:
+                behind = False
                 if self._stop.is_set():
                     return None
                 if not retries.failures:
                     self._on_trouble(trouble)
-                yield Wait(self._stop, min(retries.failed(trouble), max(0.0, left)))
+                yield Wait(self._stop, min(retries.failed(trouble), left))
+            if time.monotonic() >= deadline and not behind:
+                break
         if not self._ready:
             return None
         stream, entry_id, item = self._ready.popleft()
@@ -165,6 +170,22 @@ class Follower(Generic[ItemT]):
                     yield from member.acknowledge(self._what)
                 except RedisUnavailable:
                     return  # it goes with the next read
+
+    def _renew_in_time(self) -> Steps[None]:
+        """Keep what waits here from members for which it would be due; what another has taken already is its."""
+        for stream, member in self._membership.items():
+            waiting = [entry_id for of, entry_id, _ in self._ready if of == stream]
+            if waiting and member.must_renew():
+                try:
+                    taken = yield from member.renew(self._what, waiting)
+                except REDIS_TROUBLE:
+                    return  # the next call tries again; a user without the right to XCLAIM reads on as well
+                kept = [item for item in self._ready if item[0] != stream or item[1] not in taken]
+                self._ready = deque(kept)
+
+    def _is_behind(self) -> bool:
+        """The next look is for what was lost, and one for new entries comes after it."""
+        return any(member.lost is not None for member in self._membership.values())
 
     def _join(self, member: "_Membership", after: str) -> Steps[None]:
         (reply,) = yield Call(self._what, member.stream, [member.creation(after)])
@@ -231,7 +252,7 @@ class _Membership:
         self.lost: str | None = "0-0"
         self.joined = False
         self._group = group
-        self._acknowledged_at = self._claimed_at = time.monotonic()
+        self._acknowledged_at = self._claimed_at = self._renewed_at = time.monotonic()
 
     @property
     def known(self) -> set[str]:
@@ -252,12 +273,37 @@ class _Membership:
         replies = yield Call(what, self.stream, self._acknowledgement())
         self._acknowledged(what, handled, replies)
 
+    def must_renew(self) -> bool:
+        return time.monotonic() - self._renewed_at >= self._group.redeliver_after / 3
+
+    def renew(self, what: str, waiting: Sequence[str]) -> Steps[set[str]]:
+        """Begin the time of these entries anew. Returns those that another member has taken.
+
+        XCLAIM takes an entry from any member. So it is given the ids that are still ours, and the least idle time: what
+        another member takes in between has a shorter one. What was trimmed from the stream, no other member can have.
+        """
+        name, consumer, begun = self._group.name, self._group.consumer, time.monotonic()
+        first, last = min(waiting, key=_order), max(waiting, key=_order)
+        pending = ("XPENDING", self.stream, name, first, last, MOST_OWNED, consumer)
+        reply, oldest = yield Call(what, self.stream, [pending, ("XRANGE", self.stream, "-", "+", "COUNT", 1)])
+        idle = {row[0].decode(): row[2] for row in checked(what, reply)}
+        begin = [_order(entry_id) for entry_id, _ in _parsed(checked(what, oldest))]
+        ours = [entry_id for entry_id in waiting if entry_id in idle]
+        if ours:
+            least = min(idle[entry_id] for entry_id in ours)
+            claim = ("XCLAIM", self.stream, name, consumer, least, *ours, "JUSTID")
+            (reply,) = yield Call(what, self.stream, [claim])
+            ours = [entry_id.decode() for entry_id in checked(what, reply)]
+        self._renewed_at = begun
+        return {entry_id for entry_id in waiting if entry_id not in ours and begin and _order(entry_id) >= begin[0]}
+
     def read(self, what: str, block: float, known: set[str]) -> Steps[_Entries]:
         """Ours that were lost, then those of members that are silent, then new ones. Acknowledges on the way."""
         handled = self.handled
         command = self._command(block)
         *replies, reply = yield Call(what, self.stream, [*self._acknowledgement(), command])
         self._acknowledged(what, handled, replies)
+        self._renewed_at = time.monotonic()
         found = checked(what, reply)
         entries = _parsed(found[1]) if command[0] == "XAUTOCLAIM" else _entries(found)
         if self.lost is not None and command[0] != "XAUTOCLAIM":
@@ -274,13 +320,13 @@ class _Membership:
 
     def _command(self, block: float) -> Command:
         group, now = self._group, time.monotonic()
-        read = ("XREADGROUP", "GROUP", group.name, group.consumer, "COUNT", READ_COUNT)
+        read = ("XREADGROUP", "GROUP", group.name, group.consumer, "COUNT", GROUP_COUNT)
         if self.lost is not None:
             return (*read, "STREAMS", self.stream, self.lost)
         if now - self._claimed_at >= group.redeliver_after / 2:
             self._claimed_at = now
             idle = int(group.redeliver_after * 1000)
-            return ("XAUTOCLAIM", self.stream, group.name, group.consumer, idle, "0-0", "COUNT", READ_COUNT)
+            return ("XAUTOCLAIM", self.stream, group.name, group.consumer, idle, "0-0", "COUNT", GROUP_COUNT)
         return (*read, *_blocking(block), "STREAMS", self.stream, ">")
 
     def _acknowledgement(self) -> Sequence[Command]:

@@ -51,7 +51,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the queue answered for one frame. `entry_id`: of the new entry, empty unless the frame was admitted now."""
+    """What the queue answered for one frame.
+
+    entry_id  of its entry; empty where it was not admitted, and where it is a duplicate of a frame before the last one
+    """
 
     verdict: Verdict
     entry_id: str = ""
@@ -129,9 +132,9 @@ class Admission:
 
 
 def _answers(digits: str, entries: Sequence[bytes]) -> list[Answer]:
-    ids = iter(entries)
-    verdicts = map(Verdict, digits)
-    return [Answer(verdict, next(ids).decode() if verdict is Verdict.ADMITTED else "") for verdict in verdicts]
+    new = digits.count(Verdict.ADMITTED.value)
+    ids = {Verdict.ADMITTED: iter(entries[:new]), Verdict.DUPLICATE: iter(entries[new:])}
+    return [Answer(verdict, next(ids.get(verdict, iter(())), b"").decode()) for verdict in map(Verdict, digits)]
 
 
 def _confirmed(what: str, reply: Any) -> Any:

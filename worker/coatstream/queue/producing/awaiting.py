@@ -141,7 +141,7 @@ class Awaiting:
             if not (yield Enter(self._turn, deadline - time.monotonic())):
                 raise NoOutcome(f"the frame was not sent within {within:g} s: other frames wait to be sent before it")
             try:
-                entry_id = yield from self._outbox.put_at_once(picture, max(0.0, deadline - time.monotonic()))
+                entry_id = yield from self._outbox.put_at_once(picture, deadline)
             finally:
                 self._turn.release()
             self._sent(ticket, entry_id)
@@ -164,6 +164,14 @@ class Awaiting:
             return (yield from self._outcome(ticket, deadline, within))
         finally:
             yield from self._leave(ticket)
+
+    def wake(self) -> None:
+        """End all waits, once `stop` is set."""
+        with self._guard:
+            for ticket in (ticket for tickets in self._tickets.values() for ticket in tickets):
+                ticket.known.set()
+            for channel in self._channels.values():
+                channel.up.set()
 
     def _ticket(self, frame_id: str, source: str | None) -> Ticket:
         ticket = Ticket(frame_id, source, self._event())
@@ -206,6 +214,10 @@ class Awaiting:
                     del self._channels[source]
         if idle:
             yield Do(self._subscription.tell, ("UNSUBSCRIBE", *self._names(*idle)))
+            with self._guard:
+                again = [source for source in idle if source in self._channels]
+            if again:  # their SUBSCRIBE may have overtaken that
+                yield Do(self._subscription.tell, ("SUBSCRIBE", *self._names(*again)))
 
     def _outcome(self, ticket: Ticket, deadline: float, within: float) -> Steps[LabelDocument]:
         """Raises FrameDead, FrameDropped and NoOutcome."""
@@ -214,7 +226,8 @@ class Awaiting:
         while True:
             now = time.monotonic()
             until = min(now + patience, last_look) if now < last_look else deadline
-            if (yield Wait(ticket.known, max(0.0, until - now))) and ticket.told:
+            yield Wait(ticket.known, max(0.0, until - now))
+            if ticket.told:
                 return _label(ticket.told)
             if until == deadline or self._stop.is_set():
                 raise self._no_outcome(ticket, within)
@@ -268,17 +281,27 @@ class Awaiting:
         labels = "+" if back else min((ticket.labels for ticket in tickets), key=_place)
         letters = "+" if back else min((ticket.letters for ticket in tickets), key=_place)
         asked = [ticket for ticket in tickets if ticket.entry_id and ticket.told is None][:ASKED]
-        first = last = yield from self._page(queue, tickets, asked, back=back, labels=labels, letters=letters)
-        for _ in range(PAGES):
-            labels, letters = last.labels or labels, last.letters or letters
-            if not last.more or all(ticket.told for ticket in tickets):
-                break
-            last = yield from self._page(queue, tickets, (), back=back, labels=labels, letters=letters)
+        first, last = yield from self._pages(queue, tickets, asked, back=back, labels=labels, letters=letters)
         for ticket in tickets:
             ticket.looked_at = begun
-            ticket.labels, ticket.letters = first.newest if back else (labels, letters)
-        if not last.more:
-            self._tell(map(_gone, (ticket for ticket, there in zip(asked, first.there, strict=True) if there == "0")))
+            ticket.labels, ticket.letters = first.newest if back else (last.labels or labels, last.letters or letters)
+        missing = [ticket for ticket, there in zip(asked, first.there, strict=True) if there == "0" and not ticket.told]
+        if missing and not last.more:
+            if not back:  # its label has the lower id where the clock of the frames' server is ahead
+                yield from self._pages(queue, missing, (), back=True, labels="+", letters="+")
+            self._tell(map(_gone, missing))
+
+    def _pages(
+        self, queue: Queue, tickets: Sequence[Ticket], asked: Sequence[Ticket], *, back: bool, labels: str, letters: str
+    ) -> Steps[tuple["_Page", "_Page"]]:
+        """The first look, and the last one, until all tickets are answered or nothing more is there."""
+        first = last = yield from self._page(queue, tickets, asked, back=back, labels=labels, letters=letters)
+        for _ in range(PAGES):
+            if not last.more or all(ticket.told for ticket in tickets):
+                break
+            labels, letters = last.labels or labels, last.letters or letters
+            last = yield from self._page(queue, tickets, (), back=back, labels=labels, letters=letters)
+        return first, replace(last, labels=last.labels or labels, letters=last.letters or letters)
 
     def _page(
         self, queue: Queue, tickets: Sequence[Ticket], asked: Sequence[Ticket], *, back: bool, labels: str, letters: str

@@ -79,7 +79,7 @@ AS_USUAL: Final = Terms()
 
 
 class Sent(NamedTuple):
-    """A frame that the queue has. `entry_id` is empty where an earlier try of the same frame had brought it in."""
+    """A frame that the queue has. `entry_id` is empty for a duplicate of a frame before its source's last one."""
 
     source: str
     entry_id: str
@@ -147,17 +147,19 @@ class Outbox:
         if len(self._held) >= self._terms.batch or self._bytes() >= MAX_BYTES:
             yield from self.flush()
 
-    def put_at_once(self, picture: Picture, within: float) -> Steps[str]:
-        """Send this picture, within so many seconds, after what is held. The entry's id, empty where it was in before.
+    def put_at_once(self, picture: Picture, deadline: float) -> Steps[str]:
+        """Send this picture, after what is held. Returns the entry's id, empty as in `Sent`.
+
+        No try begins after `deadline`, on the monotonic clock, but the first.
 
         Raises BadFrame, QueueFull and what `flush` does; then the picture is given up.
         """
         held = self._candidate(picture)
         if self._held:
-            yield from self.flush(within)
+            yield from self.flush(deadline)
         self._held.append(held)
         try:
-            yield from self.flush(within)
+            yield from self.flush(deadline)
         finally:
             if held in self._held:
                 self._give_up([held])
@@ -165,9 +167,9 @@ class Outbox:
             raise QueueFull(f"the queue {held.admission.queue.stream} is full, and the frame was dropped")
         return held.answer.entry_id
 
-    def flush(self, within: float | None = None) -> Steps[None]:
+    def flush(self, deadline: float = float("inf")) -> Steps[None]:
         while self._held:
-            yield from self._send(self._held[0].admission, within)
+            yield from self._send(self._held[0].admission, deadline)
 
     def forget(self) -> int:
         return self._give_up(self._held)
@@ -179,10 +181,10 @@ class Outbox:
         self._held = [held for held in self._held if held not in some]
         return len(some)
 
-    def _send(self, admission: Admission, within: float | None) -> Steps[None]:
-        """Everything that is held for one queue. `within`: seconds, where that is less than the terms allow."""
-        away = self._patience(RETRY, self._terms.retry_time, within)
-        full = self._patience(ROOM, self._terms.full_timeout, within)
+    def _send(self, admission: Admission, deadline: float) -> Steps[None]:
+        """Everything that is held for one queue. `deadline`: where that comes before the terms' own bounds."""
+        away = _Patience(Retries(RETRY, self._rng), self._terms.retry_time, deadline, self._stop)
+        full = _Patience(Retries(ROOM, self._rng), self._terms.full_timeout, deadline, self._stop)
         while mine := [held for held in self._held if held.admission is admission]:
             try:
                 answers = yield from self._ask(admission, mine)
@@ -199,10 +201,6 @@ class Outbox:
                 if not (yield from full.once_more()):
                     raise QueueFull(f"{why}, and no room came in time")
 
-    def _patience(self, backoff: Backoff, longest: float | None, within: float | None) -> "_Patience":
-        bounds = [bound for bound in (longest, within) if bound is not None]
-        return _Patience(Retries(backoff, self._rng), min(bounds, default=None), self._stop)
-
     def _ask(self, admission: Admission, some: Sequence[_Held]) -> Steps[list[Answer]]:
         if admission not in self._checked:
             yield from admission.check()
@@ -215,10 +213,12 @@ class Outbox:
         return answers
 
     def _book(self, some: Sequence[_Held], answers: Sequence[Answer]) -> bool:
-        """Count, and let go of what is settled. False if nothing was."""
+        """Count, and let go of what is settled; False if nothing was. What was given up meanwhile has been counted."""
         settled = set()
         for held, answer in zip(some, answers, strict=True):
-            if answer.verdict in (Verdict.ADMITTED, Verdict.DUPLICATE):
+            if held not in self._held:
+                settled.add(held)
+            elif answer.verdict in (Verdict.ADMITTED, Verdict.DUPLICATE):
                 self.sent += 1
                 self.duplicates += answer.verdict is Verdict.DUPLICATE
                 self._remember(held, answer)
@@ -268,16 +268,19 @@ class Outbox:
 
 @dataclass(slots=True)
 class _Patience:
-    """A time in which nothing goes forward. `longest` is its bound, None for none."""
+    """A time in which nothing goes forward. It ends after `longest` seconds (None: never), and at `deadline`."""
 
     retries: Retries
     longest: float | None
+    deadline: float
     stop: Signal
     since: float | None = field(default=None, init=False)
 
     def once_more(self, trouble: CoatstreamError | None = None) -> Steps[bool]:
         """Wait before the next try; False where the time is up, or `stop` is set."""
-        left = float("inf") if self.longest is None else self.longest - self.lasted()
+        left = self.deadline - time.monotonic()
+        if self.longest is not None:
+            left = min(left, self.longest - self.lasted())
         if left <= 0:
             return False
         return not (yield Wait(self.stop, min(self.retries.failed(trouble), left)))

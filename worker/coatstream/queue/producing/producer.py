@@ -154,8 +154,9 @@ class Producer(_Counts):
         self._driver.run(_in_turn(self._turn, self._outbox.flush()))
 
     def forget(self) -> int:
-        """Give up what is held. Returns how many frames that were."""
-        return self._outbox.forget()
+        """Give up what is held. Returns how many frames that were. Waits for a thread that sends now."""
+        with self._turn:
+            return self._outbox.forget()
 
     def classify(self, picture: Picture, *, timeout: float = 30.0) -> LabelDocument:
         """Put this picture at once, and wait for its label, `timeout` seconds in all.
@@ -181,6 +182,7 @@ class Producer(_Counts):
         """End the waits for labels. `connect` does so on leaving."""
         with self._starting:
             self._closing.set()
+            self._awaiting.wake()
             listener, self._listener = self._listener, None
         deadline = time.monotonic() + WHILE_CLOSING
         while listener is not None and listener.is_alive() and time.monotonic() < deadline:
@@ -256,6 +258,7 @@ class AsyncProducer(_Counts):
     async def aclose(self) -> None:
         """End all waits. `connect` does so on leaving."""
         self._stop.set()
+        self._awaiting.wake()
         if self._listener is not None:
             self._listener.cancel()
             with suppress(asyncio.CancelledError):

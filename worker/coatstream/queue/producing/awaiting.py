@@ -230,18 +230,12 @@ class Awaiting:
             if ticket.told:
                 return _label(ticket.told)
             if until == deadline or self._stop.is_set():
-                raise self._no_outcome(ticket, within)
+                raise _no_outcome(ticket, within, self._trouble)
             try:
                 yield from self._look(ticket, fresh=min(patience, LAST_LOOK))
             except REDIS_TROUBLE as trouble:
                 self._trouble = trouble
             patience = min(2 * patience, LONGEST_PATIENCE)
-
-    def _no_outcome(self, ticket: Ticket, within: float) -> NoOutcome:
-        why = f" ({self._trouble})" if self._trouble else ""
-        return NoOutcome(
-            f"nothing became of the frame {ticket.frame_id} within {within:g} s{why}; it may still be labelled"
-        )
 
     # ---- the streams
 
@@ -450,6 +444,13 @@ def _gone(ticket: Ticket) -> Document:
         reason="unknown",
         error="it has left the queue, and neither a label nor a dead letter of it is there",
         at=time.time(),
+    )
+
+
+def _no_outcome(ticket: Ticket, within: float, trouble: CoatstreamError | None) -> NoOutcome:
+    why = f" ({trouble})" if trouble else ""
+    return NoOutcome(
+        f"nothing became of the frame {ticket.frame_id} within {within:g} s{why}; it may still be labelled"
     )
 
 

@@ -134,7 +134,7 @@ class BlockingSubscription:
 
     def tell(self, *command: str) -> None:
         """Send a command whose reply `receive` returns. Nothing happens while there is no connection."""
-        with self._writing, suppress(Exception):  # whoever receives finds out
+        with self._writing, suppress(Exception):  # `receive` raises what is wrong
             if self._connection is not None:
                 self._connection.send_command(*command)
 
@@ -157,7 +157,7 @@ class BlockingSubscription:
         return None
 
     def close(self) -> None:
-        """End for good, and wake who receives."""
+        """End for good, and wake the thread that receives."""
         self._closed = True
         if self._connection is not None:
             self._connection.disconnect()

@@ -153,7 +153,7 @@ class Follower(Generic[ItemT]):
         for member in self._membership.values():
             yield from member.leave(self._what)
 
-    # ---- what a group is told
+    # ---- acknowledgements
 
     def _hand_out(self, stream: str, entry_id: str) -> None:
         if stream in self._membership:
@@ -382,7 +382,7 @@ class StreamReader(Generic[ItemT]):
         streams     more than one where a queue is spread over a cluster; they are looked at in turn then
         after       the entry after which reading begins; None: after the newest one, which the first call finds out
         block       seconds to wait for something new; less than the connection's socket timeout
-        on_trouble  told at the beginning of an outage
+        on_trouble  called at the beginning of an outage
         """
         self._driver = Driver(client)
         self._stop = threading.Event()
@@ -468,7 +468,7 @@ class StreamReader(Generic[ItemT]):
         self._driver.interrupt()
 
     def _finish(self, *, well: bool) -> None:
-        with suppress(RedisUnavailable):  # then what was handled last comes again: at least once
+        with suppress(*REDIS_TROUBLE):  # then what was handled last comes again: at least once
             self._driver.run(self._follower.finish(well=well))
 
 
@@ -549,7 +549,7 @@ class AsyncStreamReader(Generic[ItemT]):
         await self._driver.interrupt()
 
     async def _finish(self, *, well: bool) -> None:
-        with suppress(RedisUnavailable):
+        with suppress(*REDIS_TROUBLE):
             await self._driver.run(self._follower.finish(well=well))
 
 

@@ -1,4 +1,4 @@
-"""Labels as they are published: what one is, and who reads the stream of them."""
+"""Labels as they are published: what one is, and the readers of their stream."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,8 +1,8 @@
-"""What became of frames: their labels and failures, told to those who wait for them. Does no I/O.
+"""What became of frames: hands their labels and failures to the callers that wait for them. Does no I/O.
 
-One subscription serves all who wait. Messages on a channel can be lost: before a subscription is up, while a connection
-is down, or for want of a right. So those who wait also look into the streams: at once for a frame that was put earlier,
-after each new connection, while nothing comes, and once more before their time is up.
+One subscription serves all callers. Messages on a channel can be lost: before a subscription is up, while a connection
+is down, or for want of a right. So the streams are searched as well: at once for a frame that was put earlier, after
+each new connection, while nothing comes, and once more before a caller's time is up.
 """
 
 import secrets
@@ -129,7 +129,7 @@ class Awaiting:
         self._channels: dict[str, _Channel] = {}
         self._trouble: CoatstreamError | None = None
 
-    # ---- for those who wait
+    # ---- for callers that wait
 
     def classify(self, picture: Picture, within: float) -> Steps[LabelDocument]:
         """Put a frame, and wait for what becomes of it."""
@@ -245,7 +245,7 @@ class Awaiting:
         Raises RedisUnavailable and RedisRefuses.
         """
         asked_at = time.monotonic()
-        if not (yield Enter(self._looking, PATIENCE)):
+        if not (yield Enter(self._looking, LAST_LOOK)):  # the caller that looks now, looks for all
             return
         try:
             if ticket.told is None and ticket.looked_at < asked_at - fresh:
@@ -300,7 +300,7 @@ class Awaiting:
     def _page(
         self, queue: Queue, tickets: Sequence[Ticket], asked: Sequence[Ticket], *, back: bool, labels: str, letters: str
     ) -> Steps["_Page"]:
-        """One look. What it finds is told at once."""
+        """One look. What it finds goes to its tickets at once."""
         what, ids = "labels cannot be looked for", [ticket.frame_id for ticket in tickets]
         (reply,) = yield from run_script(
             _LOOK,
@@ -359,7 +359,7 @@ class Awaiting:
                     break
 
     def _tell(self, documents: Iterable[Document | None]) -> None:
-        """Those who wait for these frames."""
+        """Hand these to the tickets of their frames."""
         for document in documents:
             if document is not None:
                 with self._guard:

@@ -1,4 +1,4 @@
--- Looks for what became of frames: for those who missed the message on a channel. Changes nothing.
+-- Looks for what became of frames whose message on a channel may be lost. Changes nothing.
 --
 -- KEYS  1 frames in  2 labels out  3 dead letters
 -- ARGV  1 'on': from older to newer; 'back': from newer to older  2 labels from this id on  3 dead letters from this id on
@@ -10,7 +10,7 @@
 --         one digit per entry: 1 = it is in the stream, 0 = it is not }
 --
 -- A letter belongs to a frame by its frame_id, or by its entry_id where the frame had no other. Letters and entries come
--- one at a time, since each may hold 16 MB; only what is said above travels.
+-- one at a time, since each may hold 16 MB; only what is named above travels.
 
 local frames, labels, dead = unpack(KEYS)
 local back, most, most_dead, count = ARGV[1] == 'back', tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -23,7 +23,7 @@ local function page(stream, from, size)
   return redis.call('XRANGE', stream, from, '+', 'COUNT', size)
 end
 
--- The last value of a field: what a letter says of itself stands behind the frame's own fields.
+-- The last value of a field: the six fields that a burial appends stand behind the frame's own.
 local function value(fields, name)
   for i = #fields - 1, 1, -2 do
     if fields[i] == name then return fields[i + 1] end

@@ -1,6 +1,6 @@
 """What a producer puts into the queue, as the fields of an entry. Decodes nothing, touches no server.
 
-What a worker would refuse for its text is refused here, where somebody can still mend it.
+What a worker would refuse for its text is refused here, where the program that made it can still mend it.
 """
 
 import json
@@ -34,7 +34,7 @@ class Picture:
     """One frame for the queue. Moments are Unix seconds.
 
     image        the bytes of a JPEG, PNG, WebP, BMP or TIFF file, or raw pixels
-    source       who saw it
+    source       the camera or program that the frame comes from
     frame_id     your own name for it; empty: the entry's id
     captured_at  None: the time at which it entered the queue
     sequence     rises with each frame of a source, over restarts as well: what is not above the last one has been here,

@@ -37,7 +37,7 @@ WHILE_CLOSING = 5.0  # seconds that the listening thread has to end
 
 
 def _ignore(_seconds: float, _why: str) -> None:
-    """Nobody wants to be told."""
+    """The default of `on_wait`: does nothing."""
 
 
 class _Counts:
@@ -95,7 +95,7 @@ class Producer(_Counts):
         clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
     ) -> None:
-        """`stop` ends every wait. `on_wait` is told before each wait for room its seconds so far, and its reason."""
+        """`stop` ends every wait. `on_wait` gets, before each wait for room, its seconds so far and its reason."""
         self._driver = Driver(client)
         self._stop = stop or threading.Event()
         self._outbox = Outbox(
@@ -164,7 +164,7 @@ class Producer(_Counts):
         Raises FrameDead (a dead letter now), FrameDropped (expired, or deleted from the queue), NoOutcome (nothing is
         known yet; it is a TimeoutError too), BadFrame, QueueFull, RedisUnavailable and RedisRefuses. The user must be
         allowed to read the streams. Without the right to subscribe to `<labels>:<source>` and `failures:<source>` an
-        answer comes a second late.
+        answer comes a second late. A server that hangs may add `redis.socket_timeout` to the time.
         """
         self._listen()
         return self._driver.run(self._awaiting.classify(picture, timeout))

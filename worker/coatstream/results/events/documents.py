@@ -13,7 +13,7 @@ LARGEST_FLAT: Final = 1024  # characters of one value that the stream's entry sh
 
 
 class _Document(BaseModel):
-    """What every event says. Further fields may come with later versions."""
+    """The fields of every event. Later versions may add fields."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -29,17 +29,17 @@ class TagStarted(_Document):
 
     event: Literal["tag.started"]
     tag: str
-    score: float = Field(description="smoothed, when it was said", ge=0, le=1)
+    score: float = Field(description="smoothed, at the time of this event", ge=0, le=1)
     started_at: float = Field(description="Unix seconds, of its first frame")
     frame_id: str | None = Field(description="its first frame's")
 
 
 class TagEnded(_Document):
-    """A tag has been gone for `tags.min_gap`, or nobody watches any more."""
+    """A tag has been gone for `tags.min_gap`, or no worker reads the camera any more."""
 
     event: Literal["tag.ended"]
     tag: str
-    started_at: float = Field(description="as tag.started said it")
+    started_at: float = Field(description="as in tag.started")
     ended_at: float = Field(description="Unix seconds, of its last frame")
     duration: float = Field(description="seconds", ge=0)
     peak: float = Field(description="highest smoothed score", ge=0, le=1)
@@ -73,7 +73,7 @@ EventUnion = TagStarted | TagEnded | CameraState | PictureSick | PictureWell
 
 
 class EventDocument(RootModel[Annotated[EventUnion, Field(discriminator="event")]]):
-    """What coatstream says of one thing that happened to one camera."""
+    """One thing that happened to one camera."""
 
 
 def encode(event: Event, *, worker: str) -> bytes:
@@ -110,7 +110,7 @@ def state_of(event: Event, *, worker: str) -> bytes:
 
 
 def started_event(camera: str, tag: str, present: PresentTag, *, fence: int) -> Event:
-    """The event that once said so."""
+    """The event with which this tag began."""
     detail = {
         "tag": tag,
         "score": present.score,
@@ -121,7 +121,7 @@ def started_event(camera: str, tag: str, present: PresentTag, *, fence: int) -> 
 
 
 def ended_event(camera: str, tag: str, present: PresentTag, *, at: float, fence: int, why: Why = "gone") -> Event:
-    """The end of a tag whose last frame nobody knows."""
+    """The end of a tag whose last frame is not known."""
     detail = {
         "tag": tag,
         "started_at": present.started_at,
@@ -150,7 +150,7 @@ class _Present(BaseModel):
 
 
 def parse_present(text: bytes) -> PresentTag:
-    """The other way round. What a stranger wrote is a tag that nobody knows anything of."""
+    """The inverse of `present_of`. What another program wrote counts as a tag of which nothing is known."""
     try:
         found = _Present.model_validate_json(text)
     except ValidationError:
@@ -159,7 +159,7 @@ def parse_present(text: bytes) -> PresentTag:
 
 
 def worker_of(state: bytes) -> str:
-    """Whose word a camera's state is; empty where nobody can tell."""
+    """The worker that wrote a camera's state; empty where that cannot be read."""
     try:
         found = from_json(state)
     except ValueError:

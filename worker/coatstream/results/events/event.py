@@ -7,7 +7,7 @@ from typing import Any
 
 
 class EventKind(StrEnum):
-    """What happened, as the field `event` of the stream `events` says it."""
+    """What happened, in the words of the field `event` of the stream `events`."""
 
     CAMERA_STATE = "camera.state"
     PICTURE_SICK = "picture.sick"

@@ -1,4 +1,4 @@
-"""Events as they are published: what one is, and who reads the stream of them."""
+"""Events as they are published: what one is, and the readers of their stream."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -45,7 +45,7 @@ def test_scripts_that_are_flushed_again_and_again_lose_and_double_nothing(client
 
 
 def test_a_script_is_known_by_the_hash_of_its_whole_text(client: Client) -> None:
-    script = Script("queue/reclaim", after=("broker/keys", "broker/accounts"))
+    script = Script("queue/reclaim", after=("broker/keys", "broker/accounts", "queue/fetch"))
 
     loaded = client.script_load(script.source)
 

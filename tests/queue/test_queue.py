@@ -2,8 +2,9 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -475,3 +476,40 @@ def test_when_the_source_is_stopped_no_picture_is_begun_that_was_to_be_decoded_t
     assert len(begun) == 1
     released = sum(owner == "_released" for owner, _ in owners(client).values())
     assert released == 2 * TOGETHER - len(frames) == 2 * TOGETHER - len(reader.holdings)
+
+
+@pytest.mark.parametrize("bound", ["client-output-buffer-limit", "maxmemory-clients"])
+def test_behind_a_server_that_bounds_a_reply_large_and_small_entries_are_all_labelled(
+    client: Client, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    large, small = bytes(3_000_000), grey_jpeg(128)
+    for number in range(108):
+        padding = {"padding": large} if 20 <= number < 28 else {}
+        client.xadd("frames", {"image": small, "frame_id": f"f{number}", **padding})
+    before = client.config_get(bound)[bound]
+    client.config_set(bound, "normal 4mb 0 0" if bound.startswith("client") else "4mb")
+    handed_back: Counter[str] = Counter()
+    release = ConsumerGroup.release
+
+    def counted(group: ConsumerGroup, entries: Iterable[str], *, begun: bool) -> int:
+        handed_back.update(ids := list(entries))
+        return release(group, ids, begun=begun)
+
+    monkeypatch.setattr(ConsumerGroup, "release", counted)
+    reader = Reader(client, prefetch=16)
+    got: list[str] = []
+    try:
+        while len(got) < 108:
+            with suppress(SourceLost):
+                for frame in reader.source.frames(reader.stop):
+                    begin(reader, frame)
+                    got.append(frame.frame_id)
+                    if len(got) == 108:
+                        break
+    finally:
+        client.config_set(bound, before)
+
+    assert sorted(got) == sorted(f"f{number}" for number in range(108))
+    assert max(handed_back.values(), default=0) <= 4
+    if bound == "client-output-buffer-limit":  # the other one spares a client that reads fast enough
+        assert reader.heard.counted["orphaned"] > 0

@@ -1,5 +1,6 @@
 """Which entries a worker takes, and what it hands back; on real servers, and over a line that loses a reply."""
 
+import random
 import select
 import socket
 import threading
@@ -101,22 +102,55 @@ def test_it_reads_ahead_as_far_as_it_may_and_reads_on_when_half_of_that_has_begu
     assert len(pending(client)) == len(ahead.holdings) == 9
 
 
-def test_of_large_entries_it_reads_no_more_than_may_wait_to_be_decoded(
+def test_what_is_read_and_not_decoded_stays_within_its_bound_and_one_entry(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coatstream.queue.reader.MOST_BYTES", 1000)
-    monkeypatch.setattr("coatstream.queue.reader.SUPPOSED", 500)
-    entries = [client.xadd("frames", {"image": bytes(200)}).decode() for _ in range(12)]
-    ahead = Ahead(client, prefetch=12)
+    monkeypatch.setattr("coatstream.queue.reader.MOST_BYTES", 100_000)
+    chance = random.Random(13)
+    sizes = [chance.choice([1, 500, 2_000, 60_000, 99_999]) for _ in range(200)]
+    entries = [client.xadd("frames", {"image": bytes(size)}).decode() for size in sizes]
+    ahead = Ahead(client, prefetch=16)
+    member(client, "left").release(read(client, "left", 100), begun=False)
 
-    first = ahead.reader.take(wait=True)
-    assert [taken.entry_id for taken in first] == entries[:2]  # as many as supposed ones would be
-    assert sum(taken.size for taken in first) == 400
-    second = ahead.reader.take(wait=False, undecoded=400)  # each is believed to have 250 bytes now
-    assert [taken.entry_id for taken in second] == entries[2:4]
-    assert ahead.reader.take(wait=False, undecoded=900) == []
-    third = ahead.reader.take(wait=False, undecoded=0)
-    assert [taken.entry_id for taken in third] == entries[4:9]
+    undecoded: list[Taken] = []
+    taken: list[str] = []
+    while len(taken) < len(entries):
+        waiting = sum(each.size for each in undecoded)
+        came = ahead.reader.take(wait=False, undecoded=waiting)
+        taken += [each.entry_id for each in came]
+        undecoded += came
+        assert sum(each.size for each in undecoded[:-1]) < 100_000
+        if not came:
+            for each in undecoded[: chance.randint(1, 16)]:
+                ahead.holdings.remove("frames", [each.entry_id])
+                undecoded.remove(each)
+
+    assert taken == entries
+
+
+def test_reading_begins_with_one_entry_and_grows(client: Client) -> None:
+    add(client, 31)
+    ahead = Ahead(client, prefetch=31)
+    client.config_resetstat()
+
+    assert len(ahead.take()) == 31
+    assert client.info("commandstats")["cmdstat_evalsha"]["calls"] <= 5 + 3  # 1, 2, 4, 8, 16; a sweep and a look
+
+
+def test_of_an_entry_that_is_too_large_the_picture_stays_on_the_server(client: Client) -> None:
+    client.xadd("frames", {"image": bytes(2000), "source": "door", "frame_id": "f", "junk": bytes(3000)}, id="5-1")
+    client.xadd("frames", {"image": bytes(900), "source": "door", "junk": bytes(3000)}, id="5-2")
+    client.xadd("frames", {"image": bytes(2000), "admitted": 2000}, id="5-3")
+    ahead = Ahead(client, max_bytes=1000)
+    member(client, "left").release(read(client, "left", 1), begun=False)
+
+    taken = [each for _ in range(2) for each in ahead.reader.take(wait=False)]
+
+    assert taken == [
+        Taken("frames", "5-1", {b"source": b"door", b"frame_id": b"f"}, 2000),
+        Taken("frames", "5-2", {b"image": bytes(900), b"source": b"door"}),
+        Taken("frames", "5-3", {b"admitted": b"2000"}, 2000),
+    ]
 
 
 def test_what_it_takes_has_all_its_fields_and_is_held(client: Client) -> None:
@@ -454,7 +488,9 @@ def test_entries_of_a_reply_that_was_lost_are_swept_up_and_do_not_count_as_deliv
     at_once: bool,
 ) -> None:
     ahead = Ahead(over_the_line)
+    ahead.finish(client, add(client) and ahead.take())  # a reply that arrives, so that the next one may carry two
     entries = make(client)
+    ahead.look_again()
     if make is suspect:
         assert ahead.take(wait=True) == []
     line.marked = b"the picture"
@@ -471,6 +507,40 @@ def test_entries_of_a_reply_that_was_lost_are_swept_up_and_do_not_count_as_deliv
     assert _until_something(ahead) == entries
     assert ahead.counted["orphaned"] == len(entries)
     assert owners(client) == dict.fromkeys(entries, ("me", deliveries))
+
+
+def test_an_entry_whose_reply_is_cut_off_three_times_even_alone_is_taken_without_its_picture(
+    client: Client, over_the_line: Client, line: LossyLine
+) -> None:
+    client.xadd("frames", {"image": b"the picture", "source": "door", "frame_id": "f"}, id="5-1")
+    (other,) = add(client)
+    ahead = Ahead(over_the_line)
+
+    for _ in range(3):
+        line.marked = b"the picture"
+        with pytest.raises(RedisUnavailable):
+            ahead.take(wait=True)
+        ahead.reader.join()
+
+    assert ahead.reader.take(wait=True) == [
+        Taken("frames", "5-1", {b"source": b"door", b"frame_id": b"f"}, len(b"the picture"))
+    ]
+    assert owners(client) == {"5-1": ("me", 1)}
+    assert ahead.counted["orphaned"] == 2
+    assert _until_something(ahead) == [other]
+
+
+def test_what_arrived_before_a_reply_was_lost_is_worked_on(
+    client: Client, over_the_line: Client, line: LossyLine
+) -> None:
+    ahead = Ahead(over_the_line, queues=[QUEUE, OTHER])
+    (arrived,) = add(client)
+    (lost,) = add(client, stream="other", image=b"the picture")
+    line.marked = b"the picture"
+
+    assert ahead.take() == [arrived]
+    assert ahead.take() == []
+    assert _until_something(ahead) == [lost]
 
 
 def test_a_sweep_leaves_alone_what_is_in_hand(client: Client) -> None:

@@ -9,7 +9,7 @@ from coatstream.errors import DeadReason
 from coatstream.frames.frame import Label, Prediction, Receipt, ScoredLabel
 from coatstream.frames.model import ModelInfo
 from coatstream.queue.audit import audit
-from coatstream.queue.group import ConsumerGroup
+from coatstream.queue.group import ConsumerGroup, RawEntry
 from coatstream.results.outcomes import Buried, Dropped, Published
 from coatstream.results.settler import Settler, SettlingTerms
 from coatstream.settings.model import QueueSettings, ResultsSettings
@@ -152,5 +152,5 @@ def publish(client: Client, frame_id: str, *, source: str = "door", label: str =
     return str(labels(client)[-1][b"json"].decode())
 
 
-def ids(entries: Iterable[tuple[str, object]]) -> list[str]:
-    return [entry_id for entry_id, _ in entries]
+def ids(entries: Iterable[RawEntry]) -> list[str]:
+    return [entry.entry_id for entry in entries]

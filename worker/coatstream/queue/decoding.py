@@ -37,6 +37,7 @@ class Taken(NamedTuple):
     stream: str
     entry_id: str
     fields: Fields
+    left_out: int = 0  # bytes of a picture that was not fetched, because it is too large
 
     @property
     def size(self) -> int:
@@ -80,6 +81,8 @@ class EntryDecoder:
 
     def __call__(self, taken: Taken) -> Prepared:
         receipt = _receipt(taken)
+        if taken.left_out:
+            return _buried(taken, DeadReason.TOO_LARGE, self._too_large(taken.left_out))
         self._in_hand.add((taken.stream, taken.entry_id))
         try:
             entry = self._dated(parse(taken.entry_id, taken.fields))
@@ -94,6 +97,15 @@ class EntryDecoder:
             return _buried(taken, DeadReason.UNDECODABLE, f"{type(error).__name__} while preparing")
         finally:
             self._in_hand.discard((taken.stream, taken.entry_id))
+
+    def _too_large(self, size: int) -> str:
+        longest = self._limits.max_bytes
+        if size > longest:
+            return f"the picture has {size} bytes, more than the {longest} allowed"
+        return (
+            f"the server cuts off any reply with this picture of {size} bytes: raise client-output-buffer-limit or "
+            "maxmemory-clients there"
+        )
 
     def _dated(self, entry: FrameEntry) -> FrameEntry:
         """A time that cannot be right counts as unknown: the frame takes the time at which it is read."""

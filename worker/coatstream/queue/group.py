@@ -7,7 +7,7 @@ nothing of threads or retries. Every method raises RedisUnavailable.
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from coatstream.broker.connection import Client
 from coatstream.broker.failures import calls
@@ -17,11 +17,11 @@ from coatstream.queue.stranded import adopt_stranded
 from coatstream.settings.model import QueueSettings
 
 Fields = dict[bytes, bytes]
-RawEntry = tuple[str, Fields]
 Kind = Literal["new", "begun", "none"]
 
 AT_ONCE: Final = 256  # ids of one call: some microseconds each, in which the server serves no other client
 SWEEP_LIMIT: Final = 1000  # entries looked at in one search for orphans
+WHOLE_REPLY: Final = 64 * 1024**2  # bytes of entries after which one reply takes no further entry
 GATE: Final = 0.2  # seconds that "nothing is idle" holds for all workers
 
 _ACCOUNTS = ("broker/keys", "broker/accounts")
@@ -31,7 +31,20 @@ _BEAT, _JOIN, _REAP, _RELEASE = (
     Script("queue/reap"),
     Script("queue/release"),
 )
-_RECLAIM = Script("queue/reclaim", after=_ACCOUNTS)
+_CARRIED = (*_ACCOUNTS, "queue/fetch")
+_READ, _RECLAIM, _OUTLINE = (
+    Script("queue/read", after=_CARRIED),
+    Script("queue/reclaim", after=_CARRIED),
+    Script("queue/outline", after=_CARRIED),
+)
+
+
+class RawEntry(NamedTuple):
+    """An entry as the server sent it. `left_out`: bytes of a picture that is too large and stayed there, else 0."""
+
+    entry_id: str
+    fields: Fields
+    left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,39 +89,49 @@ class ConsumerGroup:
         with calls("the consumer group cannot be joined", self._client):
             return bool(_JOIN(self._client, keys=[queue.stream, queue.books], args=[queue.group]))
 
-    def read(self, streams: Sequence[str], most: int, *, block: float | None) -> list[tuple[str, str, Fields]]:
-        """New entries, at most so many of each stream: stream, id and fields. The streams are this queue's or others of
-        the same group. `block`: seconds to wait where there is none; None: do not wait.
+    def read(self, most: int, *, room: int) -> list[RawEntry]:
+        """New entries that are there now, at most `most`; none after those that hold `room` bytes together."""
+        arguments: list[str | int] = [self.queue.group, self._consumer, most, room, self._settings.max_bytes]
+        with calls("frames cannot be read", self._client):
+            reply = _READ(self._client, keys=[self.queue.stream], args=arguments)
+        return [_entry(entry_id, fields, left_out) for entry_id, left_out, fields in reply]
+
+    def wait(self, streams: Sequence[str], block: float) -> list[tuple[str, RawEntry]]:
+        """The next new entry of each stream, `block` seconds at most until the first one comes. The streams are this
+        queue's or others of the same group. No script can wait, so these entries travel whole, whatever their size.
         """
         with calls("frames cannot be read", self._client):
             reply = self._client.xreadgroup(
-                self.queue.group,
-                self._consumer,
-                dict.fromkeys(streams, ">"),
-                count=most,
-                block=None if block is None else max(1, int(block * 1000)),
+                *(self.queue.group, self._consumer, dict.fromkeys(streams, ">")),
+                count=1,
+                block=max(1, int(block * 1000)),
             )
         return [
-            (stream.decode(), entry_id.decode(), fields)
+            (stream.decode(), RawEntry(entry_id.decode(), fields))
             for stream, entries in reply or ()
             for entry_id, fields in entries
         ]
 
-    def reclaim(self, want: int, *, alone: bool) -> Reclaimed:
-        """Take over entries that have been idle for `min_idle`: up to `want` fresh ones, or else (`alone`) one suspect.
+    def outline(self, entry_id: str) -> RawEntry | None:
+        """An entry without its picture; None where it is gone."""
+        with calls("frames cannot be read", self._client):
+            reply = _OUTLINE(self._client, keys=[self.queue.stream], args=[entry_id])
+        return _entry(entry_id.encode(), reply[1], reply[0]) if reply else None
 
-        Ask for a suspect only with nothing else in hand.
+    def reclaim(self, want: int, *, alone: bool, room: int = WHOLE_REPLY) -> Reclaimed:
+        """Take over entries that have been idle for `min_idle`: up to `want` fresh ones, or else (`alone`) one suspect;
+        none after those that hold `room` bytes together. Ask for a suspect only with nothing else in hand.
         """
         queue, limits = self.queue, self._settings
         arguments: list[str | int] = [
             *(queue.group, self._consumer, int(limits.min_idle * 1000), want, int(alone), limits.max_deliveries),
             *(limits.dead_max_length, limits.dead_max_bytes, self._gate_ms(), unix_seconds(self._clock())),
-            queue.failure_channel(""),
+            *(queue.failure_channel(""), room, limits.max_bytes),
         ]
         keys = [queue.stream, queue.dead, queue.gate, queue.books, queue.sources]
         with calls("entries of other workers cannot be looked at", self._client):
             found, buried, trimmed, suspects, letters = _RECLAIM(self._client, keys=keys, args=arguments)
-        entries = [(entry_id.decode(), _fields(flat)) for entry_id, _deliveries, flat in found]
+        entries = [_entry(entry_id, flat, left_out) for entry_id, left_out, flat in found]
         return Reclaimed(entries, buried, trimmed, bool(suspects), letters)
 
     def beat(self, entries: Iterable[str]) -> list[str]:
@@ -172,5 +195,5 @@ def pieces(entries: Iterable[str]) -> Iterable[Sequence[str]]:
     return (ids[first : first + AT_ONCE] for first in range(0, len(ids), AT_ONCE))
 
 
-def _fields(flat: list[bytes]) -> Fields:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
+def _entry(entry_id: bytes, flat: Sequence[Any], left_out: int) -> RawEntry:
+    return RawEntry(entry_id.decode(), dict(zip(flat[::2], flat[1::2], strict=True)), left_out)

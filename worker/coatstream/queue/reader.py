@@ -4,24 +4,27 @@ Knows nothing of pictures. Used from the thread of one queue source.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 import structlog
 
 from coatstream.broker.keys import Queue
-from coatstream.errors import REDIS_TROUBLE
+from coatstream.errors import REDIS_TROUBLE, RedisUnavailable
 from coatstream.pipeline.holdings import Holdings
 from coatstream.queue.decoding import Taken
 from coatstream.queue.entry import source_or_default
-from coatstream.queue.group import ConsumerGroup, Reclaimed
+from coatstream.queue.group import ConsumerGroup, RawEntry
 from coatstream.queue.observer import QueueObserver
+from coatstream.queue.reply_size import ReplySize
 from coatstream.queue.shares import Shares
 
 TICK: Final = 0.25  # seconds between two looks at other workers' entries, and the longest wait for anything
 SWEEP_EVERY: Final = 5.0  # seconds
 MOST_BYTES: Final = 64 * 1024**2  # read and not decoded yet: 64 raw frames of 1080p would be 400 MB
-SUPPOSED: Final = 4 * 1024**2  # bytes of an entry before one was seen
+MOST_CUTS: Final = 3  # times that the reply with one entry alone is cut off before the entry is given up
 
 
 class EntryReader:
@@ -51,7 +54,11 @@ class EntryReader:
         self._monotonic = monotonic
         self._log = structlog.get_logger("queue")
         self._sweep_at = self._look_at = float("-inf")
-        self._largest = SUPPOSED  # bytes of an entry, lately
+        self._reply = ReplySize(prefetch)
+        self._room = 0  # bytes that this look may still read
+        self._cut_alone = False  # True: the reply that was cut off last was to carry one entry
+        self._uncarried = ("", "")  # stream and entry whose reply, alone, was cut off last
+        self._cuts = 0  # times in a row
         self._joined = False  # True: the groups were there
         self._adopting = False  # True: the last look found stranded entries, and it was logged
         self._suspects = False  # True: suspects wait for everything else to leave this process
@@ -68,32 +75,40 @@ class EntryReader:
     def take(self, *, wait: bool, undecoded: int = 0) -> list[Taken]:
         """What to work on next; may be nothing. `wait`: if so, only after `TICK` at most. Raises RedisUnavailable.
 
-        `undecoded`: bytes that were read before and wait to be decoded. Less is asked for where entries are large.
+        `undecoded`: bytes that were read before and wait to be decoded. They stay below MOST_BYTES and one entry.
         """
-        if not wait and undecoded + self._largest > MOST_BYTES:
+        self._room = MOST_BYTES - undecoded
+        if self._room <= 0:
             return []
         if not self._holdings.start_reading(self):
             self._holdings.wait_for_change(TICK if wait else 0.0)
             return []
+        found: list[Taken] = []
         try:
-            return self._take(max(1, (MOST_BYTES - undecoded) // self._largest), wait=wait)
+            self._take(found, wait=wait)
+        except REDIS_TROUBLE:
+            self._sweep_at = float("-inf")  # for what the lost reply held
+            if not found:  # else they go first, and the trouble shows again
+                raise
         finally:
             self._holdings.stop_reading(self)
+        return found
 
-    def _take(self, most: int, *, wait: bool) -> list[Taken]:
-        self._sweep()
+    def _take(self, found: list[Taken], *, wait: bool) -> None:
+        self._sweep(found)
+        if found:
+            return
         if self._suspects:
-            return self._suspect(wait=wait)
+            self._suspect(found, wait=wait)
+            return
         room = self._prefetch - self._holdings.waiting(self._streams)
         if room < self._prefetch / 2:
             if wait:
                 self._holdings.wait_until_fewer(self._streams, self._prefetch // 2 + 1, TICK)
-            return []
-        room = min(room, most)
-        found = self._idle(room)
-        if found or self._suspects:
-            return found
-        return self._new(room, wait=wait)
+            return
+        self._idle(found, room)
+        if not found and not self._suspects:
+            self._new(found, room, wait=wait)
 
     def hand_back(self, hanging: Collection[tuple[str, str]] = ()) -> None:
         """What no batch has taken goes to the other workers, at once. What was begun is finished here.
@@ -116,83 +131,109 @@ class EntryReader:
 
     # ---- new entries
 
-    def _new(self, room: int, *, wait: bool) -> list[Taken]:
-        if len(self._groups) == 1:
-            return self._read(self._streams, room, wait=wait)
-        found: list[Taken] = []
-
+    def _new(self, found: list[Taken], room: int, *, wait: bool) -> None:
         def read(queue: Queue, most: int) -> int:
-            entries = self._read((queue.stream,), most, wait=False)
-            found.extend(entries)
-            return len(entries)
+            group = self._groups[queue]
+            return self._read_all(found, group, most, lambda few: group.read(few, room=self._room))
 
         self._shares.fill(room, read)
         if not found and wait:  # one call for all of them, which returns with the first entry of any
-            found = self._read(self._streams, max(1, room // len(self._streams)), wait=True)
-        return found
+            group = next(iter(self._groups.values()))
+            with self._reading(1):
+                came = group.wait(self._streams, self._block)
+            for stream, entry in came:
+                self._hold(found, stream, [entry])
 
-    def _read(self, streams: Sequence[str], most: int, *, wait: bool) -> list[Taken]:
-        """At most so many of each stream."""
-        any_group = next(iter(self._groups.values()))
-        found = any_group.read(streams, most, block=self._block if wait else None)
-        return self._hold(Taken(stream, entry_id, fields) for stream, entry_id, fields in found)
+    def _read_all(
+        self, found: list[Taken], group: ConsumerGroup, most: int, read: Callable[[int], Sequence[RawEntry]]
+    ) -> int:
+        """Call `read` with as many entries as a reply may carry, until there are `most` or no more. How many came."""
+        came = 0
+        while came < most and self._room > 0:
+            asked = min(self._reply.entries, most - came)
+            with self._reading(asked):
+                entries = read(asked)
+            self._reply.arrived(len(entries))
+            self._hold(found, group.queue.stream, entries)
+            came += len(entries)
+            if len(entries) < asked:
+                break
+        return came
+
+    @contextmanager
+    def _reading(self, entries: int) -> Iterator[None]:
+        """A call whose reply carries so many entries."""
+        try:
+            yield
+        except RedisUnavailable:
+            self._cut_alone = entries == 1
+            self._reply.cut_off()
+            raise
 
     # ---- entries of workers that are silent
 
-    def _idle(self, room: int) -> list[Taken]:
+    def _idle(self, found: list[Taken], room: int) -> None:
         """Fresh entries of silent workers. Where there are suspects, nothing more is read until they are done."""
         if self._monotonic() < self._look_at:
-            return []
-        found: list[Taken] = []
+            return
         for group in self._groups.values():
             if len(found) < room:
-                reclaimed = self._reclaim(group, room - len(found), alone=False)
-                found += self._taken(group, reclaimed)
-                self._suspects |= reclaimed.suspects
+                self._read_all(found, group, room - len(found), partial(self._reclaim, group, alone=False))
         if self._suspects:
             self._suspects = self._holdings.close_to_others(self)
         if not found:
             self._look_at = self._monotonic() + TICK
-        return found
 
-    def _suspect(self, *, wait: bool) -> list[Taken]:
+    def _suspect(self, found: list[Taken], *, wait: bool) -> None:
         """One entry that may be what killed its worker, once nothing else is in hand that it could take with it."""
         if not wait or not self._holdings.wait_until_alone(self, TICK):
-            return []
+            return
         for group in self._groups.values():
-            found = self._taken(group, self._reclaim(group, 1, alone=True))
-            if found:
-                return found
+            if self._read_all(found, group, 1, partial(self._reclaim, group, alone=True)):
+                return
         self.close()
-        return []
 
-    def _reclaim(self, group: ConsumerGroup, want: int, *, alone: bool) -> Reclaimed:
-        reclaimed = group.reclaim(want, alone=alone)
+    def _reclaim(self, group: ConsumerGroup, want: int, *, alone: bool) -> list[RawEntry]:
+        reclaimed = group.reclaim(want, alone=alone, room=self._room)
+        self._suspects |= reclaimed.suspects
         for source in reclaimed.buried:
             self._observer.gave_up(source_or_default({b"source": source}))
         self._observer.letters_dropped(reclaimed.letters_dropped)
         if reclaimed.trimmed:
             stream = group.queue.stream
             self._log.error("entries were trimmed before they had a label", stream=stream, entries=reclaimed.trimmed)
-        return reclaimed
-
-    def _taken(self, group: ConsumerGroup, reclaimed: Reclaimed) -> list[Taken]:
         self._observer.count("redelivered", len(reclaimed.entries))
-        return self._hold(Taken(group.queue.stream, entry_id, fields) for entry_id, fields in reclaimed.entries)
+        return reclaimed.entries
 
     # ---- entries that the server counts as this worker's and that are not held here
 
-    def _sweep(self) -> None:
+    def _sweep(self, found: list[Taken]) -> None:
         """Hand back what was delivered in a reply that never arrived, and what was delivered to no worker."""
         if self._monotonic() < self._sweep_at:
             return
-        stranded = 0
+        lost: dict[ConsumerGroup, list[str]] = {}
         for queue, group in self._groups.items():
             known = self._holdings.entries(queue.stream)
-            lost = [entry_id for entry_id in group.orphans() if entry_id not in known]
-            self._observer.count("orphaned", group.release(lost, begun=False))
+            lost[group] = [entry_id for entry_id in group.orphans() if entry_id not in known]
+        if self._cut_alone and sum(map(len, lost.values())) == 1:
+            self._give_up_uncarried(found, lost)
+        self._cut_alone = False
+        stranded = 0
+        for group, entries in lost.items():
+            self._observer.count("orphaned", group.release(entries, begun=False))
             stranded += self._adopt_stranded(group)
         self._sweep_at = self._monotonic() + (0.0 if stranded else SWEEP_EVERY)  # one look is bounded
+
+    def _give_up_uncarried(self, found: list[Taken], lost: dict[ConsumerGroup, list[str]]) -> None:
+        """An entry whose reply is cut off again and again, even alone, is taken without its picture."""
+        ((group, entry_id),) = [(group, entry_id) for group, entries in lost.items() for entry_id in entries]
+        stream = group.queue.stream
+        self._cuts = self._cuts + 1 if self._uncarried == (stream, entry_id) else 1
+        self._uncarried = (stream, entry_id)
+        if self._cuts < MOST_CUTS or not (entry := group.outline(entry_id)):
+            return
+        lost[group].clear()
+        self._hold(found, stream, [entry])
 
     def _adopt_stranded(self, group: ConsumerGroup) -> int:
         found = group.adopt_stranded()
@@ -206,10 +247,9 @@ class EntryReader:
         self._adopting = found > 0
         return found
 
-    def _hold(self, taken: Iterable[Taken]) -> list[Taken]:
-        entries = list(taken)
-        if entries:  # halved at most: one small picture between large ones proves nothing
-            self._largest = max(1, self._largest // 2, *(entry.size for entry in entries))
-        for stream in {entry.stream for entry in entries}:
-            self._holdings.add(stream, (entry.entry_id for entry in entries if entry.stream == stream))
-        return entries
+    def _hold(self, found: list[Taken], stream: str, entries: Sequence[RawEntry]) -> None:
+        self._holdings.add(stream, [entry.entry_id for entry in entries])
+        for entry in entries:
+            taken = Taken(stream, entry.entry_id, entry.fields, entry.left_out)
+            self._room -= taken.size
+            found.append(taken)

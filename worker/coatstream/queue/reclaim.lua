@@ -3,8 +3,8 @@
 -- KEYS  1 frames in  2 dead letters  3 gate  4 books  5 admitted entries per source
 -- ARGV  1 consumer group  2 me  3 idle for so many ms  4 entries wanted  5 '1' = one suspect, alone  6 deliveries at most
 --       7 dead letters kept  8 their bytes at most  9 the gate's life in ms  10 now, Unix seconds
---       11 prefix of the channels of failures
--- Reply { { { id, deliveries before this one, fields }, ... }, { source of each buried entry, ... }, entries that were
+--       11 prefix of the channels of failures  12 bytes after which no further entry is handed out  13 longest picture
+-- Reply { { { id, bytes of the picture that is left out, fields }, ... }, { source of each buried entry, ... }, entries that were
 --         trimmed while a worker had them, 1 = suspects are waiting, dead letters that had to go }
 --
 -- XPENDING IDLE, not XAUTOCLAIM: that looks at ten times COUNT entries and stops, so idle ones behind busy ones stay.
@@ -18,6 +18,7 @@ local frames, dead, gate, books, sources = unpack(KEYS)
 local group, me, idle, want, solo = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5] == '1'
 local max_deliveries, dead_kept, dead_bytes = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local gate_ms, now, failures = ARGV[9], ARGV[10], ARGV[11]
+local room, longest = tonumber(ARGV[12]), tonumber(ARGV[13])
 local PAGE, PAGES, MAX_BURIED = 64, 64, 16 -- of one call: it holds up the server while it runs
 local MAX_SOURCE, MAX_FRAME_ID, DEFAULT_SOURCE = 128, 256, 'queue' -- as coatstream.queue.entry has them
 
@@ -93,10 +94,12 @@ local function give_up(id, owner, deliveries)
   buried[#buried + 1] = source
 end
 
-local function hand_out(id, deliveries)
+local function hand_out(id)
   local claimed = redis.call('XCLAIM', frames, group, me, idle, id)
   if #claimed == 0 then return count_trimmed(id) end -- there is no such entry any more
-  found[#found + 1] = {id, deliveries, claimed[1][2]}
+  local fields, left_out, size = carried(claimed[1][2], longest)
+  found[#found + 1] = {id, left_out, fields}
+  room = room - size
 end
 
 local function look_at(id, owner, deliveries)
@@ -104,9 +107,9 @@ local function look_at(id, owner, deliveries)
   if deliveries >= max_deliveries then
     if #buried < MAX_BURIED then give_up(id, owner, deliveries) end
   elseif deliveries >= 1 then
-    if solo and #found == 0 then hand_out(id, deliveries) else suspects = 1 end
-  elseif not solo and #found < want then
-    hand_out(id, deliveries)
+    if solo and #found == 0 then hand_out(id) else suspects = 1 end
+  elseif not solo and #found < want and room > 0 then
+    hand_out(id)
   end
 end
 
@@ -115,7 +118,7 @@ for _ = 1, PAGES do
   local page = redis.call('XPENDING', frames, group, 'IDLE', idle, from, '+', PAGE)
   seen = seen + #page
   for _, entry in ipairs(page) do look_at(entry[1], entry[2], entry[4]) end
-  if #page < PAGE or #found >= want then break end
+  if #page < PAGE or #found >= want or room <= 0 then break end
   from = '(' .. page[#page][1]
 end
 write_books(books)

@@ -198,8 +198,6 @@ SCRIPTS = sorted((PACKAGE).rglob("*.lua"))
 def test_every_command_of_our_scripts_is_asked_for(script: Path) -> None:
     rights = [*QUEUE.rights.values(), *FleetKeys().rights.values()]
     asked = {command for commands in rights for command in commands} | {"PUBLISH", *KEYLESS}
-    if script.stem == "reclaim":  # with pcall: users of earlier releases have no right to it
-        asked |= {"PTTL"}
     if script.stem == "register":  # an operator's, who is told when a right is missing
         asked |= {"HEXISTS", "SADD", "SREM"}
     if script.stem == "reclaim":  # by pcall, and EXISTS follows: users of earlier releases lack this right

@@ -53,8 +53,8 @@ async def serve(app: Starlette, settings: HttpSettings, *, port_before: int = 0)
         yield listener.getsockname()[1]
     finally:
         server.should_exit = True
-        await task
-        listener.close()
+        with contextlib.closing(listener):  # even where the wait is cancelled
+            await task
 
 
 def _listen(settings: HttpSettings, port_before: int) -> socket.socket:

@@ -59,7 +59,9 @@ def play(
     sleeping: list[tuple[float, int]] = []  # (when to wake, process id)
     played: Counter[Kind] = Counter()
     for fault in faults:
-        stage.until(partial(_reached, client, keys, fault, sleeping), f"{fault.after} settled frames", every=0.004)
+        stage.until(
+            partial(_reached, client, fleet, keys, fault, sleeping), f"{fault.after} settled frames", every=0.004
+        )
         _strike(client, fleet, fault, sleeping)
         played[fault.kind] += 1
         fleet.replace_dead(wait=False)
@@ -70,8 +72,10 @@ def play(
     return played
 
 
-def _reached(client: Client, keys: frames.Keys, fault: Fault, sleeping: list[tuple[float, int]]) -> bool:
+def _reached(client: Client, fleet: Fleet, keys: frames.Keys, fault: Fault, sleeping: list[tuple[float, int]]) -> bool:
+    """Workers that end meanwhile are replaced: one that is killed three times before it is ready gives up."""
     _wake(sleeping)
+    fleet.replace_dead(wait=False)
     return bool(client.xlen(keys.labels) + client.xlen(keys.dead) >= fault.after)
 
 

@@ -320,6 +320,22 @@ def cameras_resume(load: Load, name: CameraName) -> int:
     return resume_camera(load(), name)
 
 
+@command(cameras_app, "redis", name="snapshot", examples=["coatstream cameras snapshot door-1 --file door.jpg"])
+def cameras_snapshot(
+    load: Load,
+    name: CameraName,
+    *,
+    file: Annotated[
+        Path | None, optional("--file", metavar="FILE", text="Write to this file; default: NAME.jpg.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite that file.")] = False,
+) -> int:
+    """Save a picture of a camera or of a queue's source, from the worker that reads it."""
+    from coatstream.commands.snapshot import take_snapshot
+
+    return take_snapshot(load(), name, file=file, force=force)
+
+
 # ---- benchmarks
 
 

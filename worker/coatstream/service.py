@@ -16,6 +16,7 @@ from coatstream import __version__
 from coatstream.broker.connection import address, connect
 from coatstream.broker.fleet_keys import fleet_keys
 from coatstream.broker.keys import queues_of
+from coatstream.broker.picture_keys import picture_keys
 from coatstream.broker.preflight import check
 from coatstream.cameras.manager import CameraManager, LeasedCameras
 from coatstream.engine.loading import load_engine
@@ -24,17 +25,21 @@ from coatstream.engine.protocol import Engine
 from coatstream.errors import RedisUnavailable, Retries
 from coatstream.pipeline.accounting import Accounting
 from coatstream.pipeline.cost import BatchCost, measure_costs
-from coatstream.pipeline.inference import Inference
+from coatstream.pipeline.inference import Inference, Keep
 from coatstream.pipeline.intake import Intake
 from coatstream.pipeline.mailbox import Mailbox
 from coatstream.pipeline.metrics import PipelineMetrics
 from coatstream.pipeline.policy import BatchPolicy
 from coatstream.pipeline.pump import Pump, WarmEngine
+from coatstream.pipeline.threads import in_thread
 from coatstream.queue.consumer import QueueConsumer
 from coatstream.queue.source import QueueSource
 from coatstream.results.metrics import SettlementMetrics
 from coatstream.results.publisher import Publisher
 from coatstream.results.settler import Settler, SettlingTerms
+from coatstream.results.showing import PreviewPublisher
+from coatstream.results.training.folder import TrainingFolder
+from coatstream.results.training.metrics import TrainingCollector
 from coatstream.settings.model import BatchSettings, ModelSettings, SettingsTree
 from coatstream.telemetry.identity import FIRST, Lineage
 from coatstream.telemetry.telemetry import Telemetry
@@ -98,15 +103,16 @@ class Service:
             intake = Intake(self._mailbox(), self.telemetry)
             drain.enter_context(self.queue.membership())  # leases on entries outlive the last publish,
             cameras = await drain.enter_async_context(self.cameras.leases(warm, processes, intake))  # these as well
-            pump = await drain.enter_async_context(self._pumping(warm, intake.mailbox, cameras))
+            keep = drain.enter_context(self._keeping())  # frames for training, where they are wanted
+            pump = await drain.enter_async_context(self._pumping(warm, intake.mailbox, cameras, keep))
+            drain.enter_context(self._showing())  # previews, while they are wished for
             self._on_warm(port)
             queues = await drain.enter_async_context(self._reading(engine, intake))
             await drain.enter_async_context(cameras.reading())  # until other workers have opened them
             drain.enter_context(self.queue.reading_into(intake, queues))  # until the drain begins
             drain.enter_context(self._working(Ready(port, engine), len(queues)))
             await _first(stop.wait(), intake.finished(more=cameras.go_on), asyncio.shield(pump), cameras.ticking())
-        in_flight = self.telemetry.ledger.total().in_flight
-        self._log.info("stopped", drained=self.drained, in_flight=in_flight)
+        self._log.info("stopped", drained=self.drained, **self.telemetry.ledger.total().figures())
 
     # ---- the start
 
@@ -193,13 +199,14 @@ class Service:
 
     @asynccontextmanager
     async def _pumping(
-        self, engine: WarmEngine, mailbox: Mailbox, cameras: LeasedCameras
+        self, engine: WarmEngine, mailbox: Mailbox, cameras: LeasedCameras, keep: Keep | None
     ) -> AsyncIterator[asyncio.Task[None]]:
         """From mailbox to Redis. On leaving, all that is in the mailbox is published."""
         inference = Inference(
             engine.engine,
             policies=cameras.policies,
             shown=self._settings.model.top_k,
+            keep=keep,
             metrics=self._metrics,
             status=self.telemetry.status,
         )
@@ -238,6 +245,26 @@ class Service:
             )
         elif pump.exception() is None:
             self.drained = self.telemetry.ledger.total().in_flight == 0 and not self._stuck
+
+    @contextmanager
+    def _keeping(self) -> Iterator[Keep | None]:
+        training = self._settings.training
+        if training.folder is None:
+            yield None
+            return
+        worker, find = self.telemetry.worker, self.cameras.previews.exact
+        folder = TrainingFolder(training, training.folder.expanduser(), worker=worker, find=find)
+        self.telemetry.metrics.registry.register(TrainingCollector(folder.stats))
+        with in_thread(folder.run, "training"):
+            yield folder.look
+
+    @contextmanager
+    def _showing(self) -> Iterator[None]:
+        with connect(self._settings.redis) as client:
+            keys = picture_keys(self._settings)
+            previews = PreviewPublisher(client, keys, (self.cameras.previews, self.queue.previews))
+            with in_thread(previews.run, "previews"):
+                yield
 
     @asynccontextmanager
     async def _reading(self, engine: Engine, intake: Intake) -> AsyncIterator[list[QueueSource]]:

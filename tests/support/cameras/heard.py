@@ -9,7 +9,7 @@ from typing import Any
 from coatstream.cameras.capture.camera import Camera
 from coatstream.cameras.capture.steps import Step
 from coatstream.errors import BadFrame, DownReason, SourceLost
-from coatstream.frames.frame import Frame
+from coatstream.frames.frame import Frame, Pixels
 from coatstream.settings.model import CameraSettings
 
 
@@ -50,6 +50,8 @@ class Heard:
 
     def bad(self, bad: BadFrame) -> None:
         self.bads.append(bad)
+
+    def picture(self, frame: Frame, picture: Pixels) -> None: ...
 
     def damaged(self, count: int) -> None:
         self.damage += count

@@ -5,7 +5,7 @@ without one get it: `{door}cameras`.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -97,6 +97,12 @@ class FleetKeys:
 
 def fleet_keys(settings: SettingsTree) -> FleetKeys:
     """The keys beside the labels of the first queue, where labels of cameras go. Raises ConfigError."""
+    beside = beside_labels(settings)
+    return FleetKeys(beside(settings.fleet.key), beside(settings.events.stream), beside(settings.events.tags))
+
+
+def beside_labels(settings: SettingsTree) -> Callable[[str], str]:
+    """What makes a name that lies in the slot of the first queue's labels. Raises ConfigError."""
     prefix, tag = settings.redis.prefix, _TAG.search(queues_of(settings)[0].labels)
 
     def beside(name: str) -> str:
@@ -107,4 +113,4 @@ def fleet_keys(settings: SettingsTree) -> FleetKeys:
             return _TAG.sub(lambda _: tag[0], whole, count=1)  # the number of the first partition
         return whole if _TAG.search(name) else f"{prefix}{tag[0]}{name}"
 
-    return FleetKeys(beside(settings.fleet.key), beside(settings.events.stream), beside(settings.events.tags))
+    return beside

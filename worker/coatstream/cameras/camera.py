@@ -17,6 +17,7 @@ from coatstream.cameras.events import CameraEvents
 from coatstream.cameras.fleet.lease import CameraLease
 from coatstream.cameras.health import PictureHealth
 from coatstream.cameras.process.forkserver import ForkServer
+from coatstream.cameras.process.shelf import PictureShelf
 from coatstream.cameras.process.source import CameraProcess
 from coatstream.errors import BadFrame, DownReason, redact
 from coatstream.frames.frame import Frame, InputSpec, Label, PictureFault
@@ -74,11 +75,14 @@ class ActiveCamera:
         tree, reuse = context.settings, settings.reuse or context.settings.reuse
         self.settings = settings
         self.lease = lease
-        self.events = CameraEvents(settings.name, lease, context.tagger(settings), context.events, loop=context.loop)
+        self.shelf = PictureShelf.wanted(tree.pictures.enabled)
+        pictured = self.shelf if tree.pictures.enabled else None
+        tagger = context.tagger(settings)
+        self.events = CameraEvents(settings.name, lease, tagger, context.events, loop=context.loop, shelf=pictured)
         self.health = PictureHealth(settings.health or tree.health, settings.name, publish=self.events.picture)
         self.gate = ChangeGate(reuse, rng=random.Random(), monotonic=time.monotonic) if reuse.enabled else None
         self.process = CameraProcess(
-            settings, context.spec, fork_server=context.fork_server, lease=lease, observer=self
+            settings, context.spec, fork_server=context.fork_server, lease=lease, observer=self, shelf=self.shelf
         )
         self.active, self.ended = True, False
         self._ledger, self._status = context.telemetry.ledger, context.telemetry.status

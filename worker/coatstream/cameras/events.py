@@ -14,6 +14,7 @@ from typing import Final
 import structlog
 
 from coatstream.cameras.fleet.lease import CameraLease
+from coatstream.cameras.process.shelf import PictureShelf
 from coatstream.errors import REDIS_TROUBLE, DownReason, RedisUnavailable, redact
 from coatstream.frames.frame import Prediction
 from coatstream.results.events.event import Event, EventKind
@@ -21,6 +22,8 @@ from coatstream.results.events.publisher import EventPublisher
 from coatstream.results.events.tags import PresentTag, Tagger, Why
 from coatstream.telemetry.status import SourceStatus
 
+_PICTURED: Final = (EventKind.TAG_STARTED, EventKind.TAG_ENDED, EventKind.PICTURE_SICK)
+_LOST: Final = ("stalled", "down")  # states
 _ASK_AGAIN: Final = 1.0  # seconds until present tags that could not be read are asked for again
 
 
@@ -35,6 +38,7 @@ class CameraEvents:
         publisher: EventPublisher,
         *,
         loop: AbstractEventLoop,
+        shelf: PictureShelf | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -43,6 +47,7 @@ class CameraEvents:
         self._lease = lease
         self._tagger = tagger
         self._publisher = publisher
+        self._shelf = shelf
         self._clock = clock
         self._monotonic = monotonic
         self._loop = loop
@@ -64,12 +69,12 @@ class CameraEvents:
     def picture(self, event: Event) -> None:
         """A fault of its picture has begun or ended."""
         if (fence := self._lease.fence) is not None:
-            self._publisher.publish(replace(event, fence=fence))
+            self._publish(replace(event, fence=fence))
 
     def published(self, prediction: Prediction, *, ended: bool) -> None:
         """A label was published. Of a camera that has `ended` the lease is gone, so its last fence counts."""
         if prediction.fence == (self.published_under if ended else self._lease.fence):
-            self._publisher.publish(*self._tagger.seen(prediction))
+            self._publish(*self._tagger.seen(prediction), frame_id=prediction.frame_id)
 
     def tick(self, status: SourceStatus | None, *, redis_is_up: bool) -> None:
         """Once a second: what time alone changes."""
@@ -79,11 +84,11 @@ class CameraEvents:
         if not redis_is_up:
             self._tagger.excuse()
         elif fence is not None:
-            self._publisher.publish(*self._tagger.tick())
+            self._publish(*self._tagger.tick())
 
     def end_tags(self, why: Why) -> None:
         """All its tags are over."""
-        self._publisher.publish(*self._tagger.end(why))
+        self._publish(*self._tagger.end(why))
 
     def end(self, state: str) -> None:
         """No worker reads the camera any more: it was paused or removed. Its tags end, if they were this worker's."""
@@ -118,4 +123,11 @@ class CameraEvents:
 
     def _publish_state(self, state: str, reason: DownReason | None, message: str, fence: int) -> None:
         detail = {"state": state, "reason": reason.value if reason else None, "message": redact(message)}
-        self._publisher.publish(Event(EventKind.CAMERA_STATE, self._camera, self._clock(), detail, fence))
+        self._publish(Event(EventKind.CAMERA_STATE, self._camera, self._clock(), detail, fence))
+
+    def _publish(self, *events: Event, frame_id: str = "") -> None:
+        """With the picture of this frame, or the one that is nearest in time."""
+        for event in events:
+            pictured = event.kind in _PICTURED or event.detail.get("state") in _LOST
+            find = partial(self._shelf.find, frame_id, event.at) if pictured and self._shelf is not None else None
+            self._publisher.publish(replace(event, still=find))

@@ -19,6 +19,7 @@ from coatstream.cameras.fleet.access import brisk, reachable
 from coatstream.cameras.fleet.member import Fleet
 from coatstream.cameras.fleet.metrics import FleetCollector
 from coatstream.cameras.metrics import CameraCollector
+from coatstream.cameras.previews import CameraPreviews
 from coatstream.cameras.process.forkserver import ForkServer
 from coatstream.engine.protocol import Engine
 from coatstream.errors import CoatstreamError, RedisRefuses, RedisUnavailable
@@ -31,6 +32,9 @@ from coatstream.pipeline.threads import in_thread
 from coatstream.results.events.metrics import EventCollector
 from coatstream.results.events.publisher import EventPublisher
 from coatstream.results.events.tag_classes import tag_classes
+from coatstream.results.pictures import EventPictures
+from coatstream.results.pictures.attaching import PictureAttacher
+from coatstream.results.pictures.metrics import PictureCollector
 from coatstream.settings.model import ModelSettings, SettingsTree
 from coatstream.telemetry.telemetry import Telemetry
 
@@ -125,6 +129,7 @@ class CameraManager:
         self._keys = keys
         self._time_left = time_left
         self._active: dict[str, ActiveCamera] = {}  # by name; those that are read now
+        self.previews = CameraPreviews(self._active, always=settings.pictures.enabled)
         self._log = structlog.get_logger("service")
 
     # ---- before the model is warm
@@ -178,10 +183,14 @@ class CameraManager:
         settings, registry, health = self._settings, self._telemetry.metrics.registry, EventsHealth(self._telemetry)
         with connect(brisk(settings.redis, settings.fleet.lease)) as client, connect(settings.redis) as events_client:
             worker = self._telemetry.worker
-            events = EventPublisher(events_client, self._keys, settings.events, worker=worker, health=health)
+            pictures = PictureAttacher(EventPictures.of(settings, events_client), settings.pictures)
+            events = EventPublisher(
+                events_client, self._keys, settings.events, worker=worker, health=health, pictures=pictures
+            )
             cameras = ActiveCameras(self._active, self._context(engine.engine, fork_server, events), intake)
             fleet = await self._fleet(client, cameras, rate=engine.policy.stats().cost.rate)
             registry.register(EventCollector(events.stats))
+            registry.register(PictureCollector(pictures.stats))
             registry.register(CameraCollector(self._cameras))
             registry.register(FleetCollector(fleet.stats))
             leased = LeasedCameras(cameras, fleet)

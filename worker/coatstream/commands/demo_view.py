@@ -21,10 +21,13 @@ from rich.text import Text
 from coatstream.commands.terminal import shown, table
 from coatstream.errors import RedisUnavailable
 from coatstream.frames.model import ModelInfo
+from coatstream.results.events.event import EventKind
+from coatstream.results.events.reader import EventReader, PublishedEvent
 from coatstream.results.labels import LabelReader, PublishedLabel
 from coatstream.telemetry.ledger import Account
 
 RECENT = 12  # labels in the table
+_OF_TAGS = (EventKind.TAG_STARTED, EventKind.TAG_ENDED)
 MAX_AGES = 100_000  # of the newest labels, for the percentiles
 
 
@@ -36,6 +39,9 @@ class Screen(Protocol):
 
     def labels(self, labels: Sequence[PublishedLabel]) -> None:
         """What has just been published."""
+
+    def tags(self, events: Sequence[PublishedEvent]) -> None:
+        """Tags that have just started or ended."""
 
 
 class PlainScreen:
@@ -50,6 +56,16 @@ class PlainScreen:
             source, name = shown(label.source), shown(label.label)
             print(f"{moment}  {source:<12} {name:<28} {label.score:6.1%} {_age(label) * 1000:7.0f} ms", flush=True)
 
+    def tags(self, events: Sequence[PublishedEvent]) -> None:
+        for event in events:
+            moment = time.strftime("%H:%M:%S", time.localtime(event.at))
+            if event.kind == EventKind.TAG_STARTED:
+                what = "starts"
+            else:
+                what = f"ends after {float(event.detail.get('duration', 0)):.1f} s"
+            tag = shown(str(event.detail.get("tag", "")))
+            print(f"{moment}  {shown(event.source):<12} tag {tag!r} {what}", flush=True)
+
 
 class TableScreen:
     """A table of the newest labels, redrawn in place."""
@@ -58,6 +74,7 @@ class TableScreen:
         self._live = live
         self._title = ""
         self._recent: deque[PublishedLabel] = deque(maxlen=RECENT)
+        self._present: dict[tuple[str, str], float] = {}  # source and tag -> Unix seconds of its start
 
     def title(self, text: str) -> None:
         self._title = text
@@ -65,7 +82,27 @@ class TableScreen:
 
     def labels(self, labels: Sequence[PublishedLabel]) -> None:
         self._recent.extend(labels)
-        self._live.update(Group(Text(self._title, style="dim"), self._table()))
+        self._draw()
+
+    def tags(self, events: Sequence[PublishedEvent]) -> None:
+        for event in events:
+            tag = event.source, str(event.detail.get("tag", ""))
+            if event.kind == EventKind.TAG_STARTED:
+                self._present[tag] = float(event.detail.get("started_at", event.at))
+            else:
+                self._present.pop(tag, None)
+        self._draw()
+
+    def _draw(self) -> None:
+        self._live.update(Group(Text(self._title, style="dim"), self._tags(), self._table()))
+
+    def _tags(self) -> Text:
+        now = time.time()
+        lines = [
+            f"{shown(source):<12}  {shown(tag)} for {max(0.0, now - since):.0f} s"
+            for (source, tag), since in sorted(self._present.items())
+        ]
+        return Text("\n".join(["", "tags: labels that last", *(lines or ["none yet"]), ""]), style="bold")
 
     def _table(self) -> Table:
         made = table("time", "source", "label", "score", "age", right=("score", "age"))
@@ -84,17 +121,16 @@ class TableScreen:
 class DemoView:
     """Follows the labels in a thread of its own until `stop`."""
 
-    def __init__(self, reader: LabelReader, screen: Screen) -> None:
+    def __init__(self, reader: LabelReader, events: EventReader, screen: Screen) -> None:
         self._reader = reader
+        self._events = events
         self._screen = screen
         self._stop = threading.Event()
         self._ages: deque[float] = deque(maxlen=MAX_AGES)
 
-    def ready(self, info: ModelInfo, port: int) -> None:
-        """The worker is up: show its model, and where its metrics are."""
-        self._screen.title(
-            f"{info.name} ({info.weights}) on {info.device}; metrics at http://127.0.0.1:{port}/metrics; Ctrl-C ends"
-        )
+    def ready(self, info: ModelInfo, link: str) -> None:
+        """The worker is up: show its model, and where its page is."""
+        self._screen.title(f"{info.name} ({info.weights}) on {info.device}; the page: {link}; Ctrl-C ends")
 
     @contextmanager
     def following(self) -> Iterator[None]:
@@ -112,11 +148,14 @@ class DemoView:
             last_look = self._stop.is_set()
             try:
                 labels = self._reader.read()
+                tags = [event for event in self._events.read() if event.kind in _OF_TAGS]
             except RedisUnavailable:
                 if self._stop.wait(0.5):
                     return
                 continue
             self._ages.extend(_age(label) for label in labels)
+            if tags:
+                self._screen.tags(tags)
             if labels:
                 self._screen.labels(labels)
             elif last_look:

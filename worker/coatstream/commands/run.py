@@ -9,6 +9,7 @@ from functools import partial
 
 import structlog
 
+from coatstream.commands.summary import start_summary
 from coatstream.engine.memory import tune_allocator
 from coatstream.errors import ConfigError
 from coatstream.service import Service
@@ -59,7 +60,8 @@ def _allow_files() -> None:
 
 def _serve(settings: SettingsTree, log: LogWriter, name: str, lineage: Lineage, lifeline: Lifeline) -> int:
     log.start()
-    service = Service(settings, worker=name, lineage=lineage, on_warm=lifeline.ready)
+    told = start_summary(settings)
+    service = Service(settings, worker=name, lineage=lineage, on_warm=lifeline.ready, on_ready=told)
     service.telemetry.metrics.lost_lines(lambda: log.dropped)
     asyncio.run(work(service, asyncio.Event(), lifeline))
     return int(not service.drained)

@@ -45,13 +45,15 @@ class FramePolicy:
 
 
 _PLAIN = FramePolicy()
+Keep = Callable[[Frame, Prediction, bool], None]
 
 
 class Inference:
     """Batches to outcomes. `run` is called from at most `engine.streams` threads at a time.
 
     `policies` is looked at for each frame, so cameras may come and go. Of the engine's labels the first `shown` are for
-    publishing (0 = all), the others for tags.
+    publishing (0 = all), the others for tags. `keep` is told of each frame that was classified, with its prediction and
+    whether that contradicts the labels that would have been reused.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Inference:
         *,
         policies: Mapping[str, FramePolicy],
         shown: int = 0,
+        keep: Keep | None = None,
         metrics: PipelineMetrics,
         status: Status,
         clock: Callable[[], float] = time.time,
@@ -68,6 +71,7 @@ class Inference:
         self._engine = engine
         self._policies = policies
         self._shown = shown or None
+        self._keep = keep
         self._metrics = metrics
         self._status = status
         self._clock = clock
@@ -149,8 +153,11 @@ class Inference:
     def _published(self, frame: Frame, scores: Scores, row: int) -> Outcome:
         prediction = prediction_of(frame, scores, row, self._engine, shown=self._shown)
         policy = self._policies.get(frame.source) if frame.receipt is None else None  # a camera's policy has its name
+        surprising = False
         if policy is not None and policy.gate is not None:
-            policy.gate.classified(frame, prediction)
+            surprising = policy.gate.classified(frame, prediction)
+        if self._keep is not None:
+            self._keep(frame, prediction, surprising)
         return Published(prediction)
 
     def _check_engine(self, error: Exception) -> None:

@@ -99,18 +99,24 @@ class ChangeGate:
             self._reused += 1
         return _as_of(frame, reference.prediction)
 
-    def classified(self, frame: Frame, prediction: Prediction) -> None:
-        """The model's prediction of a frame to classify. From now on frames are compared with this one."""
+    def classified(self, frame: Frame, prediction: Prediction) -> bool:
+        """The model's prediction of a frame to classify. From now on frames are compared with this one.
+
+        True: it contradicts the labels that would have been reused.
+        """
+        surprising = False
         with self._lock:
             expected = self._pending.pop(frame.frame_id, None)
             reference = _reference_of(frame, prediction, self._monotonic())
             if expected is not None:
                 agrees = _agree(expected, prediction)
+                surprising = not agrees
                 self._checks += 1
                 self._disagreements += not agrees
                 self._tightness.checked(agrees=agrees)
             self._tightness.tried(reference)
             self._reference = reference
+        return surprising
 
     def stats(self) -> ReuseStats:
         with self._lock:

@@ -25,6 +25,7 @@ from coatstream.queue.heartbeat import BEATS_A_LEASE, Heartbeat
 from coatstream.queue.metrics import QueueMetrics
 from coatstream.queue.monitor import Monitor
 from coatstream.queue.observer import QueueReports
+from coatstream.queue.previews import QueuePreviews
 from coatstream.queue.reader import EntryReader
 from coatstream.queue.source import QueueSource
 from coatstream.results.publisher import Publisher
@@ -34,7 +35,7 @@ from coatstream.telemetry.telemetry import Telemetry
 
 
 class QueueConsumer:
-    """Reads nothing where `queue.enabled` is false."""
+    """Reads nothing where `queue.enabled` is false. `previews`: of its sources, where they are wished for."""
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class QueueConsumer:
         accounting: Accounting,
         terms: SettlingTerms,
     ) -> None:
+        self.previews = QueuePreviews()
         self._settings = settings
         self._telemetry = telemetry
         self._stages = metrics
@@ -154,6 +156,7 @@ class QueueConsumer:
             self._telemetry.status,
             self._stages,
             self._observer,
+            previews=self.previews,
             spec=engine.spec,
         )
         with ExitStack() as connections:

@@ -23,6 +23,7 @@ from coatstream.queue.entry import (
 )
 from coatstream.queue.group import Fields
 from coatstream.queue.observer import QueueObserver
+from coatstream.queue.previews import QueuePreviews
 from coatstream.results.outcomes import Buried, Dropped
 from coatstream.settings.model import QueueSettings
 from coatstream.telemetry.ledger import DropReason
@@ -60,6 +61,7 @@ class EntryDecoder:
         metrics: PipelineMetrics,
         observer: QueueObserver,
         *,
+        previews: QueuePreviews | None = None,
         spec: InputSpec | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -69,6 +71,7 @@ class EntryDecoder:
         self._status = status
         self._metrics = metrics
         self._observer = observer
+        self._previews = previews
         self._spec = spec if settings.decoding == "auto" else None
         self._clock = clock
         self._log = structlog.get_logger("queue")
@@ -118,6 +121,8 @@ class EntryDecoder:
     def _frame(self, entry: FrameEntry, receipt: Receipt) -> Frame:
         started = time.perf_counter()
         picture = self._picture(entry.picture)
+        if self._previews is not None:
+            self._previews.look(entry.source, entry.frame_id, entry.captured_at, picture.pixels)
         decoded = time.perf_counter()
         pixels = self._prepare(picture.pixels)
         self._metrics.observe("decode", decoded - started)

@@ -276,6 +276,29 @@ class EventsSettings(Section):
     tags: Key = "tags"
 
 
+class PictureSettings(Section):
+    """Pictures of events."""
+
+    enabled: bool = True
+    store: Annotated[str, Field(min_length=1, max_length=1024)] = "redis"
+    max_bytes: Annotated[int, Field(ge=1, le=2**50)] = 64 * 1024**2
+    max_age: Annotated[float, Field(gt=0, le=10 * 366 * 86_400)] = 7 * 86_400.0
+    max_side: Annotated[int, Field(ge=64, le=640)] = 640
+    quality: Annotated[int, Field(ge=1, le=100)] = 80
+
+
+class TrainingSettings(Section):
+    """Frames that are kept for a person to label."""
+
+    folder: Path | None = None
+    max_bytes: Annotated[int, Field(ge=1, le=2**50)] = 1024**3
+    max_score: Annotated[float, Field(ge=0, le=1)] = 0.4
+    max_lead: Annotated[float, Field(ge=0, le=1)] = 0.1
+    share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    difference: Annotated[float, Field(ge=0, le=255)] = 6.0
+    quality: Annotated[int, Field(ge=1, le=100)] = 92
+
+
 class HttpSettings(Section):
     """Where metrics and probes are served."""
 
@@ -317,6 +340,8 @@ class SettingsTree(Section):
     tags: TagSettings = TagSettings()
     fleet: FleetSettings = FleetSettings()
     events: EventsSettings = EventsSettings()
+    pictures: PictureSettings = PictureSettings()
+    training: TrainingSettings = TrainingSettings()
     http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()
     drain: DrainSettings = DrainSettings()

@@ -44,6 +44,20 @@ class Account:
         self.dropped += other.dropped
         self.dead += other.dead
 
+    def figures(self) -> dict[str, int]:
+        """The whole account in one line of a log: received = published + dropped + dead + in_flight."""
+        of = {f"dropped_{reason}": count for reason, count in self.dropped.items() if count}
+        of |= {f"dead_{reason}": count for reason, count in self.dead.items() if count}
+        dropped, dead = self.dropped.total(), self.dead.total()
+        return {
+            "received": self.received,
+            "published": self.published,
+            "dropped": dropped,
+            "dead": dead,
+            "in_flight": self.in_flight,
+            **of,
+        }
+
     def copy(self) -> "Account":
         return Account(self.received, self.published, Counter(self.dropped), Counter(self.dead))
 

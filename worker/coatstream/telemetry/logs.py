@@ -1,6 +1,7 @@
 """Log set-up: lines for people on a terminal, JSON elsewhere, always to stderr, never a credential."""
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, MutableMapping
@@ -16,7 +17,9 @@ def configure(settings: LogSettings) -> None:
     """Set up logging for this process. Called once, by the command line."""
     console = settings.format == "console" or (settings.format == "auto" and sys.stderr.isatty())
     renderer: Any = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if console else structlog.processors.JSONRenderer()
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and not os.environ.get("NO_COLOR"))
+        if console
+        else structlog.processors.JSONRenderer()
     )
     structlog.configure(
         processors=[

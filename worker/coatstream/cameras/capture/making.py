@@ -89,7 +89,9 @@ class FrameMaker:
             self._observer.observe("prepare", time.thread_time() - before)
         if pixels.base is not None:  # a crop would keep the whole picture alive
             pixels = pixels.copy()
-        return Frame(self._name, next(self._ids), captured_at, pixels, width, height, vitals=vitals)
+        frame = Frame(self._name, next(self._ids), captured_at, pixels, width, height, vitals=vitals)
+        self._observer.picture(frame, picture)
+        return frame
 
     def _bad(self, bad: BadFrame) -> None:
         self.lost += 1

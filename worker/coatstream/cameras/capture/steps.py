@@ -4,6 +4,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from coatstream.errors import BadFrame
+from coatstream.frames.frame import Frame, Pixels
 
 
 class Step(StrEnum):
@@ -27,6 +28,9 @@ class CaptureObserver(Protocol):
     def observe(self, stage: str, seconds: float) -> None:
         """CPU seconds of "decode" (of one taken picture and all those skipped before it) or "prepare"."""
 
+    def picture(self, frame: Frame, picture: Pixels) -> None:
+        """A frame was made of this picture, uint8 [height, width, 3] RGB of any size."""
+
     def bad(self, bad: BadFrame) -> None:
         """A picture was due and cannot be used."""
 
@@ -42,6 +46,8 @@ class SilentObserver:
     def grabbed(self) -> None: ...
 
     def observe(self, stage: str, seconds: float) -> None: ...
+
+    def picture(self, frame: Frame, picture: Pixels) -> None: ...
 
     def bad(self, bad: BadFrame) -> None: ...
 

@@ -16,6 +16,7 @@ from typing import Final
 
 from coatstream.cameras.capture.camera import Camera
 from coatstream.cameras.capture.steps import Step
+from coatstream.cameras.process.shelf import ShelfWriter
 from coatstream.cameras.process.wire import (
     MAX_COSTS,
     STAGES,
@@ -30,7 +31,7 @@ from coatstream.cameras.process.wire import (
 )
 from coatstream.engine.cores import single_threaded
 from coatstream.errors import BadFrame, CoatstreamError, DeadReason, DownReason, SourceLost
-from coatstream.frames.frame import Frame
+from coatstream.frames.frame import Frame, Pixels
 from coatstream.frames.resizing import prepare
 from coatstream.settings.process import show_as
 
@@ -47,7 +48,8 @@ def run(work: socket.socket) -> None:
     _be_the_first_to_die()
     single_threaded()
     stop = Stop()
-    outbox = FrameOutbox(partial(send, work))
+    shelf = None if order.shelf is None else ShelfWriter(order.shelf)
+    outbox = FrameOutbox(partial(send, work), shelf)
     sender = threading.Thread(target=outbox.deliver, args=(stop,), daemon=True)
     sender.start()
     wanted = threading.Event()
@@ -115,8 +117,9 @@ class Stop(threading.Event):
 class FrameOutbox:
     """Between the thread that reads and the one that sends: a slot for one frame, and the counts."""
 
-    def __init__(self, post: Callable[[Message], None]) -> None:
+    def __init__(self, post: Callable[[Message], None], shelf: ShelfWriter | None = None) -> None:
         self._post = post
+        self._shelf = shelf
         self._changed = threading.Condition()  # guards all below
         self._steps: deque[Step] = deque(maxlen=16)  # the newest; there are four kinds
         self._frame: Frame | None = None
@@ -163,6 +166,11 @@ class FrameOutbox:
         """So many more packets or pictures could not be decoded, or not in full."""
         with self._changed:
             self._damaged += count
+
+    def picture(self, frame: Frame, picture: Pixels) -> None:
+        """A frame was made of this picture."""
+        if self._shelf is not None:
+            self._shelf.put(frame.frame_id, frame.captured_at, picture)
 
     def put(self, frame: Frame, *, live: bool) -> bool:
         """Leave a frame for the worker; wait for room unless `live`. False: the worker has hung up."""

@@ -35,6 +35,7 @@ from coatstream.cameras.process.conversation import (
     Unobserved,
 )
 from coatstream.cameras.process.forkserver import ForkServer, NoProcess, ReaderProcess
+from coatstream.cameras.process.shelf import PictureShelf
 from coatstream.cameras.process.wire import HungUp, Inbox, Nonsense, Order, one_line, send_order
 from coatstream.errors import DownReason, SourceLost
 from coatstream.frames.frame import Frame, InputSpec
@@ -56,6 +57,7 @@ class CameraProcess:
         fork_server: ForkServer,
         lease: CameraLease,
         observer: CameraObserver | None = None,
+        shelf: PictureShelf | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -65,7 +67,8 @@ class CameraProcess:
         self.live = camera.live
         is_folder = parse(settings).kind is Kind.FOLDER
         self._traits = Traits(camera.live, is_folder, settings.open_timeout, camera.read_timeout)
-        self._order = Order(settings, spec)
+        self._shelf = shelf  # its memory lives as long as this
+        self._order = Order(settings, spec, None if shelf is None else shelf.descriptor)
         self._fork_server = fork_server
         self._lease = lease
         self._observer: CameraObserver = observer or Unobserved()

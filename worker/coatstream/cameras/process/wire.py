@@ -11,7 +11,7 @@ import select
 import socket
 import struct
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Final
 
 import numpy as np
@@ -49,10 +49,11 @@ class Nonsense(CoatstreamError):
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a process is to read, and for which model."""
+    """What a process is to read, and for which model. `shelf`: the descriptor of its picture shelf, in this process."""
 
     settings: CameraSettings
     spec: InputSpec
+    shelf: int | None = None
 
 
 class _Checked(BaseModel):
@@ -133,12 +134,15 @@ class _MessageFields(_Checked):
 def receive_order(work: socket.socket) -> Order | None:
     """The first thing that the worker sends, or None where it has hung up."""
     work.settimeout(None)
-    head = work.recv(_ORDER.size, socket.MSG_WAITALL)
+    head, descriptors, _, _ = socket.recv_fds(work, _ORDER.size, 1, socket.MSG_WAITALL)
     if len(head) < _ORDER.size:
         return None
     (length,) = _ORDER.unpack(head)
     data = work.recv(length, socket.MSG_WAITALL)
-    return pickle.loads(data) if len(data) == length else None  # noqa: S301  (the worker wrote it)
+    if len(data) < length:
+        return None
+    order: Order = pickle.loads(data)  # noqa: S301  (the worker wrote it)
+    return replace(order, shelf=descriptors[0] if descriptors else None)
 
 
 def send(work: socket.socket, message: Message) -> None:
@@ -192,7 +196,8 @@ def send_order(work: socket.socket, order: Order) -> None:
     """Raises HungUp."""
     data = pickle.dumps(order)
     try:
-        work.sendall(_ORDER.pack(len(data)) + data)
+        socket.send_fds(work, [_ORDER.pack(len(data))], [] if order.shelf is None else [order.shelf])
+        work.sendall(data)
     except OSError:
         raise HungUp from None
 

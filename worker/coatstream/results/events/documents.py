@@ -22,6 +22,10 @@ class _Document(BaseModel):
     at: float = Field(description="Unix seconds")
     worker: str
     fence: int | None = Field(description="number of the lease under which a shared camera was read, else null")
+    picture: str | None = Field(
+        None,
+        description="id of its picture, which was stored before this event was published; null where there is none",
+    )
 
 
 class TagStarted(_Document):

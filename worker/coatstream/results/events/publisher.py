@@ -27,6 +27,7 @@ from coatstream.results.events.protocol import (
     PendingEvent,
 )
 from coatstream.results.events.tags import PresentTag
+from coatstream.results.pictures.attaching import PictureAttacher
 from coatstream.settings.model import EventsSettings
 from coatstream.telemetry.outages import RedisHealth
 
@@ -66,9 +67,11 @@ class EventPublisher:
         *,
         worker: str,
         health: RedisHealth,
+        pictures: PictureAttacher | None = None,
         capacity: int = CAPACITY,
         survey_every: float = SURVEY_EVERY,
     ) -> None:
+        """`pictures` gives events theirs; None: they have none."""
         self._reader = EventStore(client, keys, settings, worker=worker)
         self._buffer = EventBuffer(capacity)
         self._counting = threading.Lock()  # guards the next one
@@ -76,6 +79,7 @@ class EventPublisher:
         # All below belongs to the thread that runs.
         self._store = EventStore(client, keys, settings, worker=worker)
         self._outgoing = Outgoing(ConfirmedEvents(worker=worker))
+        self._pictures = pictures
         self._health = health
         self._survey_every = survey_every
         self._checked = self._surveyed = -float("inf")  # monotonic seconds
@@ -133,7 +137,8 @@ class EventPublisher:
     def _step(self) -> None:
         """Publish what is there, look after the rest when that is due, or wait a moment."""
         outgoing, now = self._outgoing, time.monotonic()
-        outgoing.refill(self._buffer)
+        outgoing.refill(self._buffer, self._pictures)
+        outgoing.attach(self._pictures)
         batch = outgoing.batch()
         if batch or (outgoing.confirmed.newest and now - self._checked >= CHECK_EVERY):
             self._send(batch)
@@ -190,9 +195,20 @@ class Outgoing:
     def events(self) -> int:
         return sum(isinstance(item, PendingEvent) for item in self._items)
 
-    def refill(self, buffer: EventBuffer) -> None:
+    def refill(self, buffer: EventBuffer, pictures: PictureAttacher | None = None) -> None:
+        """Take what waits. Its pictures become JPEGs here and now: the next call may have to wait for the server."""
         for item in buffer.take(max(0, MOST_EVENTS - len(self._items))):
-            self._items.append(PendingEvent(item, item.fence) if isinstance(item, Event) else item)
+            if isinstance(item, Event):
+                event = pictures.developed(item) if pictures else replace(item, still=None)
+                self._items.append(PendingEvent(event, event.fence))
+            else:
+                self._items.append(item)
+
+    def attach(self, pictures: PictureAttacher | None) -> None:
+        """Store the pictures of all that waits here. Raises RedisUnavailable: what is stored by then stays so."""
+        for place, item in enumerate(self._items):
+            if pictures and isinstance(item, PendingEvent) and item.event.photo:
+                self._items[place] = replace(item, event=pictures.attached(item.event))
 
     def append(self, pending: Iterable[PendingEvent]) -> None:
         self._items.extend(pending)

@@ -1,0 +1,1 @@
+"""Frames that the model is unsure about, kept for a person to label."""

@@ -23,6 +23,10 @@ from coatstream.results.events import documents as events
 from coatstream.results.events.metrics import EventCollector
 from coatstream.results.events.publisher import EventStats
 from coatstream.results.metrics import SettlementMetrics
+from coatstream.results.pictures.attaching import PictureStats
+from coatstream.results.pictures.metrics import PictureCollector
+from coatstream.results.training.folder import TrainingStats
+from coatstream.results.training.metrics import TrainingCollector
 from coatstream.settings import keys
 from coatstream.settings.model import CameraSettings, QueueEntry, Section, SettingsTree
 from coatstream.telemetry.ledger import Ledger
@@ -176,6 +180,8 @@ def every_metric() -> CollectorRegistry:
     registry.register(CameraCollector(lambda: ()))
     registry.register(FleetCollector(FleetStats))
     registry.register(EventCollector(lambda: EventStats({}, {}, {}, {}, 0, 0)))
+    registry.register(PictureCollector(PictureStats))
+    registry.register(TrainingCollector(TrainingStats))
     return registry
 
 

@@ -18,7 +18,7 @@ QUALITY: Final = 70
 LARGEST_MESSAGE: Final = 512 * 1024  # bytes; a preview of the worst noise has 300 KB
 
 
-class _Head(BaseModel):
+class _PreviewHead(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     source: str
@@ -54,7 +54,7 @@ def parse_preview(message: bytes) -> Preview | None:
     if not newline or len(message) > LARGEST_MESSAGE or not jpeg.startswith(b"\xff\xd8\xff"):
         return None
     try:
-        found = _Head.model_validate_json(head)
+        found = _PreviewHead.model_validate_json(head)
     except ValidationError:
         return None
     return Preview(found.source, found.captured_at, found.width, found.height, jpeg)

@@ -56,7 +56,7 @@ else
 endif
 
 # The suites that start several workers with cameras or faults run one test at a time. Coverage adds to that of `make test`.
-ALONE := tests/faults tests/camera_faults tests/upgrade
+ALONE := tests/faults tests/camera_faults tests/upgrade tests/soak
 test-slow: $(DEV)
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal -m slow $(ALONE:%=--ignore=%) --cov --cov-append --cov-report=term
 	$(BIN)/python -m pytest -m slow $(ALONE)

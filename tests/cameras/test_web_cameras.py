@@ -18,6 +18,7 @@ from tests.support.absence import missing
 from tests.support.cameras.heard import hear
 from tests.support.cameras.odd import PARTS, PASSWORD, USER, OddCamera
 from tests.support.paths import ASSETS
+from tests.support.ports import free_port
 
 BROKEN = {"text": b"<html>busy</html>" * 20, "empty": b"", "zeros": b"\0" * 3000, "half": b"\xff\xd8\xff\xe0\x00\x10JF"}
 
@@ -92,7 +93,10 @@ def test_a_redirect_within_the_host_is_followed_and_one_that_leaves_it_is_not() 
         within = hear(server.url("redirect/plain"), 2)
         leaving = hear(server.url("redirect/http://192.0.2.1/plain"), 2)
 
+        elsewhere = hear(server.url(f"redirect/http://127.0.0.1:{free_port()}/plain"), 2)
+
     assert within.sizes == [(160, 120)] * 2
+    assert elsewhere.reason is DownReason.REFUSED  # another port may be another program: it gets no password
     assert leaving.reason is DownReason.REFUSED
     assert "redirects to another address (302)" in (leaving.words or "")
 

@@ -7,15 +7,18 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from coatstream.broker.connection import Client
 from coatstream.broker.embedded import EmbeddedServer, embedded_server
 
 from tests.support.pictures import CLIP, jpeg, png_that_claims
+from tests.support.ports import free_port
 from tests.support.servers import ON_ONE_SERVER
-from tests.support.workers import Worker, eventually, run_worker, starting_worker
+from tests.support.workers import PATIENCE, Worker, eventually, run_worker, starting_worker
 
 PICTURES = [jpeg(width, height) for width, height in ((64, 48), (640, 360), (33, 700), (1280, 720), (224, 224))]
 
@@ -111,6 +114,86 @@ def test_a_signal_while_the_model_is_being_loaded_ends_the_worker_at_once(client
 
     assert "ready" not in _events_left(worker)
     assert client.xlen("frames") == 1
+
+
+@ON_ONE_SERVER
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGINT"])
+def test_a_terminal_that_is_closed_drains_like_sigterm(client: Client, redis_url: str, name: str) -> None:
+    enqueue(client, 100)
+    with run_worker(redis_url, model__noop_delay=0.02) as worker:
+        eventually(lambda: client.xlen("labels") >= 5, "some labels")
+
+        assert worker.stop(signal.Signals[name]) == 0
+
+    assert client.xlen("frames") + client.xlen("labels") == 100
+
+
+@ON_ONE_SERVER
+def test_under_nohup_a_terminal_that_is_closed_is_nothing(client: Client, redis_url: str) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with run_worker(redis_url) as worker:
+            worker.process.send_signal(signal.SIGHUP)
+            enqueue(client, 20)
+            eventually(lambda: client.xlen("labels") == 20, "all labels")
+            assert worker.stop() == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def _catches_sigterm(pid: int) -> bool:
+    caught = Path(f"/proc/{pid}/status").read_text().partition("SigCgt:")[2].split()[0]
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.parametrize("after", [0.0, 0.2, 0.4, 0.8])
+def test_a_signal_in_the_first_second_ends_it_with_0(after: float) -> None:
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "coatstream", "run", "--engine", "noop", "--redis", "redis://127.0.0.1:1"],
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"COATSTREAM_REDIS__START_TIMEOUT": "0", "COATSTREAM_HTTP__PORT": "0"},
+    )
+    eventually(lambda: _catches_sigterm(worker.pid), "the first lines of ours run")  # Python needs some 50 ms for it
+    time.sleep(after)
+    worker.send_signal(signal.SIGTERM)
+
+    assert worker.wait(timeout=PATIENCE) == 0
+
+
+def test_a_worker_that_starts_while_redis_is_away_loads_its_model_and_waits() -> None:
+    port = free_port()
+    with starting_worker(f"redis://127.0.0.1:{port}", redis__start_timeout=0) as worker:
+        worker.wait_for("waiting for Redis")
+        eventually(lambda: worker.get("/startedz").status_code == 200, "the model is warm")
+        unready = worker.get("/readyz")
+
+        assert worker.get("/healthz").status_code == 200
+        assert unready.status_code == 503
+        assert "cannot reach Redis" in unready.text
+        with embedded_server("--port", str(port), "--bind", "127.0.0.1"):
+            worker.wait_for("ready")
+            assert worker.stop() == 0
+
+
+@ON_ONE_SERVER
+def test_a_server_that_would_lose_the_queue_is_named_at_the_start(redis_url: str) -> None:
+    with run_worker(redis_url) as worker:
+        warnings = [line["why"] for line in worker.log if line["event"] == "Redis may lose frames"]
+
+    assert [line.partition(":")[0] for line in warnings] == ["no append-only file"]
+
+
+@ON_ONE_SERVER
+def test_a_server_that_lost_its_stream_is_logged_as_that(client: Client, redis_url: str) -> None:
+    with run_worker(redis_url) as worker:
+        enqueue(client, 5)
+        eventually(lambda: client.xlen("labels") == 5, "labels")
+        client.flushall()
+        eventually(lambda: client.exists("frames") == 1, "the stream is made again")
+        assert worker.stop() == 0
+        events = _events_left(worker)
+
+    assert any(event.startswith("the server has lost the stream") for event in events)
 
 
 @ON_ONE_SERVER
@@ -242,7 +325,11 @@ def ended(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
         ({"COATSTREAM_REDIS__URL": "http://x"}, 2, "redis://"),
         ({"COATSTREAM_BATCH__MAX_SIZE": "many"}, 2, "batch.max_size"),
         ({"COATSTREAM_QUEUE__STREEM": "x"}, 2, "did you mean"),
-        ({"COATSTREAM_REDIS__URL": "redis://:hunter2@127.0.0.1:1/0"}, 4, "cannot reach Redis"),
+        (
+            {"COATSTREAM_REDIS__URL": "redis://:hunter2@127.0.0.1:1/0", "COATSTREAM_REDIS__START_TIMEOUT": "0.2"},
+            4,
+            "cannot reach Redis",
+        ),
     ],
 )
 def test_what_is_wrong_at_the_start_is_one_line_and_an_exit_code(
@@ -263,7 +350,8 @@ def test_a_redis_that_takes_calls_and_never_answers_is_exit_4_within_its_time_ou
         url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
 
         done = ended(
-            "run", "--engine", "noop", "--set", "http.port=0", "--set", "redis.socket_timeout=0.5", "--redis", url
+            *("run", "--engine", "noop", "--set", "http.port=0", "--redis", url),
+            *("--set", "redis.socket_timeout=0.5", "--set", "redis.start_timeout=0.5"),
         )
 
     assert done.returncode == 4

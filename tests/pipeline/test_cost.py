@@ -176,7 +176,7 @@ def test_a_slow_engine_is_measured_at_sizes_that_fit_in_the_budget() -> None:
 
     assert [size for size, _ in cost.measured] == [1, 2, 4]
     assert cost.seconds(8) == pytest.approx(0.002 + 8 * 0.045, rel=0.01)
-    assert clock.now - began < 0.7
+    assert clock.now - began < 0.7 + (4 * 0.002 + 15 * 0.045)  # and the first looks
 
 
 def test_a_very_slow_engine_is_measured_at_two_sizes_and_a_hopeless_one_at_one() -> None:
@@ -216,6 +216,31 @@ def test_one_burst_of_a_neighbour_does_not_count() -> None:
     cost = measure_costs(engine, clock=clock, budget=2.0)
 
     assert dict(cost.measured) == pytest.approx({1: 0.011, 2: 0.012, 4: 0.014, 8: 0.018})
+
+
+class TunedEngine(TimedEngine):
+    """Each thread has something to prepare for each size, once."""
+
+    def __init__(self, clock: SettableClock, once: float) -> None:
+        super().__init__(clock, 0.003, 0.00004)
+        self.once = once
+        self.tuned = threading.local()
+
+    def classify(self, pixels: Pixels) -> Scores:
+        known = self.tuned.__dict__.setdefault("sizes", set())
+        if len(pixels) not in known:
+            known.add(len(pixels))
+            self.settable.now += self.once
+        return super().classify(pixels)
+
+
+@pytest.mark.parametrize("once", [0.1, 0.3, 1.0])
+def test_what_happens_once_for_each_thread_and_size_is_not_measured(once: float) -> None:
+    clock = SettableClock()
+
+    cost = measure_costs(TunedEngine(clock, once), clock=clock)
+
+    assert [seconds for _, seconds in cost.measured] == pytest.approx([0.003 + 0.00004 * n for n, _ in cost.measured])
 
 
 class SlowToStart(ThreadPoolExecutor):

@@ -23,6 +23,7 @@ def pauses(*losses: tuple[DownReason, float], read: int = 1) -> list[float]:
     waits = []
     for reason, lasted in losses:
         reopening.opens()
+        reopening.shows()
         clock.now += lasted
         waits.append(reopening.after(SourceLost("", reason=reason), read=read))
     return waits
@@ -60,6 +61,26 @@ def test_a_loss_counts_as_the_first_one_only_where_the_source_was_well_before(
     reason: DownReason, lasts: float, waits: list[float]
 ) -> None:
     assert pauses(*[(reason, lasts)] * 4) == waits
+
+
+def test_a_camera_that_works_three_quarters_of_the_time_is_up_at_least_seventy_percent() -> None:
+    """As the soak had it: pieces of 35 to 60 s, each followed by a third of that without a camera."""
+    clock, rng = SettableClock(0.0), random.Random(3)
+    reopening = Reopening(monotonic=clock, rng=random.Random(4))
+    up, began = 0.0, 0.0
+    for _ in range(200):
+        ends = began + rng.uniform(35, 60)
+        reopening.opens()
+        reopening.shows()
+        up += max(0.0, ends - clock.now)
+        clock.now, began = max(clock.now, ends), ends + (ends - began) / 3
+        read = 100
+        while clock.now < began:
+            clock.now += reopening.after(SourceLost("", reason=DownReason.ENDED), read=read)
+            read = 0
+            reopening.opens()
+
+    assert up / clock.now >= 0.70
 
 
 def test_waits_after_a_wrong_password_grow_with_wrong_passwords_only() -> None:

@@ -165,8 +165,8 @@ class Protocol(RuleBasedStateMachine):
         for entry in self._pending():
             entry.state = "waiting" if entry.there else "gone"
         self.settle(who, wanted, camera=True, again=False)
-        assert self.workers[who].patient.join() is True
-        assert self.workers[who].patient.join() is False
+        assert self.workers[who].patient.join() != ""
+        assert self.workers[who].patient.join() == ""
 
     # ---- reading
 

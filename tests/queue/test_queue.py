@@ -14,9 +14,10 @@ from coatstream.errors import REFUSALS, DeadReason, RedisRefuses, SourceLost
 from coatstream.frames.frame import Frame, Pixels, Receipt
 from coatstream.pipeline.accounting import Accounting
 from coatstream.pipeline.metrics import PipelineMetrics
-from coatstream.queue.decoding import EntryDecoder
+from coatstream.queue.decoding import EntryDecoder, Taken
 from coatstream.queue.group import ConsumerGroup
 from coatstream.queue.reader import EntryReader
+from coatstream.queue.server_clock import ServerClock
 from coatstream.queue.source import TOGETHER, QueueSource
 from coatstream.results.metrics import SettlementMetrics
 from coatstream.results.outcomes import Dropped
@@ -323,11 +324,74 @@ def test_what_a_decoder_raises_buries_the_entry_and_not_the_worker(client: Clien
     client.xadd("frames", {"image": grey_jpeg(128)})
 
     def fail(image: Pixels) -> Pixels:
-        raise MemoryError
+        raise LookupError
 
     assert drain(Reader(client, prepare=fail)) == []
     ((_, fields),) = client.xrange("frames:dead")
-    assert (fields[b"reason"], fields[b"error"]) == (b"undecodable", b"MemoryError while preparing")
+    assert (fields[b"reason"], fields[b"error"]) == (b"undecodable", b"LookupError while preparing")
+
+
+@pytest.mark.parametrize("no_memory", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_a_picture_that_finds_no_memory_is_tried_again_alone(client: Client, no_memory: Exception) -> None:
+    for number in range(8):
+        client.xadd("frames", {"image": grey_jpeg(128), "frame_id": str(number)})
+    inside, failed = [0], [0]
+    lock = threading.Lock()
+
+    def greedy(image: Pixels) -> Pixels:
+        """Has room for one picture at a time."""
+        with lock:
+            inside[0] += 1
+        try:
+            threading.Event().wait(0.01)
+            if inside[0] > 1:
+                failed[0] += 1
+                raise no_memory
+            return shrink(image)
+        finally:
+            with lock:
+                inside[0] -= 1
+
+    frames = drain(Reader(client, prepare=greedy, decode_threads=4))
+
+    assert [frame.frame_id for frame in frames] == [str(number) for number in range(8)]
+    assert failed[0] > 0
+
+
+def test_a_picture_that_never_finds_memory_goes_back_and_is_given_up_only_after_all_its_deliveries(
+    client: Client,
+) -> None:
+    client.xadd("frames", {"image": grey_jpeg(128)})
+
+    def fail(image: Pixels) -> Pixels:
+        raise MemoryError
+
+    reader = Reader(client, prepare=fail, max_deliveries=3)
+    assert drain(reader) == []
+    ((_, fields),) = client.xrange("frames:dead")
+    assert fields[b"reason"] == b"delivery_limit"
+    assert reader.heard.counted["no_memory"] == 3
+    assert reader.ledger.total().in_flight == 0
+
+
+@pytest.mark.parametrize(("ahead", "expires_in", "expired"), [(3600, 60, False), (-3600, -60, True), (0, 60, False)])
+def test_expiry_is_judged_by_the_servers_clock(client: Client, ahead: float, expires_in: float, expired: bool) -> None:
+    there = 1_800_000_000.0
+    clock = ServerClock(clock=lambda: there + ahead)
+    clock.tell(there)
+    decode = EntryDecoder(
+        QueueSettings(),
+        shrink,
+        Status(stall_after=60),
+        PipelineMetrics(CollectorRegistry()),
+        HeardQueue(),
+        clock=clock,
+    )
+    fields = {b"image": grey_jpeg(1), b"expires_at": str(there + expires_in).encode()}
+
+    found = decode(Taken("frames", "1800000000000-0", fields))
+
+    assert isinstance(found, Dropped) is expired
 
 
 def test_a_frame_is_received_when_a_batch_takes_it_and_a_bad_one_when_it_is_buried(client: Client) -> None:

@@ -140,3 +140,18 @@ def test_another_kind_of_key_is_refused_and_nothing_is_changed(client: Client) -
 
     with pytest.raises(Exception, match="frames holds a string"):
         adopt_stranded(client, QUEUE, every=0)
+
+
+def test_what_an_earlier_release_settled_where_it_might_not_delete_is_not_handed_out_again(client: Client) -> None:
+    """Commit 0eb8494 acknowledges and counts such entries, and leaves no mark of them."""
+    member(client).join()
+    entries = add(client, 4)
+    client.xack("frames", QUEUE.group, *read(client, "old", 2))
+    client.hincrby(QUEUE.books, "published", 2)
+
+    assert adopt_stranded(client, QUEUE, every=0) == 0
+    client.xdel("frames", *entries[:2])
+    client.xack("frames", QUEUE.group, *read(client, "tool", 1))  # with those gone, what is stranded is found
+
+    assert adopt_stranded(client, QUEUE, every=0) == 1
+    assert set(owners(client)) == {entries[2]}

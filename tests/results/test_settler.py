@@ -105,6 +105,7 @@ def test_a_published_queue_frame_leaves_the_queue_and_appears_in_stream_channel_
         b"label": b"Egyptian cat",
         b"score": b"0.910000",
         b"status": b"ok",
+        b"model": b"coat_lite_mini.in1k",
     }
     assert message is not None
     assert message["data"] == text

@@ -28,6 +28,16 @@ def test_one_outage_of_two_callers_is_logged_once_and_its_end_when_both_are_back
     assert registry.get_sample_value("coatstream_redis_outages_total") == 1
 
 
+def test_a_full_server_is_called_full_and_not_away() -> None:
+    telemetry = Telemetry.of(SettingsTree())
+    telemetry.status.redis_up("start")
+
+    with capture_logs() as log:
+        telemetry.outages.down("pump", RedisUnavailable("OOM command not allowed", full=True))
+
+    assert [entry["event"].partition(":")[0] for entry in log] == ["Redis is full"]
+
+
 def test_that_redis_is_back_is_no_news_before_anything_is_read() -> None:
     telemetry = Telemetry.of(SettingsTree())
 

@@ -48,6 +48,27 @@ def test_one_caller_that_gets_through_does_not_hide_another_one_that_does_not() 
     assert status.unready_because() == ["Redis: WRONGTYPE labels holds a string"]
 
 
+def test_an_engine_that_hangs_makes_it_unready_too() -> None:
+    clock = SettableClock()
+    status = ready_status(clock)
+
+    with status.at_work("a batch"):
+        clock.now += 61
+
+        assert status.unready_because() == status.unhealthy_because() == ["a batch has been in hand for 61 s"]
+    assert status.unready_because() == []
+
+
+def test_started_means_that_the_model_is_warm_whether_or_not_redis_is_there() -> None:
+    status = Status(stall_after=60)
+    assert len(status.unstarted_because()) == 1
+
+    status.loaded()
+
+    assert status.unstarted_because() == []
+    assert status.unready_because() == ["nothing is read yet", "Redis: not connected yet"]
+
+
 def test_a_drain_makes_it_unready() -> None:
     status = ready_status()
 

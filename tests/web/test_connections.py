@@ -1,6 +1,7 @@
 """Idle, half-open and slow clients cost their own connection, and never the next probe."""
 
 import asyncio
+import select
 import socket
 from contextlib import ExitStack
 
@@ -81,12 +82,35 @@ async def test_a_client_that_does_not_read_its_answer_is_given_up(monkeypatch: p
     async with serve(APP, ANY_PORT) as port:
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.sendall(b"GET /much HTTP/1.1\r\nhost: x\r\n\r\n")
-            await asyncio.sleep(0.5)
-            client.setblocking(False)
+            assert await asyncio.to_thread(_is_answered, client)
+            await asyncio.sleep(1.0)  # on the server's own loop, whose deadlines come first
 
             read = await asyncio.to_thread(_drain, client)
 
     assert read < 64 << 20
+
+
+async def test_a_client_on_a_slow_line_is_waited_for_while_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the buffers of the kernel take at once is less than a step reads, and each step is longer than the bound."""
+    monkeypatch.setattr(connections, "READ_WITHIN", 0.2)
+    async with serve(APP, ANY_PORT) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 16)
+        writer.write(b"GET /much HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        read = 0
+        for _ in range(10):
+            await asyncio.sleep(0.1)
+            read += len(await reader.readexactly(4 << 20))
+        read += len(await reader.read(64 << 20))
+        writer.close()
+
+    assert read > 40 << 20
+
+
+def _is_answered(client: socket.socket) -> bool:
+    """Wait for the answer, without reading it."""
+    there = select.poll()
+    there.register(client, select.POLLIN)
+    return bool(there.poll(1000 * PATIENCE))
 
 
 def _drain(client: socket.socket) -> int:

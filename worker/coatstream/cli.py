@@ -198,6 +198,30 @@ def watch(
     return run_watch(load(), source=source, count=count, as_json=json, events=events, since=since)
 
 
+@command(app, "redis", name="queue", examples=["coatstream queue --watch", "coatstream queue --metrics 9108"])
+def queue_(
+    load: Load,
+    *,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every two seconds.")] = False,
+    json: Json = False,
+    metrics: Annotated[
+        int,
+        number(
+            "--metrics",
+            metavar="PORT",
+            text="Serve the queues' metrics on this port, until stopped.",
+            least=0,
+            convert=int,
+            default=False,
+        ),
+    ] = 0,
+) -> int:
+    """Show what waits in the queues, from which sources, and which workers are at it."""
+    from coatstream.commands.queue import serve_queue_metrics, show_queue
+
+    return serve_queue_metrics(load(), metrics) if metrics else show_queue(load(), watch=watch, as_json=json)
+
+
 # ---- dead letters
 
 

@@ -39,11 +39,13 @@ class RedisUnavailable(CoatstreamError):
     """Redis cannot be reached. At the start: exit code 4. Later the caller waits and then makes the same call again.
 
     slow  the next try should wait for `SLOW_RETRY` seconds at least, because the password was refused, for instance
+    full  the server is there, and has reached its maxmemory
     """
 
-    def __init__(self, message: str, *, slow: bool = False) -> None:
+    def __init__(self, message: str, *, slow: bool = False, full: bool = False) -> None:
         super().__init__(message)
         self.slow = slow
+        self.full = full
 
 
 REDIS_TROUBLE = (RedisUnavailable, RedisRefuses)  # for code that only observes: readers and publishers decide

@@ -4,6 +4,7 @@ The only module that sees all the others.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +18,9 @@ from coatstream.broker.connection import address, connect
 from coatstream.broker.fleet_keys import fleet_keys
 from coatstream.broker.keys import queues_of
 from coatstream.broker.picture_keys import picture_keys
-from coatstream.broker.preflight import check
+from coatstream.broker.preflight import check, dangers, server_infos
 from coatstream.cameras.manager import CameraManager, LeasedCameras
+from coatstream.engine.cache import Cache
 from coatstream.engine.loading import load_engine
 from coatstream.engine.memory import return_what_is_free
 from coatstream.engine.protocol import Engine
@@ -31,6 +33,7 @@ from coatstream.pipeline.mailbox import Mailbox
 from coatstream.pipeline.metrics import PipelineMetrics
 from coatstream.pipeline.policy import BatchPolicy
 from coatstream.pipeline.pump import Pump, WarmEngine
+from coatstream.pipeline.remembered import RememberedCosts
 from coatstream.pipeline.threads import in_thread
 from coatstream.queue.consumer import QueueConsumer
 from coatstream.queue.source import QueueSource
@@ -96,10 +99,12 @@ class Service:
         """Start, work until `stop` is set, drain. `drained` tells how it went."""
         async with AsyncExitStack() as drain:  # leaving it, in reverse, is the drain
             port = await drain.enter_async_context(self._http())
-            await self._reach_redis()
+            reached = await self._reach_redis(within=self._settings.redis.start_timeout)
             engine = await asyncio.to_thread(self._load, self.cameras.model(), self._settings.batch)
             processes = drain.enter_context(self.cameras.processes(engine.spec))  # they start while the model warms up
             warm = await drain.enter_async_context(self._warmed_up(engine))
+            if not reached:
+                await self._reach_redis(within=math.inf)
             intake = Intake(self._mailbox(), self.telemetry)
             drain.enter_context(self.queue.membership())  # leases on entries outlive the last publish,
             cameras = await drain.enter_async_context(self.cameras.leases(warm, processes, intake))  # these as well
@@ -128,26 +133,37 @@ class Service:
             self._log.info("listening", http=link(http.host, port), worker=telemetry.worker)
             yield port
 
-    async def _reach_redis(self) -> None:
-        """At the first start Redis must be there. A worker that was started again after a crash waits for it, as the
-        worker before it would have.
+    async def _reach_redis(self, *, within: float) -> bool:
+        """Whether Redis was reached in so many seconds. False: not yet, and the worker waits for it (0; and after a
+        crash, as the worker before it would have). Raises RedisUnavailable where it does not wait.
         """
-        retries = Retries()
+        waits = within in (0.0, math.inf) or self.telemetry.lineage.restarts > 0
+        retries, deadline = Retries(), time.monotonic() + within
         while True:
             try:
                 await asyncio.to_thread(self._check_redis)
+                return True
             except RedisUnavailable as trouble:
-                if self.telemetry.lineage.restarts == 0:
+                self._log_absence(trouble, first=retries.failures == 0)
+                delay = retries.failed(trouble)
+                if waits and within < math.inf:
+                    return False
+                if time.monotonic() + delay > deadline:
                     raise
-                self.telemetry.outages.down("start", trouble)
-                await asyncio.sleep(retries.failed(trouble))
-            else:
-                return
+                await asyncio.sleep(delay)
+
+    def _log_absence(self, trouble: RedisUnavailable, *, first: bool) -> None:
+        self.telemetry.outages.down("start", trouble)
+        if first:
+            timeout = self._settings.redis.start_timeout
+            self._log.warning("waiting for Redis", trouble=str(trouble), at_most=timeout or "for ever")
 
     def _check_redis(self) -> None:
         settings = self._settings
         with connect(settings.redis) as client:
             server, silent = check(client, settings)
+            for danger in dangers(server_infos(client)):
+                self._log.warning("Redis may lose frames", why=danger)
             self.queue.join(client)
         if silent:
             self._log.warning("the Redis user may not publish to the channels of labels: only the streams are written")
@@ -160,12 +176,23 @@ class Service:
         started = time.monotonic()
         with self._threads(engine.streams, "engine") as threads:
             await asyncio.get_running_loop().run_in_executor(threads, engine.warm_up)
-            cost = await asyncio.to_thread(self._costs, engine, threads)
+            remembered = RememberedCosts(engine, self._cache_of(engine))
+            cost = remembered.at_start(await asyncio.to_thread(self._costs, engine, threads))
             policy = BatchPolicy.from_settings(self._settings.batch, cost)
             return_what_is_free()
             self._metrics.warm(engine, policy)
+            self.telemetry.status.loaded()
             self._log_model(engine, policy, time.monotonic() - started)
-            yield WarmEngine(engine, threads, policy)
+            warm = WarmEngine(engine, threads, policy)
+            measuring = asyncio.create_task(remembered.measure_when_idle(warm, self.telemetry.ledger))
+            try:
+                yield warm
+            finally:
+                measuring.cancel()
+
+    def _cache_of(self, engine: Engine) -> Cache | None:
+        """What an engine without a model does is no fact of this machine."""
+        return None if engine.info.weights == "none" else Cache(self._settings.model.cache)
 
     def _log_model(self, engine: Engine, policy: BatchPolicy, seconds: float) -> None:
         info = engine.info

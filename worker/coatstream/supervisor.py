@@ -26,8 +26,13 @@ from coatstream.errors import CoatstreamError
 from coatstream.settings.process import end_with_parent
 from coatstream.telemetry.identity import Lineage, draw_suffix, worker_name
 from coatstream.telemetry.log_writer import drain_log
+from coatstream.telemetry.memory_kills import memory_kills
 
-STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
+# A terminal that is closed sends SIGHUP; `nohup` has it ignored.
+STOP_SIGNALS = frozenset(
+    {signal.SIGTERM, signal.SIGINT}
+    | ({signal.SIGHUP} if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else set())
+)
 EARLY_CRASHES = 3  # in a row, before the child was ready: no frame is to blame, so a restart does not help
 WINDOW = 60.0  # seconds
 LOADING_ENDS_WITHIN = 2.0  # seconds after SIGTERM: a library that is being loaded may let no signal through for longer
@@ -96,6 +101,7 @@ class _WorkerProcess:
     name: str
     pipe: int
     born: float
+    memory_kills: int | None  # of this container, before it was born
     words: str = ""  # what it has reported so far
 
     def listen(self) -> str:
@@ -117,7 +123,7 @@ class _End:
 def supervise(run_child: RunChild, *, restarts_per_minute: int) -> int:
     """Run the worker in a child, and in another after each crash; returns the exit code. Raises NeverReady.
 
-    `run_child` gets its worker's name, its lineage and its lifeline, with SIGTERM and SIGINT blocked until it has
+    `run_child` gets its worker's name, its lineage and its lifeline, with `STOP_SIGNALS` blocked until it has
     handlers for them. It raises nothing: the code that it returns, or leaves with, is this process's too.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored signals are inherited: no end of a child would be noticed
@@ -155,7 +161,7 @@ def _stopped_while_waiting(pacing: Pacing) -> bool:
 def _start(run_child: RunChild, lineage: Lineage) -> _WorkerProcess:
     if threading.active_count() > 1:  # the child would inherit their locks, and no thread to release them
         raise RuntimeError(f"threads at the fork: {threading.enumerate()}")
-    parent, suffix = os.getpid(), draw_suffix()
+    parent, suffix, kills = os.getpid(), draw_suffix(), memory_kills()
     hearing, telling = os.pipe()
     sys.stdout.flush()  # or the child would write it once more
     sys.stderr.flush()
@@ -166,7 +172,7 @@ def _start(run_child: RunChild, lineage: Lineage) -> _WorkerProcess:
         _live(parent, lifeline, lambda: run_child(worker_name(suffix=suffix), lineage, lifeline))
     os.close(telling)
     os.set_blocking(hearing, False)
-    child = _WorkerProcess(pid, worker_name(pid, suffix), hearing, time.monotonic())
+    child = _WorkerProcess(pid, worker_name(pid, suffix), hearing, time.monotonic(), kills)
     if lineage.restarts:
         _log.warning("worker restarted", worker=child.name, restarts=lineage.restarts)
     return child
@@ -229,6 +235,16 @@ def _reap(child: int) -> int | None:
             return status if pid else None
 
 
+def _how(code: int, child: _WorkerProcess) -> str:
+    """In words. The kernel kills for want of memory with the same signal as an operator."""
+    if code != -signal.SIGKILL:
+        return f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit status {code}"
+    now = memory_kills()
+    if now is None or child.memory_kills is None:
+        return "signal 9 (Killed): perhaps memory ran out, as the kernel's log would say"
+    return "out of memory: killed at this container's memory limit" if now > child.memory_kills else "signal 9 (Killed)"
+
+
 def _end(child: _WorkerProcess, status: int, stopping: bool) -> _End:
     words = child.listen().split()
     os.close(child.pipe)
@@ -237,7 +253,7 @@ def _end(child: _WorkerProcess, status: int, stopping: bool) -> _End:
         code=int(words[-1]) if "end" in words else None,
         ready="ready" in words,
         port=int(words[words.index("ready") + 1]) if "ready" in words else 0,
-        how=f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit status {code}",
+        how=_how(code, child),
         uptime=round(time.monotonic() - child.born, 2),
         stopping=stopping,
     )

@@ -55,7 +55,15 @@ class Member:
     answer: BeatReply = field(default_factory=lambda: BeatReply(b"", b""))
 
     def beat(self, *, after: float = 0.0) -> BeatReply:
-        self.now += after
+        """After so many seconds, in which it beats as a worker does."""
+        until = self.now + after
+        while self.now + LEASE / 5 < until:
+            self.now += LEASE / 5
+            self._beat()
+        self.now = until
+        return self._beat()
+
+    def _beat(self) -> BeatReply:
         leases = Leases(self.client, KEYS, worker=self.name, lease=LEASE)
         self.answer = leases.beat(
             self.catalogue,
@@ -279,7 +287,8 @@ def test_an_owner_that_is_back_in_time_keeps_everything(client: Client) -> None:
 
 def test_an_owner_that_is_back_too_late_learns_it_and_starts_again_with_a_fair_share(client: Client) -> None:
     late, other = team(client, "ab", cameras(4))
-    late.now = other.now = NOW + LEASE
+    other.beat(after=LEASE)
+    late.now = other.now
     late.warm.clear()  # it had to stop reading
     for _ in range(2):
         other.beat()
@@ -289,6 +298,38 @@ def test_an_owner_that_is_back_too_late_learns_it_and_starts_again_with_a_fair_s
     settle([late, other])
 
     assert sizes([late, other]) == [2, 2]
+
+
+@pytest.mark.parametrize("outage", [7.0, 13.0, 3600.0])
+def test_after_an_outage_of_the_server_no_member_is_blamed_for_its_silence(client: Client, outage: float) -> None:
+    members = team(client, "abc", cameras(9))
+    before = owners(client)
+    for number, member in enumerate(members):
+        member.now += outage + number * 0.8  # the last one comes back later
+        member.beat()
+
+    assert owners(client) == before
+    assert all(not member.answer.open for member in members)
+    settle(members)
+    assert owners(client) == before
+
+
+def test_who_does_not_come_back_after_an_outage_is_replaced_within_a_lease(client: Client) -> None:
+    dead, other = team(client, "ab", cameras(4))
+    other.now += 60.0
+    other.beat()
+    assert dead.held <= set(owners(client))
+
+    other.beat(after=LEASE * 0.8)
+
+    assert set(owners(client).values()) == {"b"}
+
+
+def test_who_joins_long_after_a_fleet_has_crashed_need_not_wait(client: Client) -> None:
+    team(client, "ab", cameras(4))
+    late = Member(client, "z", cameras(4), now=NOW + 10 * LEASE)
+
+    assert len(late.beat().held) == 4
 
 
 def test_a_standby_that_never_sees_a_picture_is_replaced_and_the_owner_keeps_the_camera_meanwhile(

@@ -111,7 +111,7 @@ def calls(what: str, client: Any = None) -> Iterator[None]:
         line = f"{what}: {describe(cause)}"
         if code in _REFUSALS:
             raise RedisRefuses(line) from cause
-        raise RedisUnavailable(line, slow=code == "NOAUTH") from cause
+        raise RedisUnavailable(line, slow=code == "NOAUTH", full=code == "OOM") from cause
 
 
 def code_of(error: BaseException) -> str:

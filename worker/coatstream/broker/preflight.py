@@ -120,6 +120,18 @@ def server_infos(client: Client) -> list[dict[str, Any]]:
         return [client.info()]
 
 
+def dangers(infos: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What could lose frames one day, by the INFO of the servers: one line each, with what to do."""
+    found = []
+    if policies := {info.get("maxmemory_policy", "noeviction") for info in infos} - {"noeviction"}:
+        found.append(
+            f"maxmemory-policy is {', '.join(sorted(policies))}: a full server would evict the queue; set noeviction"
+        )
+    if not all(info.get("aof_enabled") for info in infos):
+        found.append("no append-only file: a restart of the server loses the queue; set appendonly yes")
+    return found
+
+
 def check_types(client: Client, types: Mapping[str, str]) -> None:
     """Raises ConfigError if one of these keys exists and has another type."""
     for key, kind in types.items():

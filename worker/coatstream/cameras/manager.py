@@ -85,28 +85,35 @@ class LeasedCameras:
 
 
 class EventsHealth:
-    """The `RedisHealth` of events. A right that only they need is no outage: labels are published without it.
+    """The `RedisHealth` of events. A right that only they need is no outage: labels are published without it. Nor is a
+    server that is full: it still takes labels, whose frames make room.
 
     refused  Redis refuses events for want of a right: waiting is no use
     """
 
     def __init__(self, telemetry: Telemetry) -> None:
-        self.refused = False
+        self.refused = self._full = False
         self._health = telemetry.outages.of("events")
         self._errors = telemetry.metrics.redis_errors
         self._log = structlog.get_logger("service")
 
     def up(self) -> None:
-        self.refused = False
+        if self._full:
+            self._log.info("Redis has room again: the events that waited are written")
+        self.refused = self._full = False
         self._health.up()
 
     def down(self, trouble: CoatstreamError) -> None:
-        if not isinstance(trouble, RedisRefuses):
+        full = isinstance(trouble, RedisUnavailable) and trouble.full
+        if not full and not isinstance(trouble, RedisRefuses):
             self._health.down(trouble)
             return
         self._health.up()
         self._errors.inc()
-        if not self.refused:
+        if full and not self._full:
+            self._full = True
+            self._log.warning("Redis is full: events wait until it has room, labels go on", trouble=str(trouble))
+        elif not full and not self.refused:
             self.refused = True
             self._log.error("events cannot be written: tags and states are not up to date", trouble=str(trouble))
 

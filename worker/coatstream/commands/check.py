@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from coatstream.broker.connection import address, connect
 from coatstream.broker.keys import queues_of
-from coatstream.broker.preflight import check, server_infos
+from coatstream.broker.preflight import check, dangers, server_infos
 from coatstream.cameras.address import Kind, parse
 from coatstream.cameras.capture.opening import read_timeout
 from coatstream.cameras.fleet.lease import CameraLease
@@ -107,17 +107,7 @@ def _redis(settings: SettingsTree) -> Iterator[Finding]:
             "warning",
             "the Redis user may not publish to the channels of labels and failures: only the streams are written",
         )
-    policies = {info.get("maxmemory_policy", "noeviction") for info in infos} - {"noeviction"}
-    if policies:
-        yield Finding(
-            "redis",
-            "warning",
-            f"maxmemory-policy is {', '.join(sorted(policies))}: a full server would evict the queue; set noeviction",
-        )
-    if not all(info.get("aof_enabled") for info in infos):
-        yield Finding(
-            "redis", "warning", "no append-only file: a restart of the server loses the queue; set appendonly yes"
-        )
+    yield from (Finding("redis", "warning", danger) for danger in dangers(infos))
 
 
 def _books(settings: SettingsTree) -> Iterator[Finding]:

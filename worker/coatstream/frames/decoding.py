@@ -54,6 +54,7 @@ warnings.filterwarnings("error", category=UserWarning, module=r"PIL\.(Jpeg|Png|W
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _MAX_SCANS: Final = 100
+_NO_MEMORY: Final = -4  # cv2.Error.StsNoMem
 _HALF: Final = cv2.IMREAD_REDUCED_GRAYSCALE_2 | cv2.IMREAD_COLOR_RGB  # REDUCED_COLOR_2 would be BGR
 
 
@@ -105,10 +106,12 @@ def decode_for(spec: InputSpec | None, data: bytes, *, max_bytes: int, max_pixel
 
 
 def _by_opencv(data: bytes, flags: int, announced: str) -> Pixels:
-    """Raises BadFrame `undecodable`."""
+    """Raises BadFrame `undecodable`, and MemoryError, which is no fault of the picture."""
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
+        if error.code == _NO_MEMORY:
+            raise MemoryError from None
         raise _undecodable(data, f"OpenCV error {error.code}") from None
     if pixels is None:
         raise _undecodable(data, f"damaged or cut off; its header says {announced}")
@@ -126,6 +129,8 @@ def _by_pillow(reader: type[ImageFile], data: bytes) -> Pixels:
             if mode not in _WIDE:
                 return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
             wide = np.asarray(picture)
+    except MemoryError:
+        raise
     except Exception as error:  # a parser at work on a stranger's bytes: whatever it raises means the same
         raise _undecodable(data, f"damaged, cut off or of an unknown kind ({type(error).__name__})") from None
     if wide.dtype.kind != "u" or wide.itemsize != 2:
@@ -177,6 +182,8 @@ def _head(data: bytes) -> _Head:
             orientation = _orientation(picture, data)
     except DecompressionBombError:  # PIL's own bound, which WebP's reader checks whatever we ask
         raise BadFrame(DeadReason.TOO_LARGE, "the picture has more pixels than PIL reads") from None
+    except MemoryError:
+        raise
     except Exception as error:  # a parser at work on a stranger's bytes: whatever it raises means the same
         raise _undecodable(data, f"its header is damaged or of an unknown kind ({type(error).__name__})") from None
     return _Head(width, height, orientation, reader if reader in _PILLOWS else None)

@@ -117,7 +117,7 @@ class Intake:
             reader.read = 0
             reopening.opens()
             try:
-                self._read(reader)
+                self._read(reader, reopening)
             except SourceLost as lost:
                 delay = reopening.after(lost, read=reader.read)
                 if not reader.stop.is_set():
@@ -144,14 +144,16 @@ class Intake:
             reader.observer.on_state(state, reason, message)
         return news
 
-    def _read(self, reader: _Reader) -> None:
+    def _read(self, reader: _Reader, reopening: Reopening) -> None:
         source = reader.source
         frames = source.frames(reader.stop)
         try:
             for frame in frames:
                 reader.read += 1
-                if reader.read == 1 and self._state(reader, "live"):
-                    self._log.info("source up", source=source.name)
+                if reader.read == 1:
+                    reopening.shows()
+                    if self._state(reader, "live"):
+                        self._log.info("source up", source=source.name)
                 if frame.receipt is None:  # a queue's frame is received when a batch takes it: till then it can go back
                     self._ledger.received(frame.source)
                 if not self.mailbox.put(frame, reader=source.name, live=source.live, weight=reader.weight):

@@ -12,9 +12,11 @@ HELD_BACK: Final = 60.0  # seconds for which a size that found no memory is not 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory was missing, on the host or on a device. torch.OutOfMemoryError is known by its name: one that
-    runs another engine has not imported torch.
+    runs another engine has not imported torch. On the host torch has no class for it.
     """
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 class MemoryRoom:

@@ -91,7 +91,7 @@ class EngineMetrics:
         self._model = Info("coatstream_model", "The model that classifies.", registry=registry)
         self._rate = Gauge(
             "coatstream_engine_rate_frames_per_second",
-            "What the engine did at its best batch size when it was measured at the start.",
+            "What the engine does at its best batch size: the best measurement at a start, or the last while idle.",
             registry=registry,
         )
 
@@ -103,7 +103,7 @@ class EngineMetrics:
     def warm(self, engine: Engine, policy: BatchPolicy) -> None:
         """The engine is warm, and this is how its batches are chosen."""
         self.model(engine.info)
-        self._rate.set(policy.stats().cost.rate)
+        self._rate.set_function(lambda: policy.stats().cost.rate)
         self._registry.register(BatchCollector(policy.stats))
         self._registry.register(EngineCollector(engine))
 
@@ -120,7 +120,9 @@ class BatchCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         stats = self._stats()
         costs = GaugeMetricFamily(
-            "coatstream_batch_cost_seconds", "Time of a batch in the engine, as measured at the start.", labels=["size"]
+            "coatstream_batch_cost_seconds",
+            "Time of a batch in the engine, as measured or remembered.",
+            labels=["size"],
         )
         for size, seconds in stats.cost.measured:
             costs.add_metric([str(size)], seconds)

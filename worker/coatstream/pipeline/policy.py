@@ -23,7 +23,7 @@ largest batch until the target is missed and then takes a tenth off: that needs 
 delay and preferred sizes from its user.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from math import exp, inf
@@ -82,12 +82,21 @@ class BatchPolicy:
     `max_wait` above 0 is another bound.
     """
 
-    def __init__(self, cost: BatchCost, cap: int, *, target: float | None = None, max_wait: float = 0.0) -> None:
+    def __init__(
+        self,
+        cost: BatchCost,
+        cap: int,
+        *,
+        target: float | None = None,
+        max_wait: float = 0.0,
+        cap_for: Callable[[BatchCost], int] | None = None,
+    ) -> None:
+        """`cap_for`: the size of a full batch by other costs (see `learn`); None: `cap` again."""
         self.cap = cap
+        self._cap_for = cap_for
         self.target = target
         self.max_wait = max_wait
-        self._cost = cost
-        self._measured = tuple(cost.seconds(size) if size else 0.0 for size in range(cap + 1))
+        self.learn(cost)
         self._arrivals = _Arrivals()
         self._slowdown = 1.0
         self._publishing = _Usual()
@@ -95,8 +104,18 @@ class BatchPolicy:
     @classmethod
     def from_settings(cls, batch: BatchSettings, cost: BatchCost) -> "BatchPolicy":
         """Sizes that the user has prepared are the user's choice; else full batches are as large as pays."""
-        cap = batch.max_size if batch.prepared else cost.best_size(batch.max_size)
-        return cls(cost, cap, target=batch.target_latency, max_wait=batch.max_wait)
+
+        def cap_for(cost: BatchCost) -> int:
+            return batch.max_size if batch.prepared else cost.best_size(batch.max_size)
+
+        return cls(cost, cap_for(cost), target=batch.target_latency, max_wait=batch.max_wait, cap_for=cap_for)
+
+    def learn(self, cost: BatchCost) -> None:
+        """These are the costs from now on."""
+        self._cost = cost
+        if self._cap_for is not None:
+            self.cap = self._cap_for(cost)
+        self._measured = tuple(cost.seconds(size) if size else 0.0 for size in range(self.cap + 1))
 
     def stats(self) -> BatchStats:
         return BatchStats(

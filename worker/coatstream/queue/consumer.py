@@ -27,6 +27,7 @@ from coatstream.queue.monitor import Monitor
 from coatstream.queue.observer import QueueReports
 from coatstream.queue.previews import QueuePreviews
 from coatstream.queue.reader import EntryReader
+from coatstream.queue.server_clock import ServerClock
 from coatstream.queue.source import QueueSource
 from coatstream.results.publisher import Publisher
 from coatstream.results.settler import Settler, SettlingTerms
@@ -54,6 +55,7 @@ class QueueConsumer:
         self._observer = QueueReports(self._metrics, accounting)
         self._terms = terms
         self._queues = terms.queues if settings.queue.enabled else ()
+        self._server_clock = ServerClock()
         self._log = structlog.get_logger("service")
 
     @property
@@ -89,7 +91,8 @@ class QueueConsumer:
         with connect(self._settings.redis) as client:
             labels = self._terms.queues[0].labels  # where those of cameras go
             health = self._telemetry.outages.of("monitor")
-            monitor = Monitor(client, self._queues, self._metrics, health, labels=labels)
+            clock = self._server_clock
+            monitor = Monitor(client, self._queues, self._metrics, health, labels=labels, clock=clock)
             monitor.look()  # before the first scrape can ask
             with in_thread(monitor.run, "monitor"):
                 yield
@@ -158,6 +161,7 @@ class QueueConsumer:
             self._observer,
             previews=self.previews,
             spec=engine.spec,
+            clock=self._server_clock,
         )
         with ExitStack() as connections:
             sources = []

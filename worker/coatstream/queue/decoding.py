@@ -1,9 +1,11 @@
 """From a queue entry to a frame of the model's size, or to the outcome of one that cannot become a frame."""
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import structlog
 
@@ -11,6 +13,7 @@ from coatstream.engine.cores import usable_cores
 from coatstream.errors import BadFrame, DeadReason
 from coatstream.frames.decoding import DecodedPicture, decode_for, raw
 from coatstream.frames.frame import Frame, InputSpec, Pixels, Receipt
+from coatstream.pipeline.memory_room import is_out_of_memory
 from coatstream.pipeline.metrics import PipelineMetrics
 from coatstream.queue.entry import (
     FrameEntry,
@@ -24,12 +27,23 @@ from coatstream.queue.entry import (
 from coatstream.queue.group import Fields
 from coatstream.queue.observer import QueueObserver
 from coatstream.queue.previews import QueuePreviews
+from coatstream.queue.server_clock import ServerClock
 from coatstream.results.outcomes import Buried, Dropped
 from coatstream.settings.model import QueueSettings
 from coatstream.telemetry.ledger import DropReason
 from coatstream.telemetry.status import Status
 
-Prepared = Frame | Buried | Dropped
+ALONE_WITHIN: Final = 5.0  # seconds that a picture which found no memory waits for the others in the decoders to end
+
+
+class Returned(NamedTuple):
+    """An entry for which this machine has no memory now. It goes back to the group, and this delivery counts."""
+
+    stream: str
+    entry_id: str
+
+
+Prepared = Frame | Buried | Dropped | Returned
 
 
 class Taken(NamedTuple):
@@ -49,8 +63,9 @@ class Taken(NamedTuple):
 class EntryDecoder:
     """Called from the decode pool, by all of its threads.
 
-    prepare  uint8 [height, width, 3] RGB of any size -> the same at the model's size
-    spec     of the model for which JPEGs may be decoded at half size (queue.decoding: auto); None: never
+    prepare       uint8 [height, width, 3] RGB of any size -> the same at the model's size
+    spec          of the model for which JPEGs may be decoded at half size (queue.decoding: auto); None: never
+    clock         ours, and the server's, by which `expires_at` is judged
     """
 
     def __init__(
@@ -63,7 +78,7 @@ class EntryDecoder:
         *,
         previews: QueuePreviews | None = None,
         spec: InputSpec | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: ServerClock | None = None,
     ) -> None:
         self.threads = settings.decode_threads or usable_cores()
         self._limits = settings
@@ -73,7 +88,9 @@ class EntryDecoder:
         self._observer = observer
         self._previews = previews
         self._spec = spec if settings.decoding == "auto" else None
-        self._clock = clock
+        self._clock = clock or ServerClock()
+        self._changed = threading.Condition()  # guards the next two
+        self._reserved = False  # True: one picture shall have all of the memory
         self._log = structlog.get_logger("queue")
         self._in_hand: set[tuple[str, str]] = set()  # stream and entry of each picture that a thread has in hand
 
@@ -86,20 +103,53 @@ class EntryDecoder:
         receipt = _receipt(taken)
         if taken.left_out:
             return _buried(taken, DeadReason.TOO_LARGE, self._too_large(taken.left_out))
-        self._in_hand.add((taken.stream, taken.entry_id))
+        try:
+            with self._having(taken):
+                return self._prepared(taken, receipt)
+        except MemoryError:
+            return self._prepared_alone(taken, receipt)
+
+    @contextmanager
+    def _having(self, taken: Taken, *, alone: bool = False) -> Iterator[None]:
+        """While a thread has this picture in hand. `alone`: and no other thread has one."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._reserved)
+            if alone:
+                self._reserved = True
+                self._changed.wait_for(lambda: not self._in_hand, ALONE_WITHIN)
+            self._in_hand.add((taken.stream, taken.entry_id))
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._in_hand.discard((taken.stream, taken.entry_id))
+                self._reserved = self._reserved and not alone
+                self._changed.notify_all()
+
+    def _prepared(self, taken: Taken, receipt: Receipt) -> Prepared:
+        """Raises MemoryError, which is the machine's doing."""
         try:
             entry = self._dated(parse(taken.entry_id, taken.fields))
-            if entry.expires_at is not None and entry.expires_at < self._clock():
+            if entry.expires_at is not None and entry.expires_at < self._clock.here():
                 return Dropped(entry.source, DropReason.EXPIRED, receipt, entry.frame_id)
             with self._status.at_work("a picture"):  # so that a decoder that hangs is noticed
                 return self._frame(entry, receipt)
         except BadFrame as bad:
             return _buried(taken, bad.reason, str(bad))
         except Exception as error:  # a decoder works on a stranger's bytes: no picture may end the worker
+            if is_out_of_memory(error):
+                raise MemoryError from error
             self._log.error("an entry could not be prepared", entry_id=taken.entry_id, error=repr(error)[:200])
             return _buried(taken, DeadReason.UNDECODABLE, f"{type(error).__name__} while preparing")
-        finally:
-            self._in_hand.discard((taken.stream, taken.entry_id))
+
+    def _prepared_alone(self, taken: Taken, receipt: Receipt) -> Prepared:
+        """Once more, with no other picture in the decoders. What still finds no memory may fit into another worker."""
+        with self._having(taken, alone=True):
+            try:
+                return self._prepared(taken, receipt)
+            except MemoryError:
+                self._log.error("there is no memory for a picture: its entry goes back", entry_id=taken.entry_id)
+                return Returned(taken.stream, taken.entry_id)
 
     def _too_large(self, size: int) -> str:
         longest = self._limits.max_bytes
@@ -111,8 +161,12 @@ class EntryDecoder:
         )
 
     def _dated(self, entry: FrameEntry) -> FrameEntry:
-        """A time that cannot be right counts as unknown: the frame takes the time at which it is read."""
-        now = self._clock()
+        """In this machine's time: expiry was meant by the server's clock. A time that cannot be right counts as
+        unknown: the frame takes the time at which it is read.
+        """
+        now = self._clock.here()
+        if entry.expires_at is not None:
+            entry = replace(entry, expires_at=entry.expires_at + self._clock.ahead)
         if believable(entry.captured_at, now=now, max_skew=self._limits.max_skew):
             return entry
         self._observer.wrong_time(entry.source, entry.captured_at - now)

@@ -18,6 +18,9 @@ from coatstream.settings.model import QueueSettings
 
 Fields = dict[bytes, bytes]
 Kind = Literal["new", "begun", "none"]
+Missing = Literal["", "group", "stream"]
+
+_MISSING: Final[tuple[Missing, ...]] = ("", "group", "stream")
 
 AT_ONCE: Final = 256  # ids of one call: some microseconds each, in which the server serves no other client
 SWEEP_LIMIT: Final = 1000  # entries looked at in one search for orphans
@@ -83,11 +86,11 @@ class ConsumerGroup:
         self._consumer = consumer
         self._clock = clock
 
-    def join(self) -> bool:
-        """Make the group where it is missing. True if it was."""
+    def join(self) -> Missing:
+        """Make the group where it is missing, and the stream with it. Returns what was missing."""
         queue = self.queue
         with calls("the consumer group cannot be joined", self._client):
-            return bool(_JOIN(self._client, keys=[queue.stream, queue.books], args=[queue.group]))
+            return _MISSING[int(_JOIN(self._client, keys=[queue.stream, queue.books], args=[queue.group]))]
 
     def read(self, most: int, *, room: int) -> list[RawEntry]:
         """New entries that are there now, at most `most`; none after those that hold `room` bytes together."""

@@ -1,4 +1,5 @@
--- Makes the consumer group where it is missing, and opens the books where there are none. Reply: 1 = the group is new.
+-- Makes the consumer group where it is missing, and opens the books where there are none. Reply: 1 = the group is new, 2 = so
+-- is the stream, or it is another one than the books are of.
 --
 -- KEYS  1 frames in  2 books
 -- ARGV  1 consumer group
@@ -46,5 +47,6 @@ local is_new = not has_group()
 if is_new then redis.call('XGROUP', 'CREATE', frames, group, '0', 'MKSTREAM') end
 local base = tonumber(redis.call('HGET', books, 'base') or '')
 local due = entries_added() - redis.call('XLEN', frames) - outcomes()
-if not base or due < base then redis.pcall('HSET', books, 'base', due) end -- pcall: work goes on without books
-return is_new and 1 or 0
+local is_other = not base or due < base
+if is_other then redis.pcall('HSET', books, 'base', due) end -- pcall: work goes on without books
+return is_new and (is_other and 2 or 1) or 0

@@ -4,7 +4,7 @@ from typing import Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-QueueEvent = Literal["redelivered", "orphaned", "released", "leases_lost", "groups_made", "wrong_times"]
+QueueEvent = Literal["redelivered", "orphaned", "released", "leases_lost", "groups_made", "wrong_times", "no_memory"]
 
 _EVENTS: Final[dict[QueueEvent, tuple[str, str]]] = {  # -> (metric, meaning)
     "redelivered": (
@@ -15,6 +15,7 @@ _EVENTS: Final[dict[QueueEvent, tuple[str, str]]] = {  # -> (metric, meaning)
     "released": ("released_frames", "Entries handed back unseen when this worker stopped."),
     "leases_lost": ("leases_lost", "Entries that went to another worker while this one held them."),
     "wrong_times": ("wrong_times", "Frames whose time cannot be right (queue.max_skew); they took the reading time."),
+    "no_memory": ("returned_frames", "Entries handed back because there was no memory to decode their pictures."),
     "groups_made": ("groups_made", "Times that the consumer group was missing and was made again."),
 }
 

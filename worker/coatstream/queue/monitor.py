@@ -13,6 +13,7 @@ from coatstream.errors import REDIS_TROUBLE
 from coatstream.queue.audit import audit
 from coatstream.queue.entry import milliseconds_of
 from coatstream.queue.metrics import QueueMetrics
+from coatstream.queue.server_clock import ServerClock
 from coatstream.telemetry.outages import RedisHealth
 
 EVERY = 2.0  # seconds
@@ -44,17 +45,26 @@ def measure(client: Client, queue: Queue) -> QueueDepth:
 class Monitor:
     """Runs in a thread of its own until `stop`; `health` is told of each look.
 
+    clock   is told the server's time
     labels  the stream that a worker without a queue writes to: of a cluster it needs the node that has it, and no other
     """
 
     def __init__(
-        self, client: Client, queues: Sequence[Queue], metrics: QueueMetrics, health: RedisHealth, *, labels: str
+        self,
+        client: Client,
+        queues: Sequence[Queue],
+        metrics: QueueMetrics,
+        health: RedisHealth,
+        *,
+        labels: str,
+        clock: ServerClock | None = None,
     ) -> None:
         self._client = client
         self._queues = queues
         self._metrics = metrics
         self._health = health
         self._labels = labels
+        self._clock = clock or ServerClock()
         self._looks = 0
 
     def run(self, stop: threading.Event) -> None:
@@ -79,7 +89,8 @@ class Monitor:
 
     def _show(self, queue: Queue) -> None:
         depth = measure(self._client, queue)
-        self._metrics.clock_ahead.set(round(time.time() - depth.server_time, 3))
+        self._clock.tell(depth.server_time)
+        self._metrics.clock_ahead.set(round(self._clock.ahead, 3))
         self._metrics.depth.labels(queue.stream).set(depth.entries)
         self._metrics.pending.labels(queue.stream).set(depth.pending)
         self._metrics.oldest.labels(queue.stream).set(depth.oldest_age)

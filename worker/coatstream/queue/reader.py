@@ -4,7 +4,7 @@ Knows nothing of pictures. Used from the thread of one queue source.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Final
@@ -16,7 +16,7 @@ from coatstream.errors import REDIS_TROUBLE, RedisUnavailable
 from coatstream.pipeline.holdings import Holdings
 from coatstream.queue.decoding import Taken
 from coatstream.queue.entry import source_or_default
-from coatstream.queue.group import ConsumerGroup, RawEntry
+from coatstream.queue.group import ConsumerGroup, Missing, RawEntry
 from coatstream.queue.observer import QueueObserver
 from coatstream.queue.reply_size import ReplySize
 from coatstream.queue.shares import Shares
@@ -24,6 +24,11 @@ from coatstream.queue.shares import Shares
 TICK: Final = 0.25  # seconds between two looks at other workers' entries, and the longest wait for anything
 SWEEP_EVERY: Final = 5.0  # seconds
 MOST_BYTES: Final = 64 * 1024**2  # read and not decoded yet: 64 raw frames of 1080p would be 400 MB
+_VANISHED: Final[Mapping[Missing, str]] = {
+    "group": "the consumer group had vanished and is made again",
+    "stream": "the server has lost the stream and all that waited in it: it was emptied, or came back without its data "
+    "(appendonly yes keeps it); stream and group are made again",
+}
 MOST_CUTS: Final = 3  # times that the reply with one entry alone is cut off before the entry is given up
 
 
@@ -66,9 +71,10 @@ class EntryReader:
     def join(self) -> None:
         """Make missing groups, and look at once for what a lost reply has left behind. Raises RedisUnavailable."""
         for queue, group in self._groups.items():
-            if group.join() and self._joined:
+            missing = group.join()
+            if missing and self._joined:
                 self._observer.count("groups_made", 1)
-                self._log.warning("the consumer group had vanished and is made again", stream=queue.stream)
+                self._log.warning(_VANISHED[missing], stream=queue.stream)
         self._joined = True
         self._sweep_at = self._look_at = float("-inf")
 
@@ -123,6 +129,16 @@ class EntryReader:
                 self._observer.count("released", group.release(stuck, begun=True))
         except REDIS_TROUBLE as trouble:
             self._log.warning("entries could not be handed back: others take them later", trouble=str(trouble))
+
+    def give_back(self, stream: str, entry_id: str) -> None:
+        """This entry found no memory here. The delivery counts, so that it does not go back for ever."""
+        group = next(group for queue, group in self._groups.items() if queue.stream == stream)
+        self._holdings.remove(stream, [entry_id])
+        try:
+            self._observer.count("no_memory", group.release([entry_id], begun=True))
+        except REDIS_TROUBLE as trouble:
+            self._sweep_at = float("-inf")
+            self._log.warning("an entry could not be handed back yet", trouble=str(trouble))
 
     def close(self) -> None:
         """Let others read, if they waited for this reader's suspects."""

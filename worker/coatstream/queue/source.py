@@ -15,7 +15,7 @@ from coatstream.engine.cores import single_threaded
 from coatstream.errors import DownReason, RedisRefuses, RedisUnavailable, Retries, SourceLost
 from coatstream.frames.frame import Frame
 from coatstream.pipeline.accounting import Accounting
-from coatstream.queue.decoding import EntryDecoder, Prepared, Taken
+from coatstream.queue.decoding import EntryDecoder, Prepared, Returned, Taken
 from coatstream.queue.reader import TICK, EntryReader
 from coatstream.results.outcomes import Buried, Dropped
 from coatstream.results.publisher import Publisher
@@ -126,6 +126,9 @@ class QueueSource:
             done = future.result()
             while done:
                 prepared = done.popleft()
+                if isinstance(prepared, Returned):
+                    self._reader.give_back(prepared.stream, prepared.entry_id)
+                    continue
                 if not isinstance(prepared, Frame):
                     lost.append(prepared)
                     continue
@@ -139,11 +142,11 @@ class QueueSource:
     def _settle(self, outcomes: list[Buried | Dropped]) -> None:
         if not outcomes:
             return
-        self._accounting.received(outcomes)
         try:
             settlement, _ = self._publisher.publish(outcomes)
-        except RedisUnavailable as trouble:
+        except RedisUnavailable as trouble:  # the drain's time is over: these were not received, they go back
             raise SourceLost(str(trouble), reason=DownReason.REDIS) from trouble
+        self._accounting.received(outcomes)
         self._accounting.settled(outcomes, settlement)
 
     def _prepare_all(self, entries: Sequence[Taken], stop: threading.Event) -> deque[Prepared]:

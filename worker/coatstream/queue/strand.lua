@@ -63,6 +63,19 @@ for _ = 1, MOST do
 end
 if not adopt then return {#found, seen and 1 or 0} end
 
+-- Workers of earlier releases settle where they may not delete, and write no `undeleted`. Then the books have more
+-- outcomes than entries are gone, and some of what was found has its label.
+local function more_outcomes_than_gone()
+  local info, sum = {}, redis.call('XLEN', frames)
+  local flat = redis.call('XINFO', 'STREAM', frames)
+  for i = 1, #flat, 2 do info[flat[i]] = flat[i + 1] end
+  for _, count in ipairs(redis.call('HMGET', books, 'base', 'published', 'dropped', 'dead', 'trimmed')) do
+    sum = sum + (tonumber(count or '0') or 0)
+  end
+  return sum > info['entries-added']
+end
+if #found > 0 and undeleted == '' and more_outcomes_than_gone() then found = {} end
+
 for _, id in ipairs(found) do
   redis.call('XCLAIM', frames, group, NOBODY, 0, id, 'IDLE', LONG_IDLE, 'RETRYCOUNT', 0, 'FORCE', 'JUSTID')
 end

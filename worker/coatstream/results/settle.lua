@@ -5,7 +5,7 @@
 -- ARGV  1 consumer group  2 labels kept  3 sources in the hash of newest  4 dead letters kept  5 their bytes at most
 --       6 channel prefix  7 number of this call (rises by 1)  8 the memo's life in ms  9 now, Unix seconds  10 worker
 --       11 a letter per frame: p, c, d or b  12 per frame the entry's bytes as admission counted them, with spaces between;
---       0 for a plain XADD, and '' where all are 0  13 prefix of the channels of failures
+--       0 for a plain XADD, and '' where all are 0  13 prefix of the channels of failures  14 model
 --       then one block per frame (each argument costs; a batch has hundreds):
 --         p  publish  entry_id source frame_id captured_at label score json
 --         c  a camera's  fence source frame_id captured_at label score json status
@@ -29,7 +29,7 @@ local frames, labels, latest, dead, memo, books, sources, fences = unpack(KEYS)
 local group, labels_kept, sources_kept, dead_kept, dead_bytes = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local prefix, number, memo_ms, now, worker = ARGV[6], tonumber(ARGV[7]), ARGV[8], ARGV[9], ARGV[10]
 local kinds, sizes, failures = ARGV[11], string.gmatch(ARGV[12], '%d+'), ARGV[13]
-local FIRST_BLOCK = 14
+local model, FIRST_BLOCK = ARGV[14], 15
 local MAX_IDS = 1000 -- of one XDEL: Lua can pass some 8,000
 
 local wrong = misfit({[frames] = 'stream', [labels] = 'stream', [dead] = 'stream', [latest] = 'hash', [memo] = 'string',
@@ -42,6 +42,10 @@ if last then
   local last_number, last_reply = string.match(last, '^(%d+) (%d*)$')
   if last_number and tonumber(last_number) >= number then return {last_reply, 0, 0} end
 end
+-- A label of a queue's frame frees more than it takes; those of cameras would fill a full server beyond its limit. So
+-- there each takes the place of the oldest label. No stream takes the id 0-0; after the first write no error would come.
+local is_full = string.find(kinds, 'c', 1, true)
+  and string.sub(redis.pcall('XADD', labels, '0-0', 'f', 'v').err, 1, 3) == 'OOM'
 redis.call('PEXPIRE', memo, memo_ms)
 
 for kind, stream in pairs({p = labels, c = labels, b = dead}) do
@@ -112,7 +116,7 @@ end
 local function publish(admitted, entry_id, source, frame_id, captured_at, label, score, json)
   if not take(entry_id, admitted, source) then return '0' end
   redis.call('XADD', labels, 'MAXLEN', '~', labels_kept, '*', 'frame_id', frame_id, 'entry_id', entry_id, 'source', source,
-    'captured_at', captured_at, 'published_at', now, 'label', label, 'score', score, 'status', 'ok', 'json', json)
+    'captured_at', captured_at, 'published_at', now, 'label', label, 'score', score, 'status', 'ok', 'model', model, 'json', json)
   note('published', 1)
   return tell(source, captured_at, json)
 end
@@ -123,8 +127,12 @@ local function publish_camera(fence, source, frame_id, captured_at, label, score
   if newest and newest < tonumber(fence) then -- the grant was forgotten: a failover that lost its last second
     redis.pcall('HSET', fences, source, fence)
   end
-  redis.call('XADD', labels, 'MAXLEN', '~', labels_kept, '*', 'frame_id', frame_id, 'source', source, 'captured_at', captured_at,
-    'published_at', now, 'label', label, 'score', score, 'status', status, 'fence', fence, 'json', json)
+  local bound, most = '~', labels_kept
+  local there = is_full and redis.pcall('XLEN', labels) -- pcall: earlier releases asked for no right to it
+  if type(there) == 'number' then bound, most = '=', math.max(1, there) end
+  redis.call('XADD', labels, 'MAXLEN', bound, most, '*', 'frame_id', frame_id, 'source', source, 'captured_at', captured_at,
+    'published_at', now, 'label', label, 'score', score, 'status', status, 'fence', fence, 'model', model,
+    'json', json)
   return tell(source, captured_at, json)
 end
 

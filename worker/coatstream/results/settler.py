@@ -118,6 +118,7 @@ class QueueSettler:
             "".join([_kind(outcome) for outcome in outcomes]),
             _sizes(outcomes),
             self._queue.failure_channel(""),
+            self._model.name,
         ]
 
     def _block(self, outcome: Outcome, now: float) -> _Arguments:

@@ -59,6 +59,7 @@ class RedisSettings(Section):
     sentinel_password: SecretStr | None = None
     connect_timeout: Seconds = 5.0
     socket_timeout: Seconds = 5.0
+    start_timeout: Annotated[float, Field(ge=0, le=86_400)] = 5.0
 
     @field_validator("url")
     @classmethod

@@ -55,4 +55,5 @@ class Outages:
         self._metrics.redis_errors.inc()
         if self._status.redis_down(caller, str(trouble)):
             self._metrics.redis_outages.inc()
-            self._log.warning("Redis is away: finished labels are kept and tried again", trouble=str(trouble))
+            what = "full" if getattr(trouble, "full", False) else "away"
+            self._log.warning(f"Redis is {what}: finished labels are kept and tried again", trouble=str(trouble))

@@ -52,7 +52,7 @@ class Status:
         self._clock = clock
         self._monotonic = monotonic
         self._lock = threading.Lock()  # guards all below
-        self._warm = False
+        self._loaded = self._warm = False
         self._reads = False
         self._draining = False
         self._redis_trouble = {"start": "not connected yet"}  # caller -> its last call's failure
@@ -60,10 +60,15 @@ class Status:
         self._in_hand: dict[int, tuple[str, float]] = {}  # number -> what, monotonic seconds of its start
         self._taken = 0
 
+    def loaded(self) -> None:
+        """The model is loaded and warm."""
+        with self._lock:
+            self._loaded = True
+
     def warm(self) -> None:
         """The engine is warm and everything behind it runs."""
         with self._lock:
-            self._warm = True
+            self._loaded = self._warm = True
 
     def reading(self) -> None:
         """The first source is opened now: from here on there is something to drain."""
@@ -134,16 +139,16 @@ class Status:
     def unstarted_because(self) -> list[str]:
         """Why the worker cannot classify yet; empty = the model is loaded and warm, and stays so."""
         with self._lock:
-            return [] if self._warm else [_COLD]
+            return [] if self._loaded else [_COLD]
 
     def unready_because(self) -> list[str]:
         """Why no work should be expected of this worker now; empty = ready."""
         with self._lock:
-            reasons = [] if self._warm else [_COLD]
+            reasons = [] if self._warm else ["nothing is read yet" if self._loaded else _COLD]
             reasons += [f"Redis: {reason}" for reason in sorted(set(self._redis_trouble.values()))]
             if self._draining:
                 reasons.append("draining")
-            return reasons
+        return reasons + self.unhealthy_because()  # a label is not to be expected of an engine that hangs
 
     def unhealthy_because(self) -> list[str]:
         """Why this process should be restarted; empty = healthy."""

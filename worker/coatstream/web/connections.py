@@ -13,7 +13,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 MOST: Final = 64  # connections at once; a scrape and three probes need four
 SHARE: Final = 8  # at most this part of the process's descriptors: Redis and cameras need the others
 REQUEST_WITHIN: Final = 10.0  # seconds from the first byte that may come to the last one of a request
-READ_WITHIN: Final = 10.0  # seconds in which a client must read some of an answer that fills its buffers
+READ_WITHIN: Final = 10.0  # seconds in which a client must read some of an answer that fills its buffers,
+READ_AT_LEAST: Final = 4096  # namely so many bytes: a slow line is no fault
 
 
 def most_connections() -> int:
@@ -55,11 +56,21 @@ class BoundedProtocol(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._reading_ends = self.loop.call_later(READ_WITHIN, self.transport.abort)
+        self._expect_reading()
 
     def resume_writing(self) -> None:
         self._cancel(self._reading_ends)
         super().resume_writing()
+
+    def _expect_reading(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        self._reading_ends = self.loop.call_later(READ_WITHIN, self._has_read, left)
+
+    def _has_read(self, before: int) -> None:
+        if before - self.transport.get_write_buffer_size() >= READ_AT_LEAST:
+            self._expect_reading()
+        else:
+            self.transport.abort()
 
     def _expect_request(self) -> None:
         self._cancel(self._request_ends)

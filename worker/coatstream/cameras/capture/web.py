@@ -159,7 +159,7 @@ class WebClient:
                 return answer
             answer.close()
             there = url.join(target)
-            if there.host != url.host or (url.scheme == "https" and there.scheme != "https"):
+            if not _is_same_place(url, there):
                 words = f"it redirects to another address ({answer.status}); give that one instead"
                 raise Trouble(DownReason.REFUSED, words)
             url = there.copy_with(userinfo=b"")
@@ -182,6 +182,16 @@ class WebClient:
 
     def close(self) -> None:
         self._client.close()
+
+
+def _is_same_place(url: httpx.URL, there: httpx.URL) -> bool:
+    """Whether a redirect leads to the same server, which has the credentials already: on another port of the host may
+    be another program. From http to https of one host counts as the same.
+    """
+    if there.host != url.host:
+        return False
+    upgrade = (url.scheme, there.scheme) == ("http", "https") and {url.port, there.port} <= {None, 80, 443}
+    return upgrade or (there.scheme == url.scheme and there.port == url.port)
 
 
 def _conditions(since: httpx.Headers | None) -> dict[str, str]:

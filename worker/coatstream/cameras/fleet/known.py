@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from coatstream.cameras.address import Kind, parse
+from coatstream.cameras.address import Kind, parse, public_url
 from coatstream.cameras.capacity import demand
 from coatstream.cameras.fleet.leases import Catalogue, CatalogueEntry
 from coatstream.cameras.fleet.registry import Content
@@ -111,7 +111,8 @@ class KnownCameras:
         return _SharedCameras(cameras, Catalogue(tuple(entries)), digests)
 
     def _entry(self, camera: CameraSettings, text: str, *, added: bool) -> CatalogueEntry:
-        return CatalogueEntry(camera.name, text, camera.priority, demand(camera), _is_cold(camera), added)
+        url = public_url(camera)
+        return CatalogueEntry(camera.name, text, camera.priority, demand(camera), _is_cold(camera), added, url)
 
     def _log_faults(self, content: Content) -> None:
         """Each once, for as long as it is there."""

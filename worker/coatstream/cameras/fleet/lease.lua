@@ -5,8 +5,9 @@
 --       'gone': drop everything
 --       4 frames a second that I accept, or '' = no bound  5 digest of my catalogue
 --       6 the catalogue: [[camera, digest of its settings, priority, frames a second, cold, from Redis], ...]; empty
---         where the server should have it
---       7 {"warm": cameras whose pictures I get, "ended": ..., "predecessors": workers that are certainly dead}
+--         where the server should have it. An address may follow, for people.
+--       7 {"warm": cameras whose pictures I get, "ended": ..., "predecessors": workers that are certainly dead,
+--         "unshared": [[camera that only I read, its address], ...]}
 --       8 the time in ms, for tests of this script; '' = the server's own
 -- Reply {'catalogue'}: send it too. Else {'done', version before, version now, held (camera, fence, why, ...), cameras to
 --       open, ms until something may happen, members, how many of mine have a standby, ended, refused for want of room}
@@ -27,6 +28,8 @@ local report = cjson.decode(ARGV[7])
 local CATALOGUE = ':' -- fields of `members` that begin so are no worker's
 local AT_ONCE = 16 -- cameras for each member that are moved for fairness at the same time: two workers read each of them then
 local FORGIVEN = 30 -- leases after which a standby that never got warm may try again
+local QUIET = 4 -- at least so many beats of each member come within a lease (five), unless the server is away
+local LONG_SILENCE = 6 -- leases
 local LARGEST = 9e15 -- what a number may be and still be exact
 local LONGEST = 3600000 -- ms of a member's lease
 
@@ -95,6 +98,21 @@ for name, record in pairs(records(stored)) do
 end
 
 local was_there = members[me]
+
+-- Where no member has been heard, the server was away, or its clock jumped: the others will be back like this one. So the
+-- newest beat counts as a quarter of a lease old, and the older ones keep their distance from it. Who joins after a long
+-- silence finds a fleet that crashed: then each member's age is what it looks like.
+local newest, shortest = 0, lease_ms
+for _, record in pairs(members) do
+  newest, shortest = math.max(newest, record.beat), math.min(shortest, record.lease)
+end
+local missed = math.floor(now - newest - shortest / QUIET)
+if newest > 0 and missed > 0 and (was_there or missed < LONG_SILENCE * shortest) then
+  for name, record in pairs(members) do
+    record.beat = record.beat + missed
+    redis.call('HSET', members_key, name, cjson.encode(record))
+  end
+end
 local gone = {} -- members that are gone: true = by their own report
 for name, record in pairs(members) do
   if name ~= me and record.beat + record.lease <= now then gone[name] = false end
@@ -114,7 +132,7 @@ else
     redis.call('HSET', members_key, CATALOGUE .. digest, catalogue)
   end
   members[me] = {beat = now, lease = lease_ms, leaving = mode == 'leaving' or nil, room = room, catalogue = digest,
-                 warm = report.warm, ended = report.ended}
+                 warm = report.warm, ended = report.ended, unshared = report.unshared}
   redis.call('HSET', members_key, me, cjson.encode(members[me]))
 end
 for name in pairs(gone) do redis.call('HDEL', members_key, name) end

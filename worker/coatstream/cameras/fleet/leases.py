@@ -8,7 +8,8 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final, Literal
+from types import MappingProxyType
+from typing import Any, Final, Literal
 
 from coatstream.broker.connection import Client
 from coatstream.broker.failures import calls
@@ -30,6 +31,7 @@ class CatalogueEntry:
     rate    frames a second that it asks of a worker
     cold    it cannot be opened twice, or would begin anew: no standby opens it beforehand
     added   it comes from Redis, and ends when it is removed there
+    url     where it is, without credentials or path: for people
     """
 
     name: str
@@ -38,6 +40,7 @@ class CatalogueEntry:
     rate: float = 0.0
     cold: bool = False
     added: bool = False
+    url: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Catalogue:
     @cached_property
     def text(self) -> str:
         rows = [
-            [entry.name, entry.digest, entry.priority, entry.rate, int(entry.cold), int(entry.added)]
+            [entry.name, entry.digest, entry.priority, entry.rate, int(entry.cold), int(entry.added), entry.url]
             for entry in sorted(self.entries, key=lambda entry: entry.name)
         ]
         return json.dumps(rows, separators=(",", ":"), ensure_ascii=False)
@@ -120,6 +123,7 @@ class Leases:
         room: float | None = None,
         mode: Mode = "stay",
         predecessors: Collection[str] = (),
+        unshared: Mapping[str, str] = MappingProxyType({}),
         server_time: float | None = None,
     ) -> BeatReply:
         """Report that this worker lives and can read these cameras.
@@ -128,9 +132,11 @@ class Leases:
         mode          `leaving` keeps the cameras until others are ready, `gone` drops them
         room          frames a second that this worker accepts; None: any number
         predecessors  workers that are certainly dead: their cameras are this one's
+        unshared      cameras that only this worker reads, with their addresses: for people
         server_time   Unix seconds, instead of the server's clock: for tests of the script
         """
-        report = {"warm": list(warm), "ended": list(ended), "predecessors": list(predecessors)}
+        report: dict[str, Any] = {"warm": list(warm), "ended": list(ended), "predecessors": list(predecessors)}
+        report["unshared"] = list(map(list, unshared.items()))
         arguments: list[str | int | float] = [
             *(self._worker, int(self._lease * 1000), mode, "" if room is None else repr(float(room)), catalogue.digest),
             *("", json.dumps(report, ensure_ascii=False), "" if server_time is None else round(server_time * 1000)),

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from coatstream.broker.connection import Client
 from coatstream.broker.fleet_keys import FleetKeys
+from coatstream.cameras.address import public_url
 from coatstream.cameras.fleet.access import registry
 from coatstream.cameras.fleet.assignments import CameraReaders
 from coatstream.cameras.fleet.calls import BackgroundCall
@@ -172,6 +173,7 @@ class Fleet:
             room=self._room,
             mode=report.mode,
             predecessors=self._predecessors,
+            unshared={name: public_url(camera) for name, camera in self._known.unshared.items()},
         )
         self._call.send(beat, partial(self._beaten, now, report.mode))
 

@@ -59,7 +59,9 @@ def run(work: socket.socket) -> None:
 
 
 def _be_the_first_to_die() -> None:
-    """Where memory runs out, the kernel should end one camera's process rather than the worker."""
+    """Where the machine's memory runs out, the kernel should rather end a camera's process than the worker. At a
+    container's limit the largest process ends all the same, and that is the worker.
+    """
     with suppress(OSError, ValueError):
         score = int(_OOM_SCORE.read_text())
         _OOM_SCORE.write_text(str(min(1000, score + 300)))

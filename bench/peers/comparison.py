@@ -333,5 +333,5 @@ def _middle(value: Any) -> float:
 
 
 def say(text: str) -> None:
-    """For whoever waits; stdout is for the JSON lines."""
+    """Progress, on stderr: stdout is for the JSON lines."""
     print(text, file=sys.stderr, flush=True)

@@ -200,7 +200,7 @@ def test_nothing_remains_of_a_fork_server_and_its_children() -> None:
 
     assert (threading.active_count(), descriptors()) == (threads, open_files)
     for pid in filter(None, [parent, *pids]):
-        eventually(lambda pid=pid: ended(pid), "everybody is gone")  # type: ignore[misc]
+        eventually(lambda pid=pid: ended(pid), "every process has ended")  # type: ignore[misc]
 
 
 def test_the_environment_of_its_processes_holds_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:

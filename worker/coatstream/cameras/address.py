@@ -1,5 +1,5 @@
 """What a camera's URL means: a network stream, a device, a file or a folder. Opens nothing, and asks no file system:
-one that hangs would hold up whoever wants to know what a camera is, the fleet's thread among them.
+one that hangs would hold up every caller, the fleet's thread among them.
 
 Nothing is left to FFmpeg's own reading of a URL, which knows 36 protocols, local files and playlists among them.
 """
@@ -58,7 +58,7 @@ class Address:
 
     @property
     def is_packets(self) -> bool:
-        """Nobody is connected to: packets come, or do not."""
+        """There is no connection: packets come, or do not."""
         return self.scheme == "udp"
 
 

@@ -1,7 +1,7 @@
 """A folder of pictures that grows: finds each new one once, when it is complete. Decodes nothing, changes nothing.
 
 New is what came after the newest picture that was given out (by the time at which its name or its contents last
-changed, which nobody can set back), and is not among the last 10,000. So memory does not grow with the folder.
+changed, which no program can set back), and is not among the last 10,000. So memory does not grow with the folder.
 """
 
 import heapq
@@ -70,7 +70,7 @@ class Folder:
         self._changed = -1  # nanoseconds: the folder's own time of change at the last look
 
     def pictures(self, stop: threading.Event) -> Iterator[Found]:
-        """Each new picture, as long as nobody sets `stop`. Raises OSError where the folder is gone."""
+        """Each new picture, until `stop` is set. Raises OSError where the folder is gone."""
         while not stop.is_set():
             complete = self.look()
             for found in complete:
@@ -99,7 +99,7 @@ class Folder:
         return complete
 
     def _is_complete(self, found: Found) -> bool:
-        """Nobody has written for a while."""
+        """Its last write was a while ago."""
         quiet = self._clock() - max(found.arrived, found.written) / 1e9
         return quiet >= _QUIET or self._growing.get(found.name) == found.identity
 

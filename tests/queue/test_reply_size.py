@@ -1,6 +1,6 @@
 """How many entries one reply is asked to carry."""
 
-from coatstream.queue.reply_size import MOST_CAUTION, ReplySize
+from coatstream.queue.reply_size import LARGEST, MOST_CAUTION, SMALL_MEAN, WINDOW, RecentSizes, ReplySize
 
 
 def full(size: ReplySize, replies: int = 1) -> int:
@@ -61,3 +61,28 @@ def test_at_full_size_the_caution_is_over() -> None:
     size.cut_off()
 
     assert full(size, 2) == 4
+
+
+def recent(*sizes: int) -> RecentSizes:
+    found = RecentSizes()
+    for size in sizes:
+        found.add(size)
+    return found
+
+
+def test_entries_come_unseen_once_enough_of_them_were_alike() -> None:
+    assert recent(*[150_000] * WINDOW).alike
+    assert not recent(*[150_000] * (WINDOW - 1)).alike
+
+
+def test_one_large_entry_ends_that_until_it_is_long_ago() -> None:
+    sizes = recent(*[150_000] * WINDOW, LARGEST + 1)
+    assert not sizes.alike
+
+    for _ in range(WINDOW):
+        sizes.add(150_000)
+    assert sizes.alike
+
+
+def test_small_entries_are_looked_at_since_that_costs_less_than_more_calls() -> None:
+    assert not recent(*[SMALL_MEAN - 1] * WINDOW).alike

@@ -103,12 +103,18 @@ class ConsumerGroup:
         """The next new entry of each stream, `block` seconds at most until the first one comes. The streams are this
         queue's or others of the same group. No script can wait, so these entries travel whole, whatever their size.
         """
+        return self._read_whole(streams, 1, block=max(1, int(block * 1000)))
+
+    def read_whole(self, most: int) -> list[RawEntry]:
+        """New entries that are there now, at most `most`, each whole whatever its size. The server copies the pictures
+        once, where `read` copies them three times.
+        """
+        return [entry for _, entry in self._read_whole([self.queue.stream], most)]
+
+    def _read_whole(self, streams: Sequence[str], most: int, block: int | None = None) -> list[tuple[str, RawEntry]]:
+        unread = dict.fromkeys(streams, ">")
         with calls("frames cannot be read", self._client):
-            reply = self._client.xreadgroup(
-                *(self.queue.group, self._consumer, dict.fromkeys(streams, ">")),
-                count=1,
-                block=max(1, int(block * 1000)),
-            )
+            reply = self._client.xreadgroup(self.queue.group, self._consumer, unread, count=most, block=block)
         return [
             (stream.decode(), RawEntry(entry_id.decode(), fields))
             for stream, entries in reply or ()

@@ -18,7 +18,7 @@ from coatstream.queue.decoding import Taken
 from coatstream.queue.entry import source_or_default
 from coatstream.queue.group import ConsumerGroup, Missing, RawEntry
 from coatstream.queue.observer import QueueObserver
-from coatstream.queue.reply_size import ReplySize
+from coatstream.queue.reply_size import UNSEEN, RecentSizes, ReplySize
 from coatstream.queue.shares import Shares
 
 TICK: Final = 0.25  # seconds between two looks at other workers' entries, and the longest wait for anything
@@ -60,6 +60,7 @@ class EntryReader:
         self._log = structlog.get_logger("queue")
         self._sweep_at = self._look_at = float("-inf")
         self._reply = ReplySize(prefetch)
+        self._sizes = RecentSizes()
         self._room = 0  # bytes that this look may still read
         self._cut_alone = False  # True: the reply that was cut off last was to carry one entry
         self._uncarried = ("", "")  # stream and entry whose reply, alone, was cut off last
@@ -150,7 +151,7 @@ class EntryReader:
     def _new(self, found: list[Taken], room: int, *, wait: bool) -> None:
         def read(queue: Queue, most: int) -> int:
             group = self._groups[queue]
-            return self._read_all(found, group, most, lambda few: group.read(few, room=self._room))
+            return self._read_all(found, group, most, partial(self._read, group))
 
         self._shares.fill(room, read)
         if not found and wait:  # one call for all of them, which returns with the first entry of any
@@ -160,13 +161,16 @@ class EntryReader:
             for stream, entry in came:
                 self._hold(found, stream, [entry])
 
+    def _read(self, group: ConsumerGroup, most: int) -> Sequence[RawEntry]:
+        return group.read_whole(most) if self._sizes.alike else group.read(most, room=self._room)
+
     def _read_all(
         self, found: list[Taken], group: ConsumerGroup, most: int, read: Callable[[int], Sequence[RawEntry]]
     ) -> int:
         """Call `read` with as many entries as a reply may carry, until there are `most` or no more. How many came."""
         came = 0
         while came < most and self._room > 0:
-            asked = min(self._reply.entries, most - came)
+            asked = min(self._reply.entries, most - came, UNSEEN if self._sizes.alike else most)
             with self._reading(asked):
                 entries = read(asked)
             self._reply.arrived(len(entries))
@@ -267,5 +271,7 @@ class EntryReader:
         self._holdings.add(stream, [entry.entry_id for entry in entries])
         for entry in entries:
             taken = Taken(stream, entry.entry_id, entry.fields, entry.left_out)
-            self._room -= taken.size
+            size = taken.size
+            self._room -= size
+            self._sizes.add(size + taken.left_out)
             found.append(taken)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
@@ -12,6 +13,7 @@ from coatstream.settings.model import RedisSettings
 from hypothesis import settings as hypothesis_settings
 
 from tests.support.absence import missing
+from tests.support.node import install_examples
 
 # A machine that is busy is no fault of an example: the time-out of the test bounds it.
 hypothesis_settings.register_profile("coatstream", deadline=None)
@@ -49,3 +51,9 @@ def client(redis_url: str) -> Iterator[Client]:
     """A client of that server, made as the worker makes its own."""
     with connect(RedisSettings.model_validate({"url": redis_url})) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def node_examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder examples/node, with the packages that it depends on."""
+    return install_examples(tmp_path_factory.mktemp("node"))

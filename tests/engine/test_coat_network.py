@@ -12,7 +12,7 @@ from coatstream.engine.protocol import NotHere
 from coatstream.errors import EngineError
 from torch import Tensor, nn
 
-from tests.support.absence import missing
+from tests.support.absence import incapable, missing
 from tests.support.coats import LITE, PARALLEL, close, coat_classifier, has_packed, pixels
 
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -49,7 +49,7 @@ def test_every_coat_of_timm_says_what_it_said_before(name: str) -> None:
 @pytest.mark.parametrize("packed", [False, True])
 def test_bfloat16_is_off_by_no_more_than_timm_s_own(mini: TimmClassifier, packed: bool) -> None:
     if packed and not has_packed(BF16):
-        missing("packed layers in bfloat16")
+        incapable("this processor has no packed layers in bfloat16")
     pictures = pixels(4)
     (wanted,) = EagerNetwork(mini)(pictures)
     (theirs,) = EagerNetwork(mini, dtype=BF16)(pictures)

@@ -31,11 +31,12 @@ from coatstream.settings.model import BatchSettings, ModelSettings
 from structlog.testing import capture_logs
 from torch import nn
 
-from tests.support.absence import missing
+from tests.support.absence import incapable, missing
 from tests.support.photos import clip_frames, photo_files
 
 if importlib.util.find_spec("openvino") is None:
     missing("openvino is not installed (coatstream[openvino])")
+import openvino
 
 COAT = "coat_lite_mini.in1k"
 LITE0 = "tf_efficientnet_lite0.in1k"
@@ -82,6 +83,8 @@ def converted(
     kept: Cache | None = None,
     network: nn.Module | None = None,
 ) -> OpenVinoEngine:
+    if model.precision == "bf16" and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        incapable("this processor does not compute in bf16")
     one = made(model.name, model.weights, model.embeddings)
     return convert(
         one.classifier,

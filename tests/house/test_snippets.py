@@ -1,6 +1,5 @@
 """What the README prints is run: against a server and a worker without a model, no network, the page's own text."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -83,15 +82,14 @@ def test_the_python_snippet_of_the_readme_labels_a_photo(server: TcpServer, fold
     assert re.fullmatch(r"class \d+ [\d.e-]+\n", done.stdout)
 
 
-def test_the_node_snippet_of_the_readme_puts_a_frame_in(server: TcpServer, folder: Path) -> None:
-    node, modules = shutil.which("node"), os.environ.get("NODE_PATH", "")
-    if node is None or not Path(modules, "redis").exists():
-        pytest.skip("node and its package redis (NODE_PATH) are not installed")
+def test_the_node_snippet_of_the_readme_puts_a_frame_in(server: TcpServer, folder: Path, node_examples: Path) -> None:
     [code] = snippets("js")
     (folder / "put.mjs").write_text(code.replace(URL, server.url) + "redis.destroy();\n")
-    (folder / "node_modules").symlink_to(modules)
+    (folder / "node_modules").symlink_to(node_examples / "node_modules")
 
-    done = subprocess.run([node, "put.mjs"], cwd=folder, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    done = subprocess.run(
+        ["node", "put.mjs"], cwd=folder, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
 
     assert done.returncode == 0, done.stderr
 

@@ -61,28 +61,6 @@ async def test_the_web_service_classifies_uploads_through_the_queue(
 # ---- Node
 
 
-@pytest.fixture(scope="module")
-def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The examples with what they depend on, from npm."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        missing("no Node on this machine (https://nodejs.org)")
-    folder = tmp_path_factory.mktemp("examples") / "node"
-    shutil.copytree(EXAMPLES / "node", folder, ignore=shutil.ignore_patterns("node_modules"))
-    (folder.parent.parent / "docs").mkdir()
-    shutil.copy(ROOT / "docs" / "admit.lua", folder.parent.parent / "docs")
-    done = subprocess.run(
-        ["npm", "install", "--no-audit", "--no-fund"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=150,
-        check=False,
-    )
-    if done.returncode:
-        missing(f"npm cannot install redis: {done.stderr[-300:]}")
-    return folder
-
-
 @pytest.fixture(params=["valkey", "redis"])
 def tcp(request: pytest.FixtureRequest) -> Iterator[TcpServer]:
     binary = shutil.which("redis-server") if request.param == "redis" else None
@@ -104,17 +82,17 @@ def node(folder: Path, server: TcpServer, *words: str, **environ: str) -> Iterat
 
 
 async def test_node_puts_pictures_and_reads_labels_failures_and_events(
-    node_modules: Path, tcp: TcpServer, tmp_path: Path
+    node_examples: Path, tcp: TcpServer, tmp_path: Path
 ) -> None:
     good, bad = tmp_path / "good.jpg", tmp_path / "bad.jpg"
     good.write_bytes(grey_jpeg(42))
     bad.write_bytes(b"no picture")
     tcp.admin.xadd("events", {"json": '{"event": "camera.state"}'})
-    with node(node_modules, tcp, "read.js", "2", SINCE="0-0") as reader:
+    with node(node_examples, tcp, "read.js", "2", SINCE="0-0") as reader:
         assert reader.stderr is not None
         assert reader.stderr.readline() == "reading\n"
 
-        with node(node_modules, tcp, "produce.js", str(bad), str(good), str(good)) as producer:
+        with node(node_examples, tcp, "produce.js", str(bad), str(good), str(good)) as producer:
             put = producer.communicate(timeout=60)
         assert producer.returncode == 0, put[1]
         async with working(settings(tcp.url), FixedEngine()):
@@ -130,15 +108,15 @@ async def test_node_puts_pictures_and_reads_labels_failures_and_events(
 
 
 def test_node_waits_while_the_queue_is_full_and_then_goes_on(
-    node_modules: Path, tcp: TcpServer, tmp_path: Path
+    node_examples: Path, tcp: TcpServer, tmp_path: Path
 ) -> None:
     picture = tmp_path / "good.jpg"
     picture.write_bytes(grey_jpeg(42))
-    script = node_modules / "produce.js"
-    (node_modules / "small.js").write_text(script.read_text().replace("MAX_ENTRIES = 10_000", "MAX_ENTRIES = 1"))
+    script = node_examples / "produce.js"
+    (node_examples / "small.js").write_text(script.read_text().replace("MAX_ENTRIES = 10_000", "MAX_ENTRIES = 1"))
     waiting = tcp.admin.xadd("frames", {"image": b"x"})
 
-    with node(node_modules, tcp, "small.js", str(picture)) as producer:
+    with node(node_examples, tcp, "small.js", str(picture)) as producer:
         eventually(lambda: tcp.admin.exists("frames:newcomer") == 1, "it was turned away")
         tcp.admin.xdel("frames", waiting)
         _, problems = producer.communicate(timeout=60)

@@ -128,6 +128,24 @@ def test_what_is_read_and_not_decoded_stays_within_its_bound_and_one_entry(
     assert taken == entries
 
 
+def test_large_entries_behind_many_of_a_usual_size_stay_within_that_bound_too(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = 64 * 40_000
+    monkeypatch.setattr("coatstream.queue.reader.MOST_BYTES", most)
+    for size in [*[40_000] * 80, *[most // 2 - 1] * 8]:
+        client.xadd("frames", {"image": bytes(size)})
+    ahead = Ahead(client, prefetch=16)
+
+    labelled = 0
+    while came := ahead.reader.take(wait=False):
+        assert sum(each.size for each in came[:-1]) < most
+        labelled += len(came)
+        ahead.holdings.remove("frames", [each.entry_id for each in came])
+
+    assert labelled == 88
+
+
 def test_reading_begins_with_one_entry_and_grows(client: Client) -> None:
     add(client, 31)
     ahead = Ahead(client, prefetch=31)

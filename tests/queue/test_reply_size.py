@@ -1,6 +1,6 @@
 """How many entries one reply is asked to carry."""
 
-from coatstream.queue.reply_size import LARGEST, MOST_CAUTION, SMALL_MEAN, WINDOW, RecentSizes, ReplySize
+from coatstream.queue.reply_size import MOST_CAUTION, SMALL_MEAN, WINDOW, RecentSizes, ReplySize
 
 
 def full(size: ReplySize, replies: int = 1) -> int:
@@ -64,7 +64,7 @@ def test_at_full_size_the_caution_is_over() -> None:
 
 
 def recent(*sizes: int) -> RecentSizes:
-    found = RecentSizes()
+    found = RecentSizes(largest=1_000_000)
     for size in sizes:
         found.add(size)
     return found
@@ -76,7 +76,7 @@ def test_entries_come_unseen_once_enough_of_them_were_alike() -> None:
 
 
 def test_one_large_entry_ends_that_until_it_is_long_ago() -> None:
-    sizes = recent(*[150_000] * WINDOW, LARGEST + 1)
+    sizes = recent(*[150_000] * WINDOW, 1_000_001)
     assert not sizes.alike
 
     for _ in range(WINDOW):

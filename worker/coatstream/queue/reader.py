@@ -60,7 +60,7 @@ class EntryReader:
         self._log = structlog.get_logger("queue")
         self._sweep_at = self._look_at = float("-inf")
         self._reply = ReplySize(prefetch)
-        self._sizes = RecentSizes()
+        self._sizes = RecentSizes(MOST_BYTES // 64)
         self._room = 0  # bytes that this look may still read
         self._cut_alone = False  # True: the reply that was cut off last was to carry one entry
         self._uncarried = ("", "")  # stream and entry whose reply, alone, was cut off last
@@ -162,7 +162,12 @@ class EntryReader:
                 self._hold(found, stream, [entry])
 
     def _read(self, group: ConsumerGroup, most: int) -> Sequence[RawEntry]:
-        return group.read_whole(most) if self._sizes.alike else group.read(most, room=self._room)
+        return group.read_whole(most) if self._unseen else group.read(most, room=self._room)
+
+    @property
+    def _unseen(self) -> bool:
+        """Whether new entries may come without a look at their sizes: the first one fits, even if it is 32 MB."""
+        return self._sizes.alike and self._room >= MOST_BYTES // 2
 
     def _read_all(
         self, found: list[Taken], group: ConsumerGroup, most: int, read: Callable[[int], Sequence[RawEntry]]
@@ -170,7 +175,7 @@ class EntryReader:
         """Call `read` with as many entries as a reply may carry, until there are `most` or no more. How many came."""
         came = 0
         while came < most and self._room > 0:
-            asked = min(self._reply.entries, most - came, UNSEEN if self._sizes.alike else most)
+            asked = min(self._reply.entries, most - came, UNSEEN if self._unseen else most)
             with self._reading(asked):
                 entries = read(asked)
             self._reply.arrived(len(entries))

@@ -8,10 +8,9 @@ call again would end the same way.
 from collections import deque
 from typing import Final
 
-UNSEEN: Final = 2  # entries read without a look at their sizes: the bound and one entry hold two of 64 MB
+UNSEEN: Final = 2  # entries read without a look at their sizes, so that the bound and one entry are not exceeded
 WINDOW: Final = 64  # entries
 SMALL_MEAN: Final = 32 * 1024  # bytes; below it the script's copies cost less than a call for each two entries
-LARGEST: Final = 1024**2  # bytes
 MOST_CAUTION: Final = 64  # full replies between two attempts at larger ones
 
 
@@ -42,9 +41,13 @@ class ReplySize:
 
 
 class RecentSizes:
-    """What the last entries weighed. The script that looks at sizes costs the server 0.5 us a kB of picture."""
+    """What the last entries weighed. The script that looks at sizes costs the server 0.5 us a kB of picture.
 
-    def __init__(self) -> None:
+    largest   bytes; with a larger one among them the next are looked at
+    """
+
+    def __init__(self, largest: int) -> None:
+        self._largest = largest
         self._sizes: deque[int] = deque(maxlen=WINDOW)
 
     def add(self, size: int) -> None:
@@ -55,4 +58,4 @@ class RecentSizes:
     def alike(self) -> bool:
         """Whether they were neither small nor large, so that the next few may come unseen."""
         sizes = self._sizes
-        return len(sizes) == WINDOW and max(sizes) <= LARGEST and sum(sizes) >= WINDOW * SMALL_MEAN
+        return len(sizes) == WINDOW and max(sizes) <= self._largest and sum(sizes) >= WINDOW * SMALL_MEAN

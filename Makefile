@@ -12,12 +12,13 @@ RUNS ?= engine host pipeline queue cameras preparation footprint
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 COLLECT := $(BIN)/python -m bench.collect $(LINES)
 
-.PHONY: help setup demo test test-slow check bench faults camera-faults upgrade-check deploy-check clean
+.PHONY: help setup demo test test-slow coverage check bench faults camera-faults upgrade-check deploy-check clean
 
 help:
 	@echo "make demo          a real clip and real photos through an embedded server (SECONDS=20 ends it)"
-	@echo "make test          the tests, with coverage: some minutes; what takes longer is in make test-slow"
+	@echo "make test          the tests: some minutes; what takes longer is in make test-slow"
 	@echo "make test-slow     faults, cameras under faults, a mixed fleet, real models: their quick forms"
+	@echo "make coverage      which lines the tests reach: a quarter of an hour"
 	@echo "make check         format, lint, types"
 	@echo "make bench         benchmarks of this machine, and docs/performance.md with their figures (RUNS=\"engine host\": some; PEERS=1)"
 	@echo "make faults        the promises under faults, at full size"
@@ -50,16 +51,20 @@ demo: $(READY)
 # Most tests wait for something, so some run side by side.
 test: $(DEV)
 ifdef PYTEST_ARGS
-	$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
 else
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal -m "not slow" --cov --cov-report=term
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal -m "not slow"
 endif
 
-# The suites that start several workers with cameras or faults run one test at a time. Coverage adds to that of `make test`.
+# The suites that start several workers with cameras or faults run one test at a time.
 ALONE := tests/faults tests/camera_faults tests/upgrade tests/soak
 test-slow: $(DEV)
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal -m slow $(ALONE:%=--ignore=%) --cov --cov-append --cov-report=term
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal -m slow $(ALONE:%=--ignore=%)
 	$(BIN)/python -m pytest -m slow $(ALONE)
+
+# Measuring it makes Python's own work 2.7 times as long, so `make test` does without.
+coverage: $(DEV)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal $(ALONE:%=--ignore=%) --cov --cov-report=term
 
 check: $(DEV)
 	$(BIN)/ruff format --check .
@@ -106,10 +111,18 @@ faults: $(DEV)
 camera-faults: $(DEV)
 	$(BIN)/python -m tests.camera_faults $(CAMERA_FAULTS_ARGS)
 
-upgrade-check: $(DEV)
+upgrade-# Measuring it makes Python's own work 2.7 times as long, so `make test` does without.
+coverage: $(DEV)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal $(ALONE:%=--ignore=%) --cov --cov-report=term
+
+check: $(DEV)
 	$(BIN)/python -m tests.upgrade $(if $(FROM),--from $(FROM)) $(UPGRADE_ARGS)
 
-deploy-check: $(DEV)
+deploy-# Measuring it makes Python's own work 2.7 times as long, so `make test` does without.
+coverage: $(DEV)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal $(ALONE:%=--ignore=%) --cov --cov-report=term
+
+check: $(DEV)
 	$(BIN)/python deploy/check/check_manifests.py
 	$(BIN)/python -m pytest tests/deploy/test_deploy.py --no-cov
 

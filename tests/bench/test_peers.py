@@ -115,6 +115,7 @@ def test_every_server_has_settings_to_try_and_pinned_packages() -> None:
     assert all("==" in line for line in environment.requirements())
 
 
+@pytest.mark.slow
 def test_a_variable_for_the_peers_without_a_value_is_refused_in_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench", "peers", f"--folder={tmp_path}", "--peer-env", "OMP_NUM_THREADS"]
 

@@ -8,6 +8,7 @@ from coatstream import cli
 MODEL = ("--model", "test_vit.r160_in1k", "--weights", "random", "--device", "cpu")
 
 
+@pytest.mark.slow
 def test_the_engine_is_named_and_the_next_start_finds_the_choice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,6 +45,7 @@ def test_every_coat_of_timm_says_what_it_said_before(name: str) -> None:
         agree(fused_network(classifier, dtype=FP32, packed=packed, embeddings=True)(pictures), wanted)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize("packed", [False, True])
 def test_bfloat16_is_off_by_no_more_than_timm_s_own(mini: TimmClassifier, packed: bool) -> None:
@@ -93,6 +94,7 @@ def test_blocks_of_a_stage_share_their_encodings(mini: TimmClassifier) -> None:
     assert len(kernels) == 8  # two for each of four stages, not two for each of eight blocks
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize("name", ["coat_lite_tiny", "coat_tiny"])
 def test_the_plain_network_can_be_exported_for_any_batch(name: str) -> None:

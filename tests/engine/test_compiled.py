@@ -128,6 +128,7 @@ def test_it_says_what_eager_says_from_any_thread_and_compiles_nothing_meanwhile(
     assert any((tmp_path / "kept").rglob("*.so"))
 
 
+@pytest.mark.slow
 def test_without_a_cpp_compiler_one_line_says_what_to_install() -> None:
     made = engine(inductor, max_size=1)
 
@@ -142,6 +143,7 @@ def test_without_a_cpp_compiler_one_line_says_what_to_install() -> None:
 # ---- one graph per prepared size
 
 
+@pytest.mark.slow
 def test_every_prepared_size_is_compiled_once_and_said() -> None:
     compiler = Tracing()
 

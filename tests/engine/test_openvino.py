@@ -152,6 +152,7 @@ def real_pictures() -> Pixels:
     return np.stack([*prepared, *(picture[:, ::-1] for picture in prepared[: len(photos)])])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_with_real_weights_the_best_class_of_real_pictures_is_eagers_where_that_is_sure(precision: str) -> None:
     try:
@@ -426,6 +427,7 @@ assert self_check.disagreement(engine, pictures, reference).probability < 1e-4
 """
 
 
+@pytest.mark.slow
 def test_on_a_full_disk_it_runs_and_keeps_nothing(tmp_path: Path) -> None:
     done = run(CUT_OFF.format(folder=str(tmp_path)))
 
@@ -474,6 +476,7 @@ def heard(tmp_path: Path) -> Path:
     return tmp_path / "heard"
 
 
+@pytest.mark.slow
 def test_a_conversion_sends_nothing_and_writes_nothing_into_the_home_folder(home: Path, heard: Path) -> None:
     done = run(EAR.format(heard=str(heard)) + CONVERSION, HOME=str(home))
 

@@ -60,6 +60,7 @@ def test_auto_measures_once_and_the_next_start_takes_the_same_without_measuring(
         assert not said(again, "engines compared")
 
 
+@pytest.mark.slow
 def test_a_start_from_the_cache_builds_no_model(tmp_path: Path) -> None:
     engine, _ = chosen(settings(tmp_path))
     if engine.info.engine != "openvino":
@@ -128,6 +129,7 @@ def test_an_engine_that_disagrees_is_refused_in_one_line_and_the_reference_runs(
     assert "off by 0.5 of the picture's largest, more than 0.001" in refused[0]["why"]
 
 
+@pytest.mark.slow
 def test_an_engine_with_wrong_embeddings_is_refused_and_only_where_they_are_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,6 +285,7 @@ def test_another_device_or_a_compiler_that_is_there_now_is_another_choice(
     assert key(engine="compile") != compiling
 
 
+@pytest.mark.slow
 def test_other_weights_are_another_choice(tmp_path: Path) -> None:
     module = timm.create_model(TINY)
     file = tmp_path / "weights.pth"
@@ -300,6 +303,7 @@ def test_other_weights_are_another_choice(tmp_path: Path) -> None:
         assert said(lines, "engines compared")
 
 
+@pytest.mark.slow
 def test_a_remembered_engine_that_fails_now_is_chosen_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, _ = chosen(settings(tmp_path))
     if engine.info.engine != "openvino":
@@ -313,6 +317,7 @@ def test_a_remembered_engine_that_fails_now_is_chosen_anew(tmp_path: Path, monke
     assert said(lines, "the engine of the last start is not used")[0]["why"] == "no more"
 
 
+@pytest.mark.slow
 def test_damage_in_the_remembered_choice_costs_only_time(tmp_path: Path) -> None:
     first, _ = chosen(settings(tmp_path))
     for file in tmp_path.glob("choice-*.json"):

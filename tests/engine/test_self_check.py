@@ -165,6 +165,7 @@ def test_the_reference_is_eager_float32s_probabilities() -> None:
 # ---- engines that are right
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [COAT, VIT])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_right_engine_passes(name: str, precision: str) -> None:

@@ -62,6 +62,7 @@ def test_water_is_dealt_out_by_weight_up_to_what_is_asked_for() -> None:
 # ---- shares, simulated
 
 
+@pytest.mark.slow
 @FEW
 @given(
     large_fleets, jitters, st.sampled_from([1.5, 2.0, 3.0, 5.0]), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2])

@@ -519,6 +519,7 @@ MISTAKES: Final = {
 }
 
 
+@pytest.mark.slow
 @ON_ONE_SERVER
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_the_machine_finds_every_mistake_that_a_script_could_make(

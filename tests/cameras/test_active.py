@@ -153,10 +153,10 @@ async def test_of_a_removed_camera_nothing_is_left_but_what_was_said(client: Cli
     client.hset("tags:guest", "bird", '{"score":0.9,"started_at":1700000000.5,"first_frame_id":"f"}')
 
     async with working(settings(redis_url, fleet={"local": True}), FixedEngine()) as (service, _):
-        await until(lambda: [document["tags"] for document in service.cameras.documents()] == [["bird"]])
+        await until(lambda: [name for name, _, _ in service.cameras.reports()] == ["guest"])
         cameras.remove("guest")
         await until(lambda: any(event["state"] == "removed" for event in events(client, "camera.state")))
-        assert service.cameras.documents() == []
+        assert list(service.cameras.reports()) == []
 
     assert [(event["tag"], event["why"]) for event in events(client, "tag.ended")] == [("bird", "removed")]
     assert events(client, "camera.state")[-1]["state"] == "removed"
@@ -214,7 +214,7 @@ async def test_the_api_and_the_metrics_tell_of_each_camera_and_no_secret(client:
         await until(lambda: client.hexists("labels:latest", "live"))
         await until(lambda: service.telemetry.status.sources()["dead"].state == "down")
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{ready.port}") as http:
-            cameras = {camera["name"]: camera for camera in (await http.get("/api/cameras")).json()}
+            cameras = {camera["name"]: camera for camera in (await http.get("/api/cameras")).json()["items"]}
             metrics = (await http.get("/metrics")).text
 
     assert cameras["live"]["state"] == "live"

@@ -31,6 +31,7 @@ ONLY_IN = {
     "prometheus_client": {"telemetry", "pipeline", "queue", "cameras", "results", "web", "service"},
     "typer": {"cli", "commands"},
     "rich": {"commands"},
+    "fastapi": {"web"},
     "starlette": {"web"},
     "uvicorn": {"web"},
 }

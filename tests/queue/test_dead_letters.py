@@ -288,8 +288,11 @@ def test_a_picture_is_fetched_as_it_came(client: Client, letters: DeadLetters) -
     raw = bury(client, ("pixels", b"\x00" * 6), ("width", 2), ("height", 1))
     neither = bury(client, ("source", "door"))
 
-    assert letters.picture(encoded) == LetterPicture(b"\xff\xd8\x00", "")
-    assert letters.picture(raw) == LetterPicture(b"\x00" * 6, "width 2, height 1, format bgr24")
+    assert letters.picture(encoded) == LetterPicture(b"\xff\xd8\x00", {})
+    pixels = letters.picture(raw)
+    assert pixels == LetterPicture(b"\x00" * 6, {"width": "2", "height": "1", "format": "bgr24"})
+    assert pixels is not None
+    assert pixels.raw == "width 2, height 1, format bgr24"
     assert letters.picture(neither) is letters.picture("1-1") is letters.picture("nonsense") is None
 
 

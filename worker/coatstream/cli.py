@@ -100,6 +100,14 @@ def demo(
     return run_demo(load({"redis.url": redis}), seconds=seconds, embedded=redis is None)
 
 
+@command(app, "redis", examples=["coatstream page --redis redis://localhost:6379/0"])
+def page(load: Load) -> int:
+    """Serve the page and its API for all workers, without being one."""
+    from coatstream.commands.page import run_page
+
+    return run_page(load())
+
+
 @command(app, "redis", *MODEL, examples=["coatstream check --config coatstream.yaml", "coatstream check --json"])
 def check(load: Load, *, json: Json = False) -> int:
     """Test the settings, Redis, the model and every camera."""

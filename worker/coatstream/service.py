@@ -46,8 +46,9 @@ from coatstream.results.training.metrics import TrainingCollector
 from coatstream.settings.model import BatchSettings, ModelSettings, SettingsTree
 from coatstream.telemetry.identity import FIRST, Lineage
 from coatstream.telemetry.telemetry import Telemetry
-from coatstream.web.app import make_app
-from coatstream.web.server import link, serve
+from coatstream.web.app import serve_all
+from coatstream.web.reporting import WorkerFacts, reporting
+from coatstream.web.server import link
 
 HALT_SHARE = 0.5  # of the drain's time for sources to stop; the pump publishes meanwhile and has the rest
 
@@ -94,12 +95,14 @@ class Service:
         )
         self.queue = QueueConsumer(settings, self.telemetry, self._metrics, self._accounting, self._terms)
         self.cameras = CameraManager(settings, self.telemetry, self._metrics, keys, time_left=self._time_left)
+        self._facts = WorkerFacts(self.telemetry, self._metrics, self.cameras.reports)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Start, work until `stop` is set, drain. `drained` tells how it went."""
         async with AsyncExitStack() as drain:  # leaving it, in reverse, is the drain
             port = await drain.enter_async_context(self._http())
             reached = await self._reach_redis(within=self._settings.redis.start_timeout)
+            drain.enter_context(reporting(self._settings, self._facts))  # to the page of any worker
             engine = await asyncio.to_thread(self._load, self.cameras.model(), self._settings.batch)
             processes = drain.enter_context(self.cameras.processes(engine.spec))  # they start while the model warms up
             warm = await drain.enter_async_context(self._warmed_up(engine))
@@ -128,8 +131,9 @@ class Service:
         telemetry.metrics.process()
         telemetry.metrics.build(version=__version__, worker=telemetry.worker, restarts=telemetry.lineage.restarts)
         telemetry.metrics.expose(telemetry.ledger, telemetry.status)
-        app = make_app(telemetry.metrics.registry, telemetry.status, cameras=self.cameras.documents)
-        async with serve(app, http, port_before=telemetry.lineage.port) as port:
+        async with serve_all(
+            self._settings, telemetry.metrics, telemetry.status, port_before=telemetry.lineage.port
+        ) as port:
             self._log.info("listening", http=link(http.host, port), worker=telemetry.worker)
             yield port
 
@@ -182,6 +186,7 @@ class Service:
             return_what_is_free()
             self._metrics.warm(engine, policy)
             self.telemetry.status.loaded()
+            self._facts.model, self._facts.batches = engine.info, policy.stats
             self._log_model(engine, policy, time.monotonic() - started)
             warm = WarmEngine(engine, threads, policy)
             measuring = asyncio.create_task(remembered.measure_when_idle(warm, self.telemetry.ledger))

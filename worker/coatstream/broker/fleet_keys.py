@@ -59,6 +59,11 @@ class FleetKeys:
         """Hash of each camera's last known state as JSON."""
         return f"{self.key}:states"
 
+    @property
+    def reports(self) -> str:
+        """Hash of what each worker reports of itself every two seconds: worker -> JSON."""
+        return f"{self.key}:reports"
+
     def tags(self, camera: str) -> str:
         """Hash of the present tags of one camera: tag -> JSON."""
         return f"{self.tags_prefix}:{camera}"

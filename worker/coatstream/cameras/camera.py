@@ -6,13 +6,11 @@ Decides neither whether it is read nor by which worker.
 import asyncio
 import random
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
-from coatstream.cameras.address import public_url
 from coatstream.cameras.events import CameraEvents
 from coatstream.cameras.fleet.lease import CameraLease
 from coatstream.cameras.health import PictureHealth
@@ -98,25 +96,6 @@ class ActiveCamera:
     def status(self) -> SourceStatus | None:
         """As the intake sees it."""
         return self._status.sources().get(self.name)
-
-    def document(self) -> Mapping[str, Any]:
-        """The camera as /api/cameras shows it."""
-        stats, status = self.process.stats(), self.status
-        return {
-            "name": self.name,
-            "url": public_url(self.settings),
-            "state": status.state if status else None,
-            "reason": status.reason.value if status and status.reason else None,
-            "message": redact(status.message) if status else None,
-            "since": status.since if status else None,
-            "fence": self.lease.fence,
-            "fps": self.settings.fps,
-            "priority": self.settings.priority,
-            "pictures": stats.grabbed,
-            "last_picture": stats.last_picture or None,
-            "picture": sorted(fault.value for fault in self.health.stats().sick),
-            "tags": sorted(self.events.tags),
-        }
 
     # ---- SourceObserver
 

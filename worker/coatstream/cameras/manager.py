@@ -4,9 +4,9 @@ Puts together the parts that decide, and decides nothing itself.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
@@ -20,10 +20,11 @@ from coatstream.cameras.fleet.member import Fleet
 from coatstream.cameras.fleet.metrics import FleetCollector
 from coatstream.cameras.metrics import CameraCollector
 from coatstream.cameras.previews import CameraPreviews
+from coatstream.cameras.process.conversation import CameraStats
 from coatstream.cameras.process.forkserver import ForkServer
 from coatstream.engine.protocol import Engine
 from coatstream.errors import CoatstreamError, RedisRefuses, RedisUnavailable
-from coatstream.frames.frame import InputSpec, Prediction
+from coatstream.frames.frame import InputSpec, PictureFault, Prediction
 from coatstream.pipeline.inference import FramePolicy
 from coatstream.pipeline.intake import Intake
 from coatstream.pipeline.metrics import PipelineMetrics
@@ -171,9 +172,9 @@ class CameraManager:
                 fork_server.prepare()
             yield fork_server
 
-    def documents(self) -> Sequence[Mapping[str, Any]]:
-        """What /api/cameras answers."""
-        return [camera.document() for camera in self._cameras()]
+    def reports(self) -> Iterator[tuple[str, CameraStats, Collection[PictureFault]]]:
+        """Each camera that this worker reads, what its process has counted, and what is wrong with its picture."""
+        return ((camera.name, camera.process.stats(), camera.health.stats().sick) for camera in self._cameras())
 
     def _cameras(self) -> list[ActiveCamera]:
         """A snapshot, for any thread."""

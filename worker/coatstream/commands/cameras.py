@@ -1,72 +1,37 @@
 """`coatstream cameras list|add|remove|pause|resume`: the cameras that all workers share, changed without a restart."""
 
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import ValidationError
-
 from coatstream.broker.connection import Client, connect
-from coatstream.broker.failures import calls
-from coatstream.broker.fleet_keys import FleetKeys, fleet_keys
 from coatstream.broker.preflight import check_server
-from coatstream.cameras.address import public_url
-from coatstream.cameras.fleet.access import registry
-from coatstream.cameras.fleet.leases import Holder, holders
-from coatstream.cameras.fleet.registry import Content, Registry
-from coatstream.cameras.fleet.removal import publish_removal
+from coatstream.cameras.fleet.changes import FleetChanges, camera_of
+from coatstream.cameras.fleet.overview import CameraRow, FleetOverview
 from coatstream.commands.terminal import complain, date_and_time, print_json, print_rows, shown, table
-from coatstream.errors import REDIS_TROUBLE, ConfigError, redact
+from coatstream.errors import ConfigError
 from coatstream.settings.model import CameraSettings, SettingsTree
 
 COLUMNS: Final = ("camera", "url", "from", "state", "reason", "since", "worker", "fence", "tags")
 LONGEST_PASSWORD: Final = 4096  # characters
-_LAST_MOMENT: Final = 2.5e11  # Unix seconds; a later one has no date
-_STATE_FIELDS: Final = ("state", "reason", "message", "since", "worker")
-
-
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    client: Client
-    keys: FleetKeys
-    registry: Registry
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What is known of one camera. Nothing in it is secret."""
-
-    camera: str
-    url: str
-    origin: str  # settings or redis
-    state: str
-    reason: str = ""
-    message: str = ""
-    since: float | None = None
-    worker: str = ""
-    fence: int | None = None
-    tags: tuple[str, ...] = ()
 
 
 def list_cameras(settings: SettingsTree, *, as_json: bool) -> int:
     """A table, or one JSON object a line. 1 if an entry in Redis is of no use, else 0."""
-    with _opened(settings) as opened:
-        content = opened.registry.read()
-        rows = _rows(opened, settings, content)
+    with _connected(settings) as client:
+        view = FleetOverview(client, settings).read()
     if as_json:
-        for row in rows:
+        for row in view.rows:
             print_json(_document(row))
     else:
-        print_rows(table(*COLUMNS, right=("fence",)), map(_cells, rows), empty="no cameras")
-    for name, fault in content.faults.items():
+        print_rows(table(*COLUMNS, right=("fence",)), map(_cells, view.rows), empty="no cameras")
+    for name, fault in view.faults.items():
         complain(f"camera {shown(name)} in Redis is left out: {shown(fault)}")
-    if content.beyond:
-        complain(f"{content.beyond} more cameras are in Redis than fleet.max_cameras")
-    return int(bool(content.faults or content.beyond))
+    if view.beyond:
+        complain(f"{view.beyond} more cameras are in Redis than fleet.max_cameras")
+    return int(bool(view.faults or view.beyond))
 
 
 def add_camera(
@@ -80,64 +45,46 @@ def add_camera(
     **options: Any,
 ) -> int:
     """Workers may read it from now on. `options` are settings of a camera, None where they were not given. 0."""
-    if any(camera.name == name for camera in settings.cameras):
-        raise ConfigError(f"the settings file has a camera {shown(name)} already: give this one another name")
     password = _password(password_file, stdin=password_stdin)
     values = {"name": name, "url": url, **{key: value for key, value in options.items() if value is not None}}
     camera = _validated(values if password is None else values | {"password": password})
-    with _opened(settings) as opened:
-        if not opened.registry.add(camera, replace=replace):
-            raise ConfigError(_why_not(opened.registry.read(), name, settings.fleet.max_cameras))
-    print(f"added {shown(name)}", flush=True)
-    return 0
+    with _changing(settings) as fleet:
+        fleet.add(camera, replace=replace)
+    return _told(True, f"added {shown(name)}", "")
 
 
 def remove_camera(settings: SettingsTree, name: str) -> int:
     """Delete it from Redis; its worker stops. 1 if there is none of that name, else 0."""
-    if any(camera.name == name for camera in settings.cameras):
-        raise ConfigError(
-            f"the camera {shown(name)} is in the settings file, where only you can remove it: pause it instead "
-            f"(coatstream cameras pause {shown(name)})"
-        )
-    with _opened(settings) as opened:
-        unread = name not in holders(opened.client, opened.keys)
-        removed = opened.registry.remove(name)
-        if removed and unread:
-            _publish_removal(opened, settings, name)
+    with _changing(settings) as fleet:
+        removed = fleet.remove(name)
     return _told(removed, f"removed {shown(name)}", f"there is no camera {shown(name)} in Redis")
-
-
-def _publish_removal(opened: _Opened, settings: SettingsTree, name: str) -> None:
-    """End its tags. The camera stays removed if that fails: the user may lack the rights to the events stream."""
-    try:
-        publish_removal(opened.client, opened.keys, settings.events, name)
-    except REDIS_TROUBLE as trouble:
-        complain(f"its tags are not ended: {trouble}")
 
 
 def pause_camera(settings: SettingsTree, name: str) -> int:
     """No worker reads it until it is resumed. 1 if there is none of that name, else 0."""
-    with _opened(settings) as opened:
-        known = any(camera.name == name for camera in settings.cameras)
-        if not known and name not in opened.registry.read().cameras:
-            return _told(False, "", f"there is no camera {shown(name)}")
-        opened.registry.pause(name)
-    return _told(True, f"paused {shown(name)}", "")
+    with _changing(settings) as fleet:
+        known = fleet.pause(name)
+    return _told(known, f"paused {shown(name)}", f"there is no camera {shown(name)}")
 
 
 def resume_camera(settings: SettingsTree, name: str) -> int:
     """1 if it was not paused, else 0."""
-    with _opened(settings) as opened:
-        resumed = opened.registry.resume(name)
+    with _changing(settings) as fleet:
+        resumed = fleet.resume(name)
     return _told(resumed, f"resumed {shown(name)}", f"the camera {shown(name)} is not paused")
 
 
 @contextmanager
-def _opened(settings: SettingsTree) -> Iterator[_Opened]:
-    keys = fleet_keys(settings)
+def _connected(settings: SettingsTree) -> Iterator[Client]:
     with connect(settings.redis) as client:
         check_server(client, settings.redis)
-        yield _Opened(client, keys, registry(client, keys, settings.fleet))
+        yield client
+
+
+@contextmanager
+def _changing(settings: SettingsTree) -> Iterator[FleetChanges]:
+    with _connected(settings) as client:
+        yield FleetChanges(client, settings, warn=complain)
 
 
 def _told(well: bool, done: str, fault: str) -> int:
@@ -172,85 +119,14 @@ def _first_of(path: Path) -> str:
 
 def _validated(values: Mapping[str, Any]) -> CameraSettings:
     try:
-        return CameraSettings.model_validate(values)
-    except ValidationError as failure:
-        error = failure.errors(include_url=False, include_input=False, include_context=False)[0]
-        option = "--" + ".".join(map(str, error["loc"])).replace("_", "-")
-        option = {"--name": "NAME", "--url": "URL"}.get(option, option)
-        raise ConfigError(redact(f"{option}: {error['msg']}")) from None
+        return camera_of(values)
+    except ConfigError as fault:
+        name, _, why = str(fault).partition(": ")
+        option = {"name": "NAME", "url": "URL"}.get(name, f"--{name.replace('_', '-')}")
+        raise ConfigError(f"{option}: {why}") from None
 
 
-def _why_not(content: Content, name: str, most: int) -> str:
-    if name in content.cameras or name in content.faults:
-        return f"there is a camera {shown(name)} already: give --replace to change it"
-    return f"there are {most} cameras in Redis already (fleet.max_cameras)"
-
-
-def _rows(opened: _Opened, settings: SettingsTree, content: Content) -> list[Row]:
-    keys, client = opened.keys, opened.client
-    owners = holders(client, keys)
-    with calls("the states of the cameras cannot be read", client):
-        states = client.hgetall(keys.states)
-    cameras = {**content.cameras, **{camera.name: camera for camera in settings.cameras}}
-    own = {camera.name for camera in settings.cameras}
-    return [
-        _row(
-            camera,
-            origin="settings" if name in own else "redis",
-            state=_mapping(states.get(name.encode("utf-8", "replace"))),
-            holder=owners.get(name),
-            paused=name in content.paused,
-            tags=_tags(client, keys.tags(name)),
-        )
-        for name, camera in sorted(cameras.items())
-    ]
-
-
-def _row(
-    camera: CameraSettings,
-    *,
-    origin: str,
-    state: Mapping[str, Any],
-    holder: Holder | None,
-    paused: bool,
-    tags: tuple[str, ...],
-) -> Row:
-    """A stored state counts only while a worker reads the camera, or after the camera's end."""
-    stored = {key: state.get(key) for key in _STATE_FIELDS}
-    if paused:
-        stored = {"state": "paused", "since": stored["since"] if stored["state"] == "paused" else None}
-    elif holder is None and camera.shared and stored["state"] != "ended":
-        stored = {"state": "unread", "message": "no worker reads it"}
-    since = stored.get("since")
-    return Row(
-        camera.name,
-        public_url(camera),
-        origin,
-        str(stored.get("state") or "unknown"),
-        str(stored.get("reason") or ""),
-        redact(str(stored.get("message") or "")),
-        float(since) if isinstance(since, int | float) and 0 <= since < _LAST_MOMENT else None,
-        holder.worker if holder else str(stored.get("worker") or ""),
-        holder.fence if holder else None,
-        () if paused else tags,
-    )
-
-
-def _mapping(text: bytes | None) -> Mapping[str, Any]:
-    """An empty mapping where this is no JSON object: other programs may write there."""
-    try:
-        found = json.loads(text or b"{}")
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _tags(client: Client, key: str) -> tuple[str, ...]:
-    with calls("the tags of the cameras cannot be read", client):
-        return tuple(sorted(tag.decode("utf-8", "replace") for tag in client.hgetall(key)))
-
-
-def _document(row: Row) -> dict[str, object]:
+def _document(row: CameraRow) -> dict[str, object]:
     return {
         "camera": row.camera,
         "url": row.url,
@@ -261,14 +137,14 @@ def _document(row: Row) -> dict[str, object]:
         "since": row.since,
         "worker": row.worker or None,
         "fence": row.fence,
-        "tags": list(row.tags),
+        "tags": sorted(row.tags),
     }
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: CameraRow) -> tuple[str, ...]:
     since = "" if row.since is None else date_and_time(row.since)
     fence = "" if row.fence is None else str(row.fence)
     return (
         *(row.camera, row.url, row.origin, row.state, row.reason or row.message, since, row.worker, fence),
-        ", ".join(row.tags),
+        ", ".join(sorted(row.tags)),
     )

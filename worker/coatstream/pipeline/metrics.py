@@ -1,6 +1,6 @@
 """Metrics of stages, batches and the engine."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -66,6 +66,27 @@ class PipelineMetrics:
         self._batches = {reason: batches.labels(reason.value) for reason in LeftBecause}
         self._engine = EngineMetrics(registry)
 
+    @property
+    def stages(self) -> Sequence[str]:
+        return _STAGES
+
+    @property
+    def reasons(self) -> Sequence[str]:
+        """Why batches leave."""
+        return [reason.value for reason in LeftBecause]
+
+    def totals(self) -> dict[str, float]:
+        """All counts since the start, flat: `age_sum`, `age_count`, `age<=0.1`, `stage.infer_sum`, `left.full`."""
+        histograms = {"age": self.age, "size": self.batch_size, "fill": self.fill_ratio}
+        histograms |= {f"stage.{stage}": histogram for stage, histogram in self._stages.items()}
+        found = {f"left.{reason.value}": _value(counter) for reason, counter in self._batches.items()}
+        for name, histogram in histograms.items():
+            for sample in next(iter(histogram.collect())).samples:
+                bound = sample.labels.get("le")
+                key = f"{name}<={float(bound)}" if bound else f"{name}_{sample.name.rpartition('_')[2]}"
+                found[key] = sample.value
+        return found
+
     def observe(self, stage: str, seconds: float) -> None:
         """One frame's or batch's time in a stage."""
         self._stages[stage].observe(seconds)
@@ -81,6 +102,10 @@ class PipelineMetrics:
     def warm(self, engine: Engine, policy: BatchPolicy) -> None:
         """The engine is warm and its costs are known: each scrape shows them from now on."""
         self._engine.warm(engine, policy)
+
+
+def _value(counter: Counter) -> float:
+    return next(iter(counter.collect())).samples[0].value
 
 
 class EngineMetrics:

@@ -301,10 +301,19 @@ class TrainingSettings(Section):
 
 
 class HttpSettings(Section):
-    """Where metrics and probes are served."""
+    """Where metrics, probes, the page and its API are served, and who may use the last two."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8080
+    probes_port: Annotated[int, Field(ge=0, le=65_535)] | None = None
+    token: SecretStr | None = None
+    token_file: Path | None = None
+    look_token: SecretStr | None = None
+    look_token_file: Path | None = None
+    trusted_proxies: tuple[Name, ...] = ()
+    proxy_header: Annotated[str, Field(max_length=64)] = ""
+    proxy_role: Literal["look", "change"] = "look"
+    access: Literal["token", "open to anyone"] = "token"
 
 
 class LogSettings(Section):

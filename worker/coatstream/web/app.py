@@ -1,30 +1,65 @@
-"""The ASGI app: metrics, probes, and the states of the cameras."""
+"""The ASGI apps: metrics and probes for everybody, the page and its API behind the guard; and how they are served."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.types import ASGIApp
 
+from coatstream.settings.model import SettingsTree
+from coatstream.telemetry.metrics import Metrics
 from coatstream.telemetry.status import Status
+from coatstream.web.access import Access
+from coatstream.web.api.app import make_api
+from coatstream.web.api.backend import Backend
+from coatstream.web.calls import RedisCalls
+from coatstream.web.guard import Guard
+from coatstream.web.live.hub import Hub
+from coatstream.web.server import serve
+from coatstream.web.site import site_routes
 
-Cameras = Callable[[], Sequence[Mapping[str, Any]]]
 
-
-def make_app(registry: CollectorRegistry, status: Status, *, cameras: Cameras = lambda: ()) -> Starlette:
-    """The routes over one worker's metrics and status.
+def make_app(registry: CollectorRegistry, status: Status, *, page: ASGIApp | None = None) -> Starlette:
+    """Metrics and probes, and `page` for all other paths.
 
     /metrics                        Prometheus or OpenMetrics, by the Accept header
     /startedz, /healthz, /readyz    200, or 503 with the reasons: is the model loaded, does the process make progress,
                                     should work be sent here
-    /api/cameras                    a JSON list of the cameras that this worker reads
     """
+    return Starlette(routes=[*_probes(registry, status), *([Mount("/", page)] if page else [])])
 
+
+@asynccontextmanager
+async def serve_all(
+    settings: SettingsTree, metrics: Metrics, status: Status, *, port_before: int = 0
+) -> AsyncIterator[int]:
+    """Everything, as long as this is entered; yields the page's port. Raises ConfigError."""
+    http, access = settings.http, Access.of(settings.http)
+    async with AsyncExitStack() as stack:
+        calls = RedisCalls(settings)
+        stack.callback(calls.close)
+        hub = Hub(settings, calls)
+        await stack.enter_async_context(hub.running())
+        api = make_api(Backend(settings, calls, hub))
+        page = Guard(Starlette(routes=[*site_routes(), Mount("/", api)]), access, host=http.host)
+        if http.probes_port is not None:
+            probes = http.model_copy(update={"port": http.probes_port})
+            await stack.enter_async_context(serve(make_app(metrics.registry, status), probes))
+            app = Starlette(routes=[Mount("/", page)])
+        else:
+            app = make_app(metrics.registry, status, page=page)
+        port = await stack.enter_async_context(serve(app, http, port_before=port_before))
+        stack.callback(hub.close)  # before the server waits for its connections
+        yield port
+
+
+def _probes(registry: CollectorRegistry, status: Status) -> Sequence[BaseRoute]:
     async def metrics(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         text = await asyncio.to_thread(encode, registry)  # 85 ms with 200 cameras; batches are made on the loop
@@ -39,18 +74,8 @@ def make_app(registry: CollectorRegistry, status: Status, *, cameras: Cameras = 
     async def readyz(_request: Request) -> Response:
         return _verdict("ready", status.unready_because())
 
-    async def api_cameras(_request: Request) -> Response:
-        return JSONResponse(list(cameras()))
-
-    return Starlette(
-        routes=[
-            Route("/metrics", metrics),
-            Route("/startedz", startedz),
-            Route("/healthz", healthz),
-            Route("/readyz", readyz),
-            Route("/api/cameras", api_cameras),
-        ],
-    )
+    answers = {"/metrics": metrics, "/startedz": startedz, "/healthz": healthz, "/readyz": readyz}
+    return [Route(path, answer) for path, answer in answers.items()]
 
 
 def _verdict(word: str, against: list[str]) -> Response:

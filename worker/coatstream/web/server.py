@@ -45,6 +45,8 @@ async def serve(app: Starlette, settings: HttpSettings, *, port_before: int = 0)
             log_config=None,
             access_log=False,
             lifespan="off",
+            proxy_headers=False,  # or a client on this machine could name any address as its own
+            server_header=False,
             timeout_graceful_shutdown=2,
         )
     )

@@ -57,10 +57,15 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class LetterPicture:
-    """A letter's picture as its producer sent it. `raw` describes raw pixels, and is empty for an encoded picture."""
+    """A letter's picture as its producer sent it. `shape`: width, height and format of raw pixels; else empty."""
 
     data: bytes = field(repr=False)
-    raw: str
+    shape: Mapping[str, str]
+
+    @property
+    def raw(self) -> str:
+        """The same in words."""
+        return ", ".join(f"{name} {value}" for name, value in self.shape.items())
 
 
 class Replayed(Enum):
@@ -78,9 +83,9 @@ class DeadLetters:
         self.queue = queue
         self._client = client
 
-    def all(self) -> Iterator[DeadLetter]:
-        """Those that are there now, oldest first. Letters may come and go meanwhile."""
-        start, end = "-", "+"
+    def all(self, *, after: str = "") -> Iterator[DeadLetter]:
+        """Those that are there now, oldest first; those `after` a letter. Letters may come and go meanwhile."""
+        start, end = f"({after}" if after else "-", "+"
         while True:
             end, page = self._read(start, end, PAGE)
             if not page:
@@ -183,12 +188,12 @@ def _is_text(name: str, size: int, value: bytes) -> bool:
 
 def _picture(fields: Mapping[bytes, bytes]) -> LetterPicture | None:
     if b"image" in fields:
-        return LetterPicture(fields[b"image"], "")
+        return LetterPicture(fields[b"image"], {})
     if b"pixels" not in fields:
         return None
     shape = {"width": b"?", "height": b"?", "format": b"bgr24"}
     shape |= {name: fields[name.encode()][:40] for name in shape if name.encode() in fields}
-    return LetterPicture(fields[b"pixels"], ", ".join(f"{name} {_text(value)}" for name, value in shape.items()))
+    return LetterPicture(fields[b"pixels"], {name: _text(value) for name, value in shape.items()})
 
 
 def _text(data: bytes) -> str:

@@ -1,0 +1,79 @@
+"""One open stream of the page: a bounded buffer between the hub and a reader that may be slow."""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable
+from typing import Final, Self
+
+LARGEST: Final = 4 * 1024 * 1024  # bytes that wait for one reader; a snapshot of 1,000 cameras has 0.5 MB
+MOST_PREVIEWS: Final = 40  # sources of one reader
+
+
+class Watcher:
+    """Used on the loop. Previews replace older ones of their source; a reader that lets all else pile up is dropped.
+
+    previews   sources whose previews it wants
+    labels_of  the source whose labels it wants; None: it is a page, which gets all else
+    after      the last event that the page knows
+    greeted    it has got everything once; from then on it gets what is new
+    """
+
+    def __init__(
+        self,
+        *,
+        previews: frozenset[str] = frozenset(),
+        labels_of: str | None = None,
+        after: str = "",
+        on_end: Callable[[Self], None],
+    ) -> None:
+        self.previews = previews
+        self.labels_of = labels_of
+        self.after = after
+        self.greeted = False
+        self._on_end = on_end
+        self._waiting: deque[bytes] = deque()
+        self._previews: OrderedDict[str, bytes] = OrderedDict()
+        self._size = 0
+        self._news = asyncio.Event()
+        self._closed = False
+
+    def send(self, message: bytes) -> bool:
+        """False: the reader is too slow, and its stream ends."""
+        if self._size + len(message) > LARGEST:
+            self.close()
+            return False
+        self._waiting.append(message)
+        self._size += len(message)
+        self._news.set()
+        return True
+
+    def preview(self, source: str, message: bytes) -> None:
+        """The newest picture of a source."""
+        if source in self.previews:
+            self._previews[source] = message
+            self._news.set()
+
+    def close(self) -> None:
+        """What waits is dropped."""
+        self._closed = True
+        self._news.set()
+
+    async def messages(self) -> AsyncIterator[bytes]:
+        """Until the reader goes or `close`."""
+        try:
+            yield b": coatstream\n\n"
+            while not self._closed:
+                await self._news.wait()
+                self._news.clear()
+                while (self._waiting or self._previews) and not self._closed:
+                    yield self._next()
+        finally:
+            self._closed = True
+            self._on_end(self)
+
+    def _next(self) -> bytes:
+        if self._waiting:
+            message = self._waiting.popleft()
+            self._size -= len(message)
+            return message
+        return self._previews.popitem(last=False)[1]

@@ -1,0 +1,119 @@
+// The last day of one camera: which tag was present when, with a slider through it, and the same as a table.
+
+import { api, clock, el, name, query, seconds, shown, stamp, write } from "./dom.js";
+import { now, on } from "./store.js";
+
+const DAY = 86400;
+const ROWS = 8; // tags with a line of their own, those that were present the longest
+const PAGES = 20; // of 500 events each
+const STEPS = 1440; // of the slider: minutes
+
+export async function showTimeline(main, signal, camera) {
+  const end = now();
+  const lines = el("div.lines");
+  const slider = el("input", { type: "range", min: 0, max: STEPS, value: STEPS, "aria-label": "time within the last day" });
+  const moment = el("output.moment", {}, "now");
+  const picture = el("div.scrub");
+  const table = el("tbody");
+  const hint = el("p.hint", { role: "status" }, "Reading the last day…");
+  main.append(el("section.timeline", { "aria-label": "The last day" },
+    el("h2", {}, "The last day"), hint, lines, el("p.scrubber", {}, slider, moment), picture,
+    el("details", {}, el("summary", {}, "The same as a table"),
+      el("div.scroll", { tabindex: "0", role: "region", "aria-label": "events of the last day" }, el("table", {},
+        el("thead", {}, el("tr", {}, ["Time", "What", "Tag", "Lasted", "Picture"].map((head) => el("th", { scope: "col" }, head)))), table)))));
+  const events = [];
+  slider.addEventListener("input", () => scrub());
+
+  function scrub() {
+    const at = end - DAY + (DAY * slider.value) / STEPS;
+    const spans = spansOf(events, end).filter((span) => span.from <= at && at <= span.to);
+    write(moment, `${clock(at)}: ${spans.map((span) => span.tag).join(", ") || "no tag"}`);
+    slider.setAttribute("aria-valuetext", moment.textContent);
+    lines.style.setProperty("--at", `${(100 * slider.value) / STEPS}%`);
+    const nearest = events.find((event) => event.picture && event.at <= at);
+    if (picture.dataset.picture === (nearest?.picture ?? "")) return;
+    picture.dataset.picture = nearest?.picture ?? "";
+    picture.replaceChildren(...(nearest ? [eventPicture(nearest), el("p.hint", {}, `picture of ${clock(nearest.at)}`)] : []));
+  }
+
+  function draw() {
+    drawLines(lines, spansOf(events, end), end);
+    table.replaceChildren(...events.slice(0, 200).map((event) => el("tr", {},
+      el("td", {}, stamp(event.at)), el("td", {}, shown(event.kind)), el("td", {}, name(event.tag ?? event.detail.state ?? event.detail.fault ?? "")),
+      el("td", {}, seconds(event.detail.duration)), el("td", {}, event.picture ? el("a", { href: pictureOf(event), target: "_blank" }, `picture of ${clock(event.at)}`) : ""))));
+    scrub();
+  }
+
+  try {
+    await readDay(events, camera, signal, () => {
+      write(hint, `${events.length} events so far…`);
+      draw();
+    });
+    write(hint, events.length ? "" : "Nothing happened in the last day.");
+    draw();
+  } catch (failure) {
+    if (failure.name !== "AbortError") write(hint, failure.message);
+  }
+  on("event", (event) => {
+    if (event.camera !== camera) return;
+    events.unshift(event);
+    events.length = Math.min(events.length, PAGES * 500);
+    draw();
+  }, signal);
+}
+
+async function readDay(events, camera, signal, then) {
+  let before = null;
+  for (let page = 0; page < PAGES; page++) {
+    const found = await api(`/events${query({ camera, since: "1d", limit: 500, before })}`, { signal });
+    events.push(...found.items);
+    then();
+    before = found.next;
+    if (!before) return;
+  }
+}
+
+// From events, newest first, to spans of tags. A start without an end lasts until now.
+function spansOf(events, end) {
+  const open = new Map();
+  const spans = [];
+  for (const event of [...events].reverse()) {
+    if (event.kind === "tag.started") open.set(event.tag, event.detail.started_at ?? event.at);
+    if (event.kind === "tag.ended") {
+      spans.push({ tag: event.tag, from: event.detail.started_at ?? open.get(event.tag) ?? end - DAY, to: event.detail.ended_at ?? event.at });
+      open.delete(event.tag);
+    }
+  }
+  for (const [tag, from] of open) spans.push({ tag, from, to: Math.max(end, now()) });
+  return spans;
+}
+
+function drawLines(place, spans, end) {
+  const longest = new Map();
+  for (const span of spans) longest.set(span.tag, (longest.get(span.tag) ?? 0) + span.to - span.from);
+  const tags = [...longest].sort((one, other) => other[1] - one[1]).slice(0, ROWS).map(([tag]) => tag);
+  place.replaceChildren(...tags.map((tag) => el("div.line", {}, el("span.what", {}, name(tag)), lineOf(spans.filter((span) => span.tag === tag), end))));
+}
+
+// One canvas a tag: a day may have thousands of spans.
+function lineOf(spans, end) {
+  const canvas = el("canvas", { width: 960, height: 16, role: "img", "aria-label": `${spans.length} times, ${seconds(spans.reduce((sum, span) => sum + span.to - span.from, 0))} in all` });
+  const pen = canvas.getContext("2d");
+  pen.fillStyle = getComputedStyle(document.documentElement).getPropertyValue("--accent");
+  for (const span of spans) {
+    const from = (960 * (span.from - end + DAY)) / DAY;
+    pen.fillRect(Math.max(0, from), 2, Math.max(2, (960 * (span.to - span.from)) / DAY), 12);
+  }
+  return canvas;
+}
+
+export function pictureOf(event) {
+  return `/api/pictures/${encodeURIComponent(event.picture)}`;
+}
+
+export function eventPicture(event) {
+  const what = event.tag ?? event.detail.state ?? event.kind;
+  const picture = el("img", { src: pictureOf(event), alt: shown(`${event.camera}: ${what}, ${clock(event.at)}`), loading: "lazy", decoding: "async", width: 320, height: 180 });
+  picture.addEventListener("error", () => picture.replaceWith(el("p.nopicture", {}, "the picture is gone")), { once: true });
+  return picture;
+}

@@ -104,7 +104,7 @@ class Access:
     def role_of_session(self, text: str) -> Role | None:
         plain, _, signature = text.rpartition(".")
         role, _, until = plain.partition(".")
-        if not self.has_tokens or not hmac.compare_digest(self._signature(plain).encode(), signature.encode()):
+        if not self.has_tokens or not hmac.compare_digest(self._signature(plain).encode(), signature.encode("utf-8", "replace")):
             return None
         if role not in get_args(Role) or not until.isdecimal() or int(until) < self._clock():
             return None

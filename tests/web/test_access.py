@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from coatstream.errors import ConfigError
 from coatstream.settings.model import HttpSettings
-from coatstream.web.access import SESSION, Access, Throttle
+from coatstream.web.access import SESSION, Access, TokenTries
 
 
 def access(**http: object) -> Access:
@@ -104,7 +104,7 @@ def test_a_proxy_is_believed_from_its_own_network_only() -> None:
 
 def test_guessing_is_slow_from_one_address_and_from_many() -> None:
     now = [0.0]
-    throttle = Throttle(lambda: now[0])
+    throttle = TokenTries(lambda: now[0])
 
     for _ in range(throttle.BURST):
         assert throttle.wait("a") == 0

@@ -4,18 +4,13 @@ import asyncio
 import signal
 
 import structlog
-from prometheus_client import CollectorRegistry
 
-from coatstream import __version__
 from coatstream.broker.connection import address
 from coatstream.errors import ConfigError
 from coatstream.settings.model import SettingsTree
 from coatstream.supervisor import STOP_SIGNALS
 from coatstream.telemetry import logs
-from coatstream.telemetry.identity import worker_name
-from coatstream.telemetry.metrics import Metrics
-from coatstream.telemetry.status import Status
-from coatstream.web.app import serve_all
+from coatstream.web.app import serve_alone
 from coatstream.web.server import link
 
 
@@ -33,11 +28,7 @@ async def _serve(settings: SettingsTree) -> None:
     for name in STOP_SIGNALS:
         loop.add_signal_handler(name, stop.set)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    metrics, status = Metrics(CollectorRegistry()), Status(stall_after=settings.batch.timeout)
-    metrics.process()
-    metrics.build(version=__version__, worker=worker_name())
-    status.warm()  # nothing else has to be loaded
-    async with serve_all(settings, metrics, status) as port:
+    async with serve_alone(settings) as port:
         log = structlog.get_logger("page")
         log.info("listening", http=link(settings.http.host, port), redis=address(settings.redis))
         await stop.wait()

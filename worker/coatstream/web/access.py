@@ -104,7 +104,9 @@ class Access:
     def role_of_session(self, text: str) -> Role | None:
         plain, _, signature = text.rpartition(".")
         role, _, until = plain.partition(".")
-        if not self.has_tokens or not hmac.compare_digest(self._signature(plain).encode(), signature.encode("utf-8", "replace")):
+        if not self.has_tokens or not hmac.compare_digest(
+            self._signature(plain).encode(), signature.encode("utf-8", "replace")
+        ):
             return None
         if role not in get_args(Role) or not until.isdecimal() or int(until) < self._clock():
             return None
@@ -125,12 +127,12 @@ def is_loopback(host: str) -> bool:
 
 
 @dataclass(slots=True)
-class _Tries:
+class _Bucket:
     left: float
     at: float
 
 
-class Throttle:
+class TokenTries:
     """Tries to log in: a burst of BURST from one address, then one in EVERY seconds.
 
     Of addresses the newest MOST are remembered; what a flood of addresses does is bounded by a bucket for all of them.
@@ -143,8 +145,8 @@ class Throttle:
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
-        self._tries: OrderedDict[str, _Tries] = OrderedDict()
-        self._all = _Tries(self.ALL, monotonic())
+        self._tries: OrderedDict[str, _Bucket] = OrderedDict()
+        self._all = _Bucket(self.ALL, monotonic())
 
     def wait(self, client: str) -> float:
         """Seconds until this address may try again; 0: now."""
@@ -155,7 +157,7 @@ class Throttle:
 
     def failed(self, client: str) -> None:
         """Count a wrong token."""
-        own = self._tries.setdefault(client, _Tries(self.BURST, self._monotonic()))
+        own = self._tries.setdefault(client, _Bucket(self.BURST, self._monotonic()))
         self._tries.move_to_end(client)
         own.left -= 1
         self._all.left -= 1
@@ -163,7 +165,7 @@ class Throttle:
             self._tries.popitem(last=False)
 
     @staticmethod
-    def _refilled(tries: _Tries, now: float, most: int, every: float) -> float:
+    def _refilled(tries: _Bucket, now: float, most: int, every: float) -> float:
         tries.left = min(most, tries.left + (now - tries.at) / every)
         tries.at = now
         return max(0.0, (1 - tries.left) * every)

@@ -12,7 +12,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp
 
+from coatstream import __version__
 from coatstream.settings.model import SettingsTree
+from coatstream.telemetry.identity import worker_name
 from coatstream.telemetry.metrics import Metrics
 from coatstream.telemetry.status import Status
 from coatstream.web.access import Access
@@ -56,6 +58,17 @@ async def serve_all(
             app = make_app(metrics.registry, status, page=page)
         port = await stack.enter_async_context(serve(app, http, port_before=port_before))
         stack.callback(hub.close)  # before the server waits for its connections
+        yield port
+
+
+@asynccontextmanager
+async def serve_alone(settings: SettingsTree) -> AsyncIterator[int]:
+    """The same without a worker: it is ready at once. Yields the page's port. Raises ConfigError."""
+    metrics, status = Metrics(CollectorRegistry()), Status(stall_after=settings.batch.timeout)
+    metrics.process()
+    metrics.build(version=__version__, worker=worker_name())
+    status.warm()
+    async with serve_all(settings, metrics, status) as port:
         yield port
 
 

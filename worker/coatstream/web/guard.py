@@ -14,7 +14,7 @@ from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from coatstream.web.access import Access, Role, Throttle, is_loopback
+from coatstream.web.access import Access, Role, TokenTries, is_loopback
 
 COOKIE: Final = "coatstream"
 LARGEST_BODY: Final = 64 * 1024  # bytes
@@ -45,7 +45,7 @@ class Guard:
     def __init__(self, app: ASGIApp, access: Access, *, host: str) -> None:
         self._app = app
         self._access = access
-        self._throttle = Throttle()
+        self._throttle = TokenTries()
         self._local = is_loopback(host) and not access.needs_login
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -143,7 +143,7 @@ class Guard:
         return found or error(401, "this token is wrong", **{"www-authenticate": 'Bearer error="invalid_token"'})
 
 
-async def try_token(token: str, client: str, *, access: Access, throttle: Throttle) -> Role | float | None:
+async def try_token(token: str, client: str, *, access: Access, throttle: TokenTries) -> Role | float | None:
     """The token's role; None: it is wrong; a number: seconds until this address may try again."""
     if (wait := throttle.wait(client)) > 0:
         return wait

@@ -44,12 +44,12 @@ class WorkerFacts:
 def reporting(settings: SettingsTree, facts: WorkerFacts) -> Iterator[None]:
     """Reports are written while this is entered."""
     with connect(settings.redis) as client:
-        reporter = Reporter(client, fleet_keys(settings).reports, _Report(facts).make)
+        reporter = Reporter(client, fleet_keys(settings).reports, _ReportMaker(facts).make)
         with in_thread(reporter.run, "reports"):
             yield
 
 
-class _Report:
+class _ReportMaker:
     """Makes reports. Used from the reporter's thread."""
 
     def __init__(self, facts: WorkerFacts) -> None:

@@ -45,11 +45,11 @@ def site_routes() -> Sequence[Route]:
         Route("/login", form, methods=["GET"]),
         Route("/login", log_in, methods=["POST"]),
         Route("/logout", log_out, methods=["POST"]),
-        *(_File(name, data).route for name, data in found.items()),
+        *(_SiteFile(name, data).route for name, data in found.items()),
     ]
 
 
-class _File:
+class _SiteFile:
     def __init__(self, name: str, data: bytes) -> None:
         self._data = data
         self._headers = {

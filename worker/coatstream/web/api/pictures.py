@@ -2,7 +2,7 @@
 
 import hashlib
 from threading import Lock
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, HTTPException, Path
 from starlette.requests import Request
@@ -24,7 +24,7 @@ router = APIRouter(tags=["pictures"])
 
 QUALITY: Final = 80
 _ONE_AT_A_TIME: Final = Lock()  # a picture of 50 megapixels takes 150 MB while it is decoded
-_JPEG: Final = {
+_JPEG: Final[dict[int | str, dict[str, Any]]] = {
     200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}, "description": "A JPEG"},
     304: {"description": "The sender has it already"},
 }

@@ -24,6 +24,7 @@ class Channels:
         self._on_message = on_message
         self._wanted: frozenset[str] = frozenset()
         self._wake = threading.Event()
+        self._over = False
         self._log = structlog.get_logger("web")
 
     def want(self, names: frozenset[str]) -> None:
@@ -31,9 +32,14 @@ class Channels:
         self._wanted = names
         self._wake.set()
 
+    def close(self) -> None:
+        """No more is wanted, ever: `run` ends."""
+        self._over = True
+        self.want(frozenset())
+
     def run(self, stop: threading.Event) -> None:
         retries = Retries()
-        while not stop.is_set():
+        while not stop.is_set() and not self._over:
             self._wake.wait(1.0)
             self._wake.clear()
             if not self._wanted:

@@ -63,6 +63,7 @@ class Hub:
                 yield
             finally:
                 self.close()
+                self._channels.close()
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)

@@ -3,7 +3,7 @@
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
-from typing import Final, Self
+from typing import Final
 
 LARGEST: Final = 4 * 1024 * 1024  # bytes that wait for one reader; a snapshot of 1,000 cameras has 0.5 MB
 MOST_PREVIEWS: Final = 40  # sources of one reader
@@ -24,7 +24,7 @@ class Watcher:
         previews: frozenset[str] = frozenset(),
         labels_of: str | None = None,
         after: str = "",
-        on_end: Callable[[Self], None],
+        on_end: Callable[["Watcher"], None],
     ) -> None:
         self.previews = previews
         self.labels_of = labels_of

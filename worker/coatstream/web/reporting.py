@@ -43,10 +43,15 @@ class WorkerFacts:
 @contextmanager
 def reporting(settings: SettingsTree, facts: WorkerFacts) -> Iterator[None]:
     """Reports are written while this is entered."""
-    with connect(settings.redis) as client:
-        reporter = Reporter(client, fleet_keys(settings).reports, _ReportMaker(facts).make)
-        with in_thread(reporter.run, "reports"):
-            yield
+    maker = _ReportMaker(facts)
+
+    def run(stop: threading.Event) -> None:
+        with suppress(RedisUnavailable), connect(settings.redis) as client:  # the client of a cluster connects at once
+            Reporter(client, fleet_keys(settings).reports, maker.make).run(stop)
+        stop.wait(EVERY)
+
+    with in_thread(run, "reports"):
+        yield
 
 
 class _ReportMaker:

@@ -27,6 +27,7 @@ SCRIPTS: Final = {
     "self-check": ("self_check", "How far engines are off on the self-check's pictures."),
     "allocator": ("allocator", "What glibc's settings are worth."),
     "camera-process": ("camera_process", "What a process for each camera costs."),
+    "previews": ("previews", "What previews and the pictures of events cost a worker."),
     "read-size": ("read_size", "How many bytes one read of a socket should take."),
     "acceptance": ("acceptance", "The promises at full size, on a real worker and server."),
     "clips": ("clips", "Make the clips that `coatstream bench cameras` decodes."),

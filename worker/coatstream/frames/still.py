@@ -43,7 +43,7 @@ class Jpeg:
 def reduced(picture: Pixels, side: int = LARGEST) -> Pixels:
     """uint8 [height, width, 3] of any size -> the same picture, its longer side at most `side`; never enlarged.
 
-    By halves first: averages of four are several times as fast as one step from 1080p, and look as good.
+    By halves first, each pixel the average of four; the rest is less than two, for which two samples an axis do. 1080p takes 1.4 ms so, and 4.8 ms in one step of averages, which looks the same (bench/previews.py).
     """
     if min(picture.strides) < 0:  # a view of BGR, which OpenCV does not take
         picture = np.ascontiguousarray(picture)
@@ -55,7 +55,7 @@ def reduced(picture: Pixels, side: int = LARGEST) -> Pixels:
     if longer <= side:
         return picture
     height, width = (max(1, round(length * side / longer)) for length in picture.shape[:2])
-    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)  # type: ignore[return-value]
 
 
 def thumbnail_of(picture: Pixels) -> NDArray[np.uint8]:

@@ -8,6 +8,7 @@ What it costs (bench/camera_process.py, two slow cores, 8 cameras of 320 x 240):
                                         noop engine     a model (torch 2.14 with CUDA)
     memory of its own, each camera      9 MB            11 MB
     share of all memory, each (PSS)     13 MB           45 MB
+    of that the last pictures (shelf)   0.9 MB; 2.8 MB of a camera of 16:9 that has 640 pixels or more
     the process that forks, once        33 MB           507 MB, 290 of them not shared with a worker that has torch
     ready to fork, once                 0.4 s           1.5 to 2.3 s
     start of a process                  3 ms            10 to 14 ms

@@ -43,7 +43,8 @@ class Jpeg:
 def reduced(picture: Pixels, side: int = LARGEST) -> Pixels:
     """uint8 [height, width, 3] of any size -> the same picture, its longer side at most `side`; never enlarged.
 
-    By halves first, each pixel the average of four; the rest is less than two, for which two samples an axis do. 1080p takes 1.4 ms so, and 4.8 ms in one step of averages, which looks the same (bench/previews.py).
+    By halves first, each pixel the average of four; the rest is less than two, for which two samples an axis do.
+    1080p takes 1.4 ms so, and 4.8 ms in one step of averages, which looks the same (bench/previews.py).
     """
     if min(picture.strides) < 0:  # a view of BGR, which OpenCV does not take
         picture = np.ascontiguousarray(picture)

@@ -230,6 +230,14 @@ def queue_(
     return serve_queue_metrics(load(), metrics) if metrics else show_queue(load(), watch=watch, as_json=json)
 
 
+@command(app, "redis", examples=["coatstream top", "coatstream top --once | grep down"])
+def top(load: Load, *, once: Annotated[bool, typer.Option("--once", help="Print one screen and end.")] = False) -> int:
+    """Show replicas, cameras, queues and events on one screen."""
+    from coatstream.commands.top import run_top
+
+    return run_top(load(), once=once)
+
+
 # ---- dead letters
 
 

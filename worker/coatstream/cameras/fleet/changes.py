@@ -9,6 +9,7 @@ from coatstream.broker.connection import Client
 from coatstream.broker.fleet_keys import fleet_keys
 from coatstream.cameras.fleet.access import registry
 from coatstream.cameras.fleet.leases import holders
+from coatstream.cameras.fleet.published import published_cameras
 from coatstream.cameras.fleet.registry import Content
 from coatstream.cameras.fleet.removal import publish_removal
 from coatstream.errors import REDIS_TROUBLE, ConfigError, redact
@@ -51,7 +52,8 @@ class FleetChanges:
 
     def pause(self, name: str) -> bool:
         """No worker reads it until it is resumed. False: there is none of that name."""
-        if name not in self._own and name not in self._registry.read().cameras:
+        known = name in self._own or name in self._registry.read().cameras
+        if not known and name not in published_cameras(self._client, self._keys):
             return False
         self._registry.pause(name)
         return True

@@ -10,11 +10,12 @@ from coatstream.broker.fleet_keys import fleet_keys
 from coatstream.cameras.address import public_url
 from coatstream.cameras.fleet.access import registry
 from coatstream.cameras.fleet.leases import Holder, holders
+from coatstream.cameras.fleet.published import published_cameras
 from coatstream.cameras.fleet.registry import Content
 from coatstream.errors import redact
 from coatstream.results.events.protocol import CameraSnapshot, EventStore
 from coatstream.results.events.tags import PresentTag
-from coatstream.settings.model import CameraSettings, SettingsTree
+from coatstream.settings.model import SettingsTree
 
 _LAST_MOMENT: Final = 2.5e11  # Unix seconds; a later one has no date
 _STATE_FIELDS: Final = ("state", "reason", "message", "since", "worker")
@@ -66,25 +67,37 @@ class FleetOverview:
         """All cameras as they are now. Raises RedisUnavailable and RedisRefuses."""
         self._content = content = self._registry.read(self._content)
         owners = holders(self._client, self._keys)
-        cameras = {**content.cameras, **self._own}
+        cameras = self._cameras(content)
         names = sorted(cameras)
         found = self._store.survey(names)
         rows = (
-            _row(
-                cameras[name],
-                origin="settings" if name in self._own else "redis",
-                found=found[name],
-                holder=owners.get(name),
-                paused=name in content.paused,
-            )
+            _row(cameras[name], found=found[name], holder=owners.get(name), paused=name in content.paused)
             for name in names
         )
         return FleetView(tuple(rows), content.faults, content.beyond)
 
+    def _cameras(self, content: Content) -> dict[str, "_ListedCamera"]:
+        """From Redis, from the settings of this program, and from those that live workers have published."""
+        published = published_cameras(self._client, self._keys)
+        cameras = {
+            name: _ListedCamera(name, one.url, "settings", one.shared, one.fps) for name, one in published.items()
+        }
+        for origin, some in (("redis", content.cameras), ("settings", self._own)):
+            for name, one in some.items():
+                cameras[name] = _ListedCamera(name, public_url(one), origin, one.shared, one.fps)
+        return cameras
 
-def _row(
-    camera: CameraSettings, *, origin: str, found: CameraSnapshot, holder: Holder | None, paused: bool
-) -> CameraRow:
+
+@dataclass(frozen=True, slots=True)
+class _ListedCamera:
+    name: str
+    url: str
+    origin: str
+    shared: bool
+    fps: float
+
+
+def _row(camera: _ListedCamera, *, found: CameraSnapshot, holder: Holder | None, paused: bool) -> CameraRow:
     """A stored state counts only while a worker reads the camera, or after the camera's end."""
     state = _mapping(found.state)
     stored = {key: state.get(key) for key in _STATE_FIELDS}
@@ -95,8 +108,8 @@ def _row(
     since = stored.get("since")
     return CameraRow(
         camera.name,
-        public_url(camera),
-        origin,
+        camera.url,
+        camera.origin,
         str(stored.get("state") or "unknown"),
         str(stored.get("reason") or ""),
         redact(str(stored.get("message") or "")),

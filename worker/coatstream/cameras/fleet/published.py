@@ -5,7 +5,7 @@ So a command knows them without the workers' settings file.
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from coatstream.broker.connection import Client
@@ -18,12 +18,17 @@ LONGEST: Final = 1000  # characters of an address
 
 @dataclass(frozen=True, slots=True)
 class PublishedCamera:
-    """One camera of a settings file. `shared`: any worker may read it; else only its own does, `worker`."""
+    """One camera of a settings file.
+
+    shared  any worker may read it; else only its own does, `worker`
+    fps     frames a second that it asks of a worker, where that is known
+    """
 
     name: str
     url: str
     shared: bool
     worker: str
+    fps: float = field(default=0.0, compare=False)
 
 
 def published_cameras(client: Client, keys: FleetKeys) -> dict[str, PublishedCamera]:
@@ -54,7 +59,9 @@ def _cameras(worker: str, catalogue: object, unshared: object) -> Iterator[Publi
     """
     for row in catalogue if isinstance(catalogue, list) else ():
         if isinstance(row, list) and len(row) >= 6 and isinstance(row[0], str) and not row[5]:
-            yield PublishedCamera(row[0], str(row[6])[:LONGEST] if len(row) > 6 else "", shared=True, worker=worker)
+            url, rate = str(row[6])[:LONGEST] if len(row) > 6 else "", row[3]
+            fps = float(rate) if isinstance(rate, int | float) else 0.0
+            yield PublishedCamera(row[0], url, shared=True, worker=worker, fps=fps)
     for row in unshared if isinstance(unshared, list) else ():
         if isinstance(row, list) and len(row) == 2 and isinstance(row[0], str):
             yield PublishedCamera(row[0], str(row[1])[:LONGEST], shared=False, worker=worker)

@@ -213,7 +213,7 @@ def _chosen(snapshot: Snapshot, choice: TopChoice) -> list[ShownCamera]:
                 return (camera.latest.at if camera.latest else 0.0), camera.name
         return "", camera.name
 
-    return sorted(filter(shows, snapshot.cameras), key=order)  # type: ignore[arg-type]  # one kind of key at a time
+    return sorted(filter(shows, snapshot.cameras), key=order)
 
 
 def _events(events: Sequence[PublishedEvent]) -> Iterator[Text]:

@@ -525,7 +525,14 @@ def test_a_camera_where_nothing_listens_is_unreachable() -> None:
 @pytest.mark.parametrize("acceleration", ["auto", "vaapi", "qsv"])
 def test_hardware_that_is_not_there_leaves_the_work_to_the_cpu(acceleration: str) -> None:
     with RtspCamera() as server:
-        assert hear(server.url(), acceleration=acceleration).sizes == [(320, 240)]
+        heard = hear(server.url(), acceleration=acceleration)
+
+    assert (heard.sizes, heard.by_cpu) == ([(320, 240)], True)
+
+
+def test_without_a_wish_for_hardware_it_is_not_missed() -> None:
+    with RtspCamera() as server:
+        assert not hear(server.url()).by_cpu
 
 
 def test_each_step_is_told() -> None:

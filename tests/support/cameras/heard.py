@@ -17,6 +17,7 @@ from coatstream.settings.model import CameraSettings
 class Heard:
     """Everything that a camera told, as its observer.
 
+    by_cpu          hardware was to decode, and there was none
     reason, words   what it was lost with, or None
     """
 
@@ -26,6 +27,7 @@ class Heard:
     stages: list[str] = field(default_factory=list)
     pictures: int = 0
     damage: int = 0
+    by_cpu: bool = False
     reason: DownReason | None = None
     words: str | None = None
 
@@ -55,6 +57,9 @@ class Heard:
 
     def damaged(self, count: int) -> None:
         self.damage += count
+
+    def software(self) -> None:
+        self.by_cpu = True
 
 
 def hear(url: object, count: int | None = 1, **settings: Any) -> Heard:

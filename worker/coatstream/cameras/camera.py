@@ -139,6 +139,10 @@ class ActiveCamera:
             self._log_damage_at = now + _LOG_DAMAGE_AGAIN
             self._log.warning("pictures are damaged", source=self.name, damaged=self.process.stats().damaged)
 
+    def software(self) -> None:
+        wished = self.settings.acceleration
+        self._log.warning("no such hardware to decode with: the CPU does", source=self.name, acceleration=wished)
+
     def replaced(self, count: int) -> None:
         for _ in range(count):
             self._ledger.received(self.name)

@@ -114,6 +114,11 @@ class Camera:
     def _begin(self, reader: PictureReader) -> None:
         """What was missed while a stream was joined is no fault of it."""
         self._maker.damage = self._told = reader.damaged
+        self._reads(reader)
+
+    def _reads(self, reader: PictureReader) -> None:
+        if reader.software:
+            self._observer.software()
         self._observer.step(Step.READING)
 
     def _grabbed(self, reader: PictureReader) -> None:
@@ -143,7 +148,7 @@ class Camera:
         begun, self._told = show.time, 0
         with self._opener.opened(stop) as reader:
             self._maker.damage = 0
-            self._observer.step(Step.READING)
+            self._reads(reader)
             while not stop.is_set() and reader.grab():
                 self._grabbed(reader)
                 at = begun + reader.media_time

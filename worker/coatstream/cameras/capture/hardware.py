@@ -21,11 +21,10 @@ def hardware(wanted: str) -> HWAccel | None:
 
 @cache
 def is_there(name: str) -> bool:
-    """Whether this kind of device can be opened here."""
+    """Whether FFmpeg's H.264 decoder can use such a device here."""
     if name not in hwdevices_available():
         return False
     try:
-        CodecContext.create("h264", "r", hwaccel=HWAccel(device_type=name, allow_software_fallback=False))
+        return CodecContext.create("h264", "r", hwaccel=HWAccel(device_type=name)).is_hwaccel
     except Exception:  # what a driver that is not there raises differs from device to device
         return False
-    return True

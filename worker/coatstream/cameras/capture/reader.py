@@ -40,6 +40,7 @@ class PictureReader(Protocol):
     paced       its pictures come at the rate that was asked for, because it asks for each: they need no sampling
     grabbed     pictures so far
     damaged     of the pictures and packets so far: those that could not be decoded, or not in full
+    software    hardware was to decode, and there is none: the CPU does
     media_time  seconds from the stream's first picture to the last one, by the stream's own clock
     period      seconds for which one picture is shown
     """
@@ -47,6 +48,7 @@ class PictureReader(Protocol):
     paced: bool
     grabbed: int
     damaged: int
+    software: bool
 
     @property
     def media_time(self) -> float: ...
@@ -74,6 +76,7 @@ class Costs:
     def __init__(self) -> None:
         self.grabbed = 0
         self.damaged = 0
+        self.software = False
         self._cost = 0.0
 
     def take_cost(self) -> float:

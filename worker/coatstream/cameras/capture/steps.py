@@ -37,6 +37,9 @@ class CaptureObserver(Protocol):
     def damaged(self, count: int) -> None:
         """So many more packets or pictures could not be decoded, or not in full."""
 
+    def software(self) -> None:
+        """Hardware was to decode, and there is none: the CPU does."""
+
 
 class SilentObserver:
     """An observer that does nothing."""
@@ -52,3 +55,5 @@ class SilentObserver:
     def bad(self, bad: BadFrame) -> None: ...
 
     def damaged(self, count: int) -> None: ...
+
+    def software(self) -> None: ...

@@ -75,6 +75,7 @@ class Video(Costs):
         )
         try:
             self._stream = self._chosen(self._container)
+            self.software = acceleration != "none" and not self._stream.codec_context.is_hwaccel
             self._renderer = Renderer(self._stream)
             rate = self._stream.guessed_rate or self._stream.average_rate
         except BaseException:

@@ -42,6 +42,9 @@ class CameraObserver(Protocol):
     def damaged(self, count: int) -> None:
         """So many more packets or pictures could not be decoded, or not in full."""
 
+    def software(self) -> None:
+        """Hardware was to decode, and there is none: the CPU does."""
+
     def replaced(self, count: int) -> None:
         """So many frames gave way to newer ones before they were received."""
 
@@ -62,6 +65,8 @@ class Unobserved:
     def unusable(self, bad: BadFrame) -> None: ...
 
     def damaged(self, count: int) -> None: ...
+
+    def software(self) -> None: ...
 
     def replaced(self, count: int) -> None: ...
 
@@ -233,6 +238,8 @@ class Conversation:
         if (damaged := tally.damaged - before.damaged) > 0:
             self._counts.add(damaged=damaged)
             self._observer.damaged(damaged)
+        if tally.software and not before.software:
+            self._observer.software()
         for stage, seconds in tally.costs:
             self._observer.spent(stage, seconds)
         for bad in tally.bad if self._lease.fence is not None else ():

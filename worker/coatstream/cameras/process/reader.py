@@ -132,6 +132,7 @@ class FrameOutbox:
         self._sent = 0  # of those
         self._replaced = 0
         self._damaged = 0
+        self._software = False
         self._cpu = 0.0
         self._costs: deque[tuple[str, float]] = deque(maxlen=MAX_COSTS)
         self._bad: Counter[DeadReason] = Counter()
@@ -168,6 +169,11 @@ class FrameOutbox:
         """So many more packets or pictures could not be decoded, or not in full."""
         with self._changed:
             self._damaged += count
+
+    def software(self) -> None:
+        """Hardware was to decode, and there is none."""
+        with self._changed:
+            self._software = True
 
     def picture(self, frame: Frame, picture: Pixels) -> None:
         """A frame was made of this picture."""
@@ -248,6 +254,7 @@ class FrameOutbox:
             grabbed=self._grabbed,
             replaced=self._replaced,
             damaged=self._damaged,
+            software=self._software,
             cpu=self._cpu,
             costs=tuple((stage, max(0.0, seconds)) for stage, seconds in self._costs),
             bad=bad,

@@ -81,12 +81,14 @@ class Tally(_Checked):
 
     grabbed, replaced, cpu    from the process's start: pictures, pictures, CPU seconds of decoding and preparing
     damaged                   likewise: packets and pictures that could not be decoded, or not in full
+    software                  hardware was to decode, and there is none: the CPU does
     costs, bad                since the last message; of the costs the newest ones only
     """
 
     grabbed: Count = 0
     replaced: Count = 0
     damaged: Count = 0
+    software: bool = False
     cpu: Annotated[float, Field(ge=0, le=1e12)] = 0.0
     costs: Annotated[tuple[tuple[Stage, Seconds], ...], Field(max_length=MAX_COSTS)] = ()
     bad: Annotated[tuple[Bad, ...], Field(max_length=len(DeadReason))] = ()

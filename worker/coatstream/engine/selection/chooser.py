@@ -15,7 +15,7 @@ from coatstream.settings.model import BatchSettings, ModelSettings
 from coatstream.settings.process import start_python
 
 MAIN: Final = "from coatstream.engine.selection.chooser_main import main\nmain()"
-_PATIENCE: Final = 600.0  # seconds that choosing may take
+PATIENCE: Final = 240.0  # seconds that choosing may take: below the eight minutes that a pod has for its start
 
 
 class ChooserDied(EngineError):
@@ -29,7 +29,7 @@ class Request(BaseModel):
     batch: BatchSettings
 
 
-def choose_elsewhere(model: ModelSettings, batch: BatchSettings, *, patience: float = _PATIENCE) -> bool:
+def choose_elsewhere(model: ModelSettings, batch: BatchSettings, *, patience: float = PATIENCE) -> bool:
     """Whether a choice is in the cache now. Where not, the same call fails here with the reason. Raises ChooserDied."""
     try:
         # Its stdin stays open for as long as this process lives: that is how it knows.

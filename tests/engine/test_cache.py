@@ -101,6 +101,18 @@ def test_others_may_neither_read_nor_change_it(tmp_path: Path) -> None:
     assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
 
 
+def test_what_it_lacks_it_reads_from_a_baked_folder_and_never_writes_there(tmp_path: Path) -> None:
+    filled(tmp_path / "baked")
+    cache = Cache(tmp_path / "own", baked=tmp_path / "baked")
+
+    cache.write_json("choice", KEY, 1)
+
+    assert cache.load("net", KEY) == FILES
+    assert cache.read_json("choice", KEY) == 1
+    assert Cache(None, baked=tmp_path / "own").read_json("choice", KEY) == 1
+    assert only(tmp_path / "baked").name.startswith("net-")
+
+
 def test_without_a_folder_nothing_is_found_and_nothing_kept() -> None:
     cache = Cache(None)
 

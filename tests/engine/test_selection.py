@@ -285,6 +285,21 @@ def test_another_device_or_a_compiler_that_is_there_now_is_another_choice(
     assert key(engine="compile") != compiling
 
 
+def test_a_choice_without_a_measurement_holds_on_other_processors_and_layouts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = {"engine": "openvino", "precision": "fp32", "threads": 1}
+    first, _ = chosen(settings(tmp_path / "image", **named, streams=1))
+    monkeypatch.setattr(capabilities, "processor", lambda device: f"another {device}")
+
+    second, lines = chosen(settings(tmp_path / "pod", baked_cache=tmp_path / "image", **named, streams=2))
+
+    assert second.info == first.info
+    assert second.streams == 2
+    assert not lines
+    assert not (tmp_path / "pod").exists()
+
+
 @pytest.mark.slow
 def test_other_weights_are_another_choice(tmp_path: Path) -> None:
     module = timm.create_model(TINY)

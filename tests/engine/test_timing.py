@@ -57,12 +57,13 @@ def test_what_the_engine_raises_is_raised() -> None:
         rate(engine, 1, 0.0)
 
 
-def test_of_each_engine_the_best_turn_counts() -> None:
+def test_engines_take_turns_and_each_turn_is_told() -> None:
     clock = SettableClock()
 
-    rates = compare([Timed(clock, 0.01, disturbed=2), Timed(clock, 0.02)], seconds=6.0, clock=clock)
+    one, other = compare([Timed(clock, 0.01, disturbed=1), Timed(clock, 0.02)], seconds=6.0, clock=clock)
 
-    assert rates == pytest.approx([100, 50])
+    assert one == pytest.approx([10, 100, 100, 100, 100, 100])
+    assert other == pytest.approx([50] * 6)
 
 
 def test_engines_are_compared_at_the_largest_size_that_is_not_too_large() -> None:

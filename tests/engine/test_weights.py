@@ -1,6 +1,7 @@
 import argparse
 import hashlib
 import http.server
+import os
 import socket
 import threading
 import time
@@ -330,3 +331,27 @@ def test_offline_mode_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_model_that_the_hub_does_not_have_is_said() -> None:
     assert "there are no weights of coatnet_0_224 on the hub" in failure("coatnet_0_224", "hub")
+
+
+@contextmanager
+def another_user() -> Iterator[None]:
+    """Root may read everything, so it is no one in particular for a moment."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+def test_weights_that_this_user_may_not_read_are_named_as_that(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    save_file({"a": torch.zeros(1)}, file)
+    file.chmod(0)
+
+    with another_user():
+        message = failure(SMALL, file)
+
+    assert str(file) in message
+    assert "permission denied: the user" in message

@@ -76,13 +76,15 @@ class Cache:
 
     An entry is a folder of files that appears at once, by a rename. Of two processes that make the same one, the
     second finds the first one's in its place and leaves it. A document is a JSON value in one file, replaced at once.
-    No locks: no process waits, and at worst a thing is made twice.
+    No locks: no process waits, and at worst a thing is made twice. `baked` is a second folder that is only read, for what
+    the first one lacks: one that an image brings along, perhaps.
     """
 
     def __init__(
         self,
         folder: Path | None,
         *,
+        baked: Path | None = None,
         max_bytes: int = 4 * 1024**3,
         max_age: float = 30 * _DAY,
         clock: Callable[[], float] = time.time,
@@ -93,6 +95,7 @@ class Cache:
         self._warned = False
         self._log = structlog.get_logger("cache")
         self._folder = None if folder is None else self._at_home(folder)
+        self._baked = None if baked is None else self._at_home(baked)
 
     def _at_home(self, folder: Path) -> Path | None:
         try:
@@ -121,7 +124,7 @@ class Cache:
 
         As bytes and not as paths: what has been checked cannot change or vanish any more.
         """
-        return self._read(self._path(kind, key), lambda path: _entry_files(path, key))
+        return self._found(kind, key, "", lambda path: _entry_files(path, key))
 
     def store(self, kind: str, key: Key, write: Callable[[Path], None]) -> None:
         """Keep what `write` writes into the empty folder that it is given. It may raise OSError."""
@@ -139,7 +142,7 @@ class Cache:
 
     def read_json(self, kind: str, key: Key) -> JsonValue:
         """The value of a document; None where there is no such document."""
-        return self._read(self._path(kind, key, ".json"), lambda path: _document_value(path, key))
+        return self._found(kind, key, ".json", lambda path: _document_value(path, key))
 
     def write_json(self, kind: str, key: Key, value: JsonValue) -> None:
         """Keep a small value in place of the one before."""
@@ -150,14 +153,15 @@ class Cache:
     # ---- both
 
     def _path(self, kind: str, key: Key, suffix: str = "") -> Path | None:
-        if self._folder is None:
-            return None
-        digest = hashlib.sha256(_canonical([_FORMAT, kind, dict(key)])).hexdigest()
-        return self._folder / f"{kind}-{digest[:32]}{suffix}"
+        return None if self._folder is None else self._folder / _name(kind, key, suffix)
 
-    def _read(self, path: Path | None, read: Callable[[Path], T]) -> T | None:
-        if path is None:
-            return None
+    def _found(self, kind: str, key: Key, suffix: str, read: Callable[[Path], T]) -> T | None:
+        for folder in filter(None, (self._folder, self._baked)):
+            if (content := self._read(folder / _name(kind, key, suffix), read)) is not None:
+                return content
+        return None
+
+    def _read(self, path: Path, read: Callable[[Path], T]) -> T | None:
         try:
             if not path.exists():
                 return None
@@ -215,6 +219,11 @@ def expanded(folder: Path) -> Path:
         return folder.expanduser()
     except RuntimeError:
         raise OSError(errno.ENOENT, "this user has no home folder: set HOME, or model.cache") from None
+
+
+def _name(kind: str, key: Key, suffix: str) -> str:
+    digest = hashlib.sha256(_canonical([_FORMAT, kind, dict(key)])).hexdigest()
+    return f"{kind}-{digest[:32]}{suffix}"
 
 
 def _kept(folder: Path) -> Iterator[_OnDisk]:

@@ -21,16 +21,16 @@ _FEW: Final = 8  # pictures of noise; over and over they are made the sooner
 
 def compare(
     engines: Sequence[Engine], *, largest: int = 4, seconds: float = 0.6, clock: Clock = time.perf_counter
-) -> list[float]:
-    """Frames/s of each of these warm engines with batches of up to `largest`, in about `seconds` each.
+) -> list[list[float]]:
+    """Frames/s of each of these warm engines with batches of up to `largest`, in about `seconds` each: one figure a turn.
 
-    They take turns, and each one's best turn counts: a neighbour that takes the processor away only ever makes slower.
+    They take turns, so that what stands side by side was measured side by side.
     """
-    best = [0.0] * len(engines)
+    turns: list[list[float]] = [[] for _ in engines]
     for _ in range(ROUNDS):
-        for number, engine in enumerate(engines):
-            best[number] = max(best[number], rate(engine, _size(engine, largest), seconds / ROUNDS, clock=clock))
-    return best
+        for engine, found in zip(engines, turns, strict=True):
+            found.append(rate(engine, _size(engine, largest), seconds / ROUNDS, clock=clock))
+    return turns
 
 
 def _size(engine: Engine, largest: int) -> int:

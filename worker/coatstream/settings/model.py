@@ -121,6 +121,7 @@ class ModelSettings(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     tolerance: Annotated[float, Field(gt=0, le=1)] = 0.02
     cache: Path | None = Path("~/.cache/coatstream")
+    baked_cache: Path | None = None
     device: Annotated[
         str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto, cpu, cuda, cuda:<number> or mps")
     ] = "auto"

@@ -6,6 +6,7 @@ Never unpickles anything but tensors, never waits long for a hub that does not a
 import argparse
 import difflib
 import hashlib
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -144,15 +145,23 @@ def _mismatch(name: str, state: State, own: State, origin: str) -> str:
 
 
 def _from_file(name: str, path: Path) -> tuple[nn.Module, str]:
-    if not path.is_file():
-        sources = "hub, random, package:<name> or a .safetensors or .pth file"
-        raise EngineError(f"weights {str(path)!r}: no such file (weights are {sources})")
+    digest = _digest(path)
     if path.suffix.lower() not in _FILE_TYPES:
         raise EngineError(f"weights {str(path)!r}: not a .safetensors, .pth, .pt or .bin file")
     state = _read_state(path)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return _build(name, state, str(path), _head_classes(name, state)), f"file:{digest[:12]}"
+
+
+def _digest(path: Path) -> str:
+    """The file's sha256, and the first look at it. The parsers would take a file that is closed to us for a broken one."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except PermissionError:
+        why = f"permission denied: the user {os.geteuid()} may not read it (chmod a+r, and a+x for its folders)"
+    except OSError:
+        why = "no such file (weights are hub, random, package:<name> or a .safetensors or .pth file)"
+    raise EngineError(f"weights {str(path)!r}: {why}")
 
 
 def _from_package(name: str, package: str) -> nn.Module:

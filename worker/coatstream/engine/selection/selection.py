@@ -25,7 +25,8 @@ from coatstream.errors import EngineError, first_line
 from coatstream.settings.model import BatchSettings, ModelSettings
 
 _CHOICE: Final = "choice"  # of documents in the cache
-_KEYS: Final = {"name", "engine", "precision", "tolerance", "threads", "streams", "embeddings"}  # of the settings
+_KEYS: Final = {"name", "engine", "precision", "tolerance", "embeddings"}  # of the settings
+_LAYOUT: Final = {"streams", "threads"}
 
 
 class Choice(BaseModel):
@@ -57,13 +58,22 @@ def choice_key(model: ModelSettings, made_of: Mapping[str, str] | None) -> Key |
     return {
         **model.model_dump(include=_KEYS),
         **made_of,
+        **_measured_on(model, device),
         "code": code_digest(),
         "versions": openvino.versions(),
         "device": device,
-        "processor": capabilities.processor(device),
-        "cores": usable_cores(),
         "compiler": _compiler() if model.engine == "compile" else None,
     }
+
+
+def _measured_on(model: ModelSettings, device: str) -> Key:
+    """What the speed of an engine depends on. Where the settings name the engine and how cores are shared out, nothing is
+    measured: such a choice holds on every processor with the same kinds of arithmetic, so an image can bring it along.
+    """
+    if model.engine == "auto" or not (model.streams and model.threads):
+        layout = model.model_dump(include=_LAYOUT)
+        return {**layout, "processor": capabilities.processor(device), "cores": usable_cores()}
+    return {"precisions": list(capabilities.precisions(device)) if model.precision == "auto" else []}
 
 
 class Selection:
@@ -72,7 +82,7 @@ class Selection:
     def __init__(self, model: ModelSettings, batch: BatchSettings) -> None:
         self._model = model
         self._batch = batch
-        self._cache = Cache(model.cache)
+        self._cache = Cache(model.cache, baked=model.baked_cache)
         self._builder = Builder(model, batch, self._cache)
         self._risky = False  # the process that tried what this one is about to try died of it
         self._log = structlog.get_logger("engine")
@@ -89,7 +99,8 @@ class Selection:
         try:
             choice = Choice.model_validate(kept)
             self._explain(choice, new=new)
-            return self._builder.checked(choice.plan)
+            named = {key: count for key in _LAYOUT if (count := getattr(self._model, key))}
+            return self._builder.checked(choice.plan.model_copy(update=named))
         except (EngineError, ValidationError) as error:
             self._log.warning("the engine of the last start is not used", why=first_line(error))
             return None

@@ -1,4 +1,4 @@
-"""Tries an image from inside, at the end of its build and as its user: imports, weights, a worker against a real server.
+"""Tries an image from inside, at the end of its build and as its user: imports, weights, one label.
 
 A torchvision of another release than torch builds and fails when it is imported; weights of mode 0600 are copied and
 cannot be read. Both end the build here.
@@ -54,6 +54,8 @@ def server() -> Iterator[str]:
         options = ["--port", "0", "--unixsocket", socket, "--save", "", "--dir", folder]
         process = subprocess.Popen([get_binary_path(), *options], stdout=subprocess.DEVNULL)  # noqa: S603
         try:
+            while not Path(socket).exists() and process.poll() is None:
+                time.sleep(0.05)
             yield socket
         finally:
             process.terminate()
@@ -64,7 +66,7 @@ def server() -> Iterator[str]:
 def worker(url: str) -> Iterator[None]:
     """A worker with the noop engine, which must drain and exit with 0."""
     variables = {"COATSTREAM_REDIS__URL": url, "COATSTREAM_MODEL__ENGINE": "noop", "COATSTREAM_HTTP__PORT": "18080"}
-    process = subprocess.Popen(["coatstream", "run"], env=os.environ | variables)  # noqa: S603, S607
+    process = subprocess.Popen(["coatstream", "run"], env=os.environ | variables)  # noqa: S607
     try:
         await_ready(process)
         yield

@@ -76,8 +76,8 @@ class Cache:
 
     An entry is a folder of files that appears at once, by a rename. Of two processes that make the same one, the
     second finds the first one's in its place and leaves it. A document is a JSON value in one file, replaced at once.
-    No locks: no process waits, and at worst a thing is made twice. `baked` is a second folder that is only read, for what
-    the first one lacks: one that an image brings along, perhaps.
+    No locks: no process waits, and at worst a thing is made twice. `baked` is a second folder that is only read, for
+    what the first one lacks: one that an image brings along, perhaps.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ _FEW: Final = 8  # pictures of noise; over and over they are made the sooner
 def compare(
     engines: Sequence[Engine], *, largest: int = 4, seconds: float = 0.6, clock: Clock = time.perf_counter
 ) -> list[list[float]]:
-    """Frames/s of each of these warm engines with batches of up to `largest`, in about `seconds` each: one figure a turn.
+    """Frames/s of each of these warm engines in about `seconds` each, one a turn; batches are of up to `largest`.
 
     They take turns, so that what stands side by side was measured side by side.
     """

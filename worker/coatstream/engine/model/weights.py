@@ -153,7 +153,7 @@ def _from_file(name: str, path: Path) -> tuple[nn.Module, str]:
 
 
 def _digest(path: Path) -> str:
-    """The file's sha256, and the first look at it. The parsers would take a file that is closed to us for a broken one."""
+    """The file's sha256, and the first look at it. Parsers would take a file that is closed to us for a broken one."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

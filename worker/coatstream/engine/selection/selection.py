@@ -67,8 +67,10 @@ def choice_key(model: ModelSettings, made_of: Mapping[str, str] | None) -> Key |
 
 
 def _measured_on(model: ModelSettings, device: str) -> Key:
-    """What the speed of an engine depends on. Where the settings name the engine and how cores are shared out, nothing is
-    measured: such a choice holds on every processor with the same kinds of arithmetic, so an image can bring it along.
+    """What the speed of an engine depends on.
+
+    Where the settings name the engine and how cores are shared out, nothing is measured. Such a choice holds on every
+    processor with the same kinds of arithmetic, so an image can bring it along.
     """
     if model.engine == "auto" or not (model.streams and model.threads):
         layout = model.model_dump(include=_LAYOUT)

@@ -91,7 +91,7 @@ def config_of(manifest: Manifest, container: Manifest, manifests: list[Manifest]
     for mount in container.get("volumeMounts", ()):
         source = (volumes.get(mount["name"], {}).get("configMap") or {}).get("name")
         if Path(mount["mountPath"]) == file.parent and (found := named(manifests, "ConfigMap", source)):
-            return str((found.get("data") or {}).get(file.name, ""))
+            return (found.get("data") or {}).get(file.name)
     return None
 
 
@@ -99,7 +99,7 @@ def check_settings(manifest: Manifest, manifests: list[Manifest]) -> Iterator[st
     if container := own(manifest):
         config = config_of(manifest, container, manifests)
         if config is None and "--config" in container.get("args", ()):
-            yield "no ConfigMap holds the file that --config names"
+            yield f"no ConfigMap holds the file that --config names: {' '.join(map(str, container['args']))}"
         yield from wrong_settings(environment(container, manifests), config)
 
 

@@ -7,7 +7,9 @@ import yaml
 
 HERE: Final = Path(__file__).parent
 COMPONENT: Final = HERE.parent / "k8s" / "components" / "monitoring"
-HEAD: Final = "# Written by `python -m deploy.monitoring` from deploy/monitoring/alerts.yaml; a test keeps them alike.\n"
+HEAD: Final = (
+    "# Written by `python -m deploy.monitoring` from deploy/monitoring/alerts.yaml; a test keeps them alike.\n"
+)
 
 
 def prometheus_rule() -> str:

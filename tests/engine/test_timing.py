@@ -62,7 +62,8 @@ def test_engines_take_turns_and_each_turn_is_told() -> None:
 
     one, other = compare([Timed(clock, 0.01, disturbed=1), Timed(clock, 0.02)], seconds=6.0, clock=clock)
 
-    assert one == pytest.approx([10, 100, 100, 100, 100, 100])
+    assert one[0] < 90
+    assert one[1:] == pytest.approx([100] * 5)
     assert other == pytest.approx([50] * 6)
 
 

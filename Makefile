@@ -12,7 +12,7 @@ RUNS ?= engine host pipeline queue cameras preparation footprint
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 COLLECT := $(BIN)/python -m bench.collect $(LINES)
 
-.PHONY: help setup demo test test-slow coverage check bench faults camera-faults upgrade-check deploy-check clean
+.PHONY: help setup demo test test-slow coverage check bench faults camera-faults upgrade-check deploy-check deploy-check-image clean
 
 help:
 	@echo "make demo          a real clip and real photos through an embedded server (SECONDS=20 ends it)"
@@ -25,6 +25,7 @@ help:
 	@echo "make camera-faults the promises on cameras, at full size"
 	@echo "make upgrade-check workers of the last release and of this tree share one server (FROM=COMMIT: another release)"
 	@echo "make deploy-check  the manifests, the image and the compose file"
+	@echo "make deploy-check-image builds the image and runs it: probes, drain, quotas, overlays in podman"
 	@echo "make setup         only the virtual environment; make clean removes it"
 
 setup: $(DEV)
@@ -115,8 +116,12 @@ upgrade-check: $(DEV)
 	$(BIN)/python -m tests.upgrade $(if $(FROM),--from $(FROM)) $(UPGRADE_ARGS)
 
 deploy-check: $(DEV)
-	$(BIN)/python deploy/check/check_manifests.py
-	$(BIN)/python -m pytest tests/deploy/test_deploy.py --no-cov
+	$(BIN)/python -m deploy.check
+	$(BIN)/python -m pytest tests/deploy -m "not slow" --no-cov
+
+# Some minutes, and 6 GB of disk. Needs root, buildah, podman, runc, mmdebstrap (Debian's packages).
+deploy-check-image: $(DEV)
+	$(BIN)/python -m pytest tests/deploy -m slow --no-cov
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage build dist *.egg-info

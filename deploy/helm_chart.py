@@ -29,6 +29,7 @@ INLINE: Final = {
     "length": "{{ .Values.keda.streamLength | quote }}",
     "most": "{{ .Values.keda.maxReplicas }}",
     "most-cameras": "{{ .Values.camerasKeda.maxReplicas }}",
+    "pages": "{{ .Values.page.replicas }}",
     "checksum": "{{ toYaml .Values.settings | sha256sum }}",
     "checksum-cameras": "{{ toYaml .Values.cameras.config | sha256sum }}",
     "prometheus": "{{ .Values.camerasKeda.prometheus }}",
@@ -55,6 +56,7 @@ def templates() -> dict[str, str]:
         "account": ("", [account]),
         "queue": (".Values.queue.enabled", _worker(cpu, "queue-worker", rest=True)),
         "cameras": (".Values.cameras.enabled", _worker(cpu, "camera-worker", rest=True)),
+        "page": (".Values.page.enabled", _page(cpu)),
         "keda": ("and .Values.keda.enabled .Values.queue.enabled", _keda(cpu)),
         "cameras-keda": ("and .Values.camerasKeda.enabled .Values.cameras.enabled", _cameras_keda(cpu)),
         "cache": (".Values.cache.enabled", [named(gpu, "PersistentVolumeClaim", "coatstream-cache")]),
@@ -94,6 +96,17 @@ def _worker(manifests: list[Manifest], name: str, *, rest: bool) -> list[Manifes
     if cameras:
         policy["spec"]["egress"][2:] = ["@@camera-egress@@"]
     return [deployment, _copy(manifests, "PodDisruptionBudget", f"coatstream-{name}"), policy]
+
+
+def _page(manifests: list[Manifest]) -> list[Manifest]:
+    deployment, policy = (_copy(manifests, kind, "coatstream-page") for kind in ("Deployment", "NetworkPolicy"))
+    template = deployment["spec"]["template"]
+    template["spec"]["containers"][0]["image"] = "@@image@@"
+    template["metadata"]["annotations"] = {"checksum/settings": "@@checksum@@"}
+    deployment["spec"]["replicas"] = "@@pages@@"
+    policy["spec"]["egress"][1]["to"] = "@@redis-peers@@"
+    others = [_copy(manifests, kind, "coatstream-page") for kind in ("Service", "PodDisruptionBudget")]
+    return [deployment, policy, *others]
 
 
 def _keda(manifests: list[Manifest]) -> list[Manifest]:

@@ -21,6 +21,7 @@ from deploy.check.manifests import (
     of_kind,
     pod,
     pod_labels,
+    production,
     quantity,
 )
 from deploy.check.network import may_leave
@@ -140,6 +141,8 @@ def check_http(manifest: Manifest, manifests: list[Manifest]) -> Iterator[str]:
         return
     if tree.http.host in {"127.0.0.1", "localhost", "::1"}:
         yield f"http.host is {tree.http.host}, where the kubelet's probes do not reach"
+    if tree.http.access == "open to anyone" and production(manifests):
+        yield "http.access is open to anyone: whoever reaches the pod may change cameras and dead letters"
     ports = {port.get("name"): port["containerPort"] for port in container.get("ports", ())}
     if ports.get("http") != tree.http.port:
         yield f"port http is {ports.get('http')}, and the worker listens at {tree.http.port}"

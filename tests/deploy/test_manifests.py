@@ -158,7 +158,7 @@ def test_a_folder_of_the_users_own_is_checked_a_line_a_finding(tmp_path: Path) -
 
     assert (done.returncode, done.stderr) == (1, "")
     assert [line.partition(" (")[0] for line in done.stdout.splitlines()] == [
-        "mine.yaml: Deployment/coatstream-queue-worker: COATSTREAM_MODEL__TOPK"
+        f"mine.yaml: Deployment/coatstream-{name}: COATSTREAM_MODEL__TOPK" for name in ("page", "queue-worker")
     ]
 
 

@@ -134,6 +134,7 @@ REVIEWED: list[tuple[Place, object, str]] = [
     ((WORKER[0], "spec", "progressDeadlineSeconds"), 60, "ends before a start may"),
 ]
 
+PAGE = ("Deployment/coatstream-page", "spec", "template", "spec")
 CAMERAS = ("Deployment/coatstream-camera-worker", "spec", "template", "spec")
 BUSY = ("ScaledObject/coatstream-camera-worker", "spec", "triggers", 1)
 CAMERA_EGRESS = ("NetworkPolicy/coatstream-camera-worker", "spec", "egress")
@@ -172,6 +173,9 @@ PRODUCTION: list[tuple[str, Place, object, str]] = [
     ),
     ("prod-cpu", ("PodMonitor/coatstream", "spec", "selector"), {"matchLabels": {"app": "x"}}, "selects no pod"),
     ("prod-cpu", (*ALERT, "expr"), "coatstream_redis_down == 1", "no worker exports"),
+    ("prod-gpu", (*SETTINGS, "COATSTREAM_HTTP__ACCESS"), "open to anyone", "http.access is open"),
+    ("prod-gpu", (*PAGE, "containers", 0, "args"), ["run"], "args begin with run"),
+    ("prod-gpu", (*PAGE, "containers", 0, "startupProbe", "httpGet", "path"), "/", "startupProbe asks /"),
     ("prod-gpu", (*WORKER, "tolerations"), GONE, "does not tolerate nvidia.com/gpu"),
     ("prod-gpu", (*CONTAINER, "resources", "limits", "nvidia.com/gpu"), GONE, "asks for no nvidia.com/gpu"),
     ("prod-gpu", (*SETTINGS, "COATSTREAM_MODEL__DEVICE"), "auto", "model.device is not cuda"),

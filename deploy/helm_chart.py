@@ -7,6 +7,7 @@ the values of each overlay and compares the objects.
 import copy
 import re
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,8 @@ DASHBOARD: Final = CHART.parent / "monitoring" / "coatstream.json"
 HEAD: Final = "{{- /* Written by `python -m deploy.helm_chart` from deploy/k8s. */ -}}\n"
 _HASHED: Final = re.compile(r"\b(coatstream-(?:worker|cameras))-[a-z0-9]{10}\b")
 _SENTINEL: Final = re.compile(r"^(?P<indent> *)(?P<before>.*?)'?@@(?P<name>[a-z-]+)@@'?$", re.MULTILINE)
+
+Objects = Sequence[Manifest | None]
 
 INLINE: Final = {
     "image": '{{ include "coatstream.image" . }}',
@@ -52,7 +55,7 @@ def templates() -> dict[str, str]:
     """File name in the chart -> its text."""
     cpu, gpu = render(OVERLAYS / "prod-cpu"), render(OVERLAYS / "prod-gpu")
     account = named(cpu, "ServiceAccount", "coatstream")
-    parts = {
+    parts: dict[str, tuple[str, Objects]] = {
         "account": ("", [account]),
         "queue": (".Values.queue.enabled", _worker(cpu, "queue-worker", rest=True)),
         "cameras": (".Values.cameras.enabled", _worker(cpu, "camera-worker", rest=True)),
@@ -132,7 +135,7 @@ def _copy(manifests: list[Manifest], kind: str, name: str) -> Manifest:
     return copy.deepcopy(found)
 
 
-def _template(condition: str, objects: list[Manifest | None]) -> str:
+def _template(condition: str, objects: Objects) -> str:
     """The objects as one file, behind the condition."""
     texts = []
     for each in filter(None, objects):

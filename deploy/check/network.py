@@ -40,13 +40,8 @@ def may_leave(labels: dict[str, str], manifests: list[Manifest], port: int, host
 
 
 def _opens(rule: Manifest, port: int) -> bool:
-    return not rule.get("ports") or any(
-        _number(each) is None or _number(each) <= port <= each.get("endPort", _number(each)) for each in rule["ports"]
-    )
-
-
-def _number(port: Manifest) -> int | None:
-    return port["port"] if isinstance(port.get("port"), int) else None
+    ranges = [(each.get("port"), each.get("endPort", each.get("port"))) for each in rule.get("ports") or ()]
+    return not ranges or any(not isinstance(low, int) or low <= port <= high for low, high in ranges)
 
 
 def _leads(peers: list[Manifest] | None, host: str, manifests: list[Manifest]) -> bool:

@@ -5,6 +5,7 @@ import json
 import random
 import signal
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -72,11 +73,46 @@ async def test_a_label_that_holds_becomes_a_tag_that_late_comers_find(client: Cl
     async with working(settings(redis_url, cameras=[LIVE], tags=tags), FixedEngine()):
         await until(lambda: client.hexists("tags:live", "bird"))
         await until(lambda: bool(events(client, "tag.started")))
+        await until(lambda: b"seen_at" in (client.hget("tags:live", "bird") or b""))
+        present = json.loads(client.hget("tags:live", "bird"))
+        assert 0 < client.pttl("tags:live") <= 120_000  # what no worker looks after does not stay for ever
+        assert 0 < client.pttl("cameras:states") <= 120_000
 
     (started,) = events(client, "tag.started")
-    assert (started["tag"], started["source"]) == ("bird", "live")
+    assert (started["tag"], started["source"], started["model"]) == ("bird", "live", "fixed")
     assert started["at"] - started["started_at"] >= 0.2
-    assert client.hexists("tags:live", "bird")  # it has not ended: the worker has
+    assert present["model"] == "fixed"
+    assert present["seen_at"] >= present["started_at"] == started["started_at"]
+
+
+async def test_when_the_last_worker_leaves_the_tags_of_its_cameras_end_and_their_states_say_so(
+    client: Client, redis_url: str
+) -> None:
+    tags = {"min_duration": 0.2, "groups": {"bird": ["0-255"]}}
+
+    async with working(settings(redis_url, cameras=[LIVE], tags=tags), FixedEngine()):
+        await until(lambda: client.hexists("tags:live", "bird"))
+
+    (ended,) = events(client, "tag.ended")
+    assert (ended["why"], ended["tag"]) == ("no_worker", "bird")
+    assert ended["duration"] >= 0
+    assert not client.exists("tags:live")
+    state = json.loads(client.hget("cameras:states", "live"))
+    assert (state["state"], state["reason"]) == ("unread", "no_worker")
+
+
+async def test_a_tag_that_another_model_saw_ends_as_model(client: Client, redis_url: str) -> None:
+    began = time.time() - 100
+    seen = {"score": 0.9, "started_at": began, "first_frame_id": "f", "model": "another", "seen_at": began + 5}
+    client.hset("tags:live", "cat", json.dumps(seen, separators=(",", ":")))
+    tags = {"groups": {"bird": ["0-255"]}}
+
+    async with working(settings(redis_url, cameras=[LIVE], tags=tags), FixedEngine()):
+        await until(lambda: bool(events(client, "tag.ended")))
+
+    ended = events(client, "tag.ended")[0]
+    assert (ended["why"], ended["tag"], ended["model"]) == ("model", "cat", "another")
+    assert ended["duration"] == pytest.approx(5, abs=0.01)  # not to now: clocks of two workers may differ
 
 
 async def test_the_next_worker_ends_the_tag_that_the_last_one_started(client: Client, redis_url: str) -> None:

@@ -40,7 +40,6 @@ def soak(
         settings: dict[str, Any] = {
             "cameras": cast.settings,
             "results__max_length": 10_000_000,
-            "fleet__overload": "warn",
             **model,
         }
         workers = [stack.enter_context(run_worker(server.url, **settings)) for _ in range(2)]

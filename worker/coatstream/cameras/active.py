@@ -51,6 +51,14 @@ class ActiveCameras:
         if camera is not None:
             camera.events.published(prediction, ended=camera.ended)
 
+    def fences(self) -> dict[str, int]:
+        """The fence under which each camera that has not ended was last published."""
+        return {
+            name: fence
+            for name, camera in self._cameras.items()
+            if not camera.ended and (fence := camera.events.published_under) is not None
+        }
+
     def tick(self) -> None:
         """Once a second: what time alone changes."""
         redis_is_up, states = self._status.redis_is_up(), self._status.sources()

@@ -18,6 +18,7 @@ from coatstream.cameras.process.shelf import PictureShelf
 from coatstream.errors import REDIS_TROUBLE, DownReason, RedisUnavailable, redact
 from coatstream.frames.frame import Prediction
 from coatstream.results.events.event import Event, EventKind
+from coatstream.results.events.protocol import SeenTags
 from coatstream.results.events.publisher import EventPublisher
 from coatstream.results.events.tags import PresentTag, Tagger, Why
 from coatstream.telemetry.status import SourceStatus
@@ -53,6 +54,7 @@ class CameraEvents:
         self._loop = loop
         self._tags_of: int | None = None  # the fence under which its tags were taken over
         self._asked_at = float("-inf")  # monotonic seconds
+        self._seen_at = 0.0  # Unix seconds, of the last frame that was labelled
         self._log = structlog.get_logger("cameras")
 
     @property
@@ -74,6 +76,7 @@ class CameraEvents:
     def published(self, prediction: Prediction, *, ended: bool) -> None:
         """A label was published. Of a camera that has `ended` the lease is gone, so its last fence counts."""
         if prediction.fence == (self.published_under if ended else self._lease.fence):
+            self._seen_at = prediction.captured_at
             self._publish(*self._tagger.seen(prediction), frame_id=prediction.frame_id)
 
     def tick(self, status: SourceStatus | None, *, redis_is_up: bool) -> None:
@@ -85,6 +88,7 @@ class CameraEvents:
             self._tagger.excuse()
         elif fence is not None:
             self._publish(*self._tagger.tick())
+            self._publisher.saw(self._camera, SeenTags(self.tags, self._seen_at, fence))
 
     def end_tags(self, why: Why) -> None:
         """All its tags are over."""

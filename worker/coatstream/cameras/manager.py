@@ -18,12 +18,13 @@ from coatstream.cameras.capacity import ADMIT, admit, demand, overload_warning
 from coatstream.cameras.fleet.access import brisk, reachable
 from coatstream.cameras.fleet.member import Fleet
 from coatstream.cameras.fleet.metrics import FleetCollector
+from coatstream.cameras.fleet.removal import publish_no_worker
 from coatstream.cameras.metrics import CameraCollector
 from coatstream.cameras.previews import CameraPreviews
 from coatstream.cameras.process.conversation import CameraStats
 from coatstream.cameras.process.forkserver import ForkServer
 from coatstream.engine.protocol import Engine
-from coatstream.errors import CoatstreamError, RedisRefuses, RedisUnavailable
+from coatstream.errors import REDIS_TROUBLE, CoatstreamError, RedisRefuses, RedisUnavailable
 from coatstream.frames.frame import InputSpec, PictureFault, Prediction
 from coatstream.pipeline.inference import FramePolicy
 from coatstream.pipeline.intake import Intake
@@ -193,7 +194,11 @@ class CameraManager:
             worker = self._telemetry.worker
             pictures = PictureAttacher(EventPictures.of(settings, events_client), settings.pictures)
             events = EventPublisher(
-                events_client, self._keys, settings.events, worker=worker, health=health, pictures=pictures
+                *(events_client, self._keys, settings.events),
+                worker=worker,
+                health=health,
+                model=engine.engine.info.name,
+                pictures=pictures,
             )
             cameras = ActiveCameras(self._active, self._context(engine.engine, fork_server, events), intake)
             fleet = await self._fleet(client, cameras, rate=engine.policy.stats().cost.rate)
@@ -207,7 +212,18 @@ class CameraManager:
                     with in_thread(events.run, "events"), self._flushing(cameras, events, health):
                         yield leased
                 finally:
+                    read = cameras.fences()
                     await leased.leave()
+                    await asyncio.to_thread(self._end_unread, events_client, read, health)
+
+    def _end_unread(self, client: Client, read: Mapping[str, int], health: EventsHealth) -> None:
+        """Of the cameras that this worker has read until now, those that no worker reads: their tags end."""
+        if health.refused or not self._telemetry.status.redis_is_up():
+            return
+        try:
+            publish_no_worker(client, self._keys, self._settings.events, read)
+        except REDIS_TROUBLE as trouble:
+            self._log.warning("tags of cameras that no worker reads are not ended yet", trouble=str(trouble))
 
     @contextmanager
     def _flushing(self, cameras: ActiveCameras, events: EventPublisher, health: EventsHealth) -> Iterator[None]:

@@ -36,6 +36,7 @@ class TagStarted(_Document):
     score: float = Field(description="smoothed, at the time of this event", ge=0, le=1)
     started_at: float = Field(description="Unix seconds, of its first frame")
     frame_id: str | None = Field(description="its first frame's")
+    model: str = ""
 
 
 class TagEnded(_Document):
@@ -50,6 +51,7 @@ class TagEnded(_Document):
     first_frame_id: str | None
     last_frame_id: str | None = Field(description="null where the worker that saw it is gone")
     why: Why
+    model: str = Field("", description="that saw it; why `model`: another one reads the camera now")
 
 
 class CameraState(_Document):
@@ -120,29 +122,36 @@ def started_event(camera: str, tag: str, present: PresentTag, *, fence: int) -> 
         "score": present.score,
         "started_at": present.started_at,
         "frame_id": present.first_frame_id,
-    }
+    } | _model_of(present)
     return Event(EventKind.TAG_STARTED, camera, present.started_at, detail, fence)
 
 
 def ended_event(camera: str, tag: str, present: PresentTag, *, at: float, fence: int, why: Why = "gone") -> Event:
-    """The end of a tag whose last frame is not known."""
+    """The end of a tag whose last frame is not known, at `at` or when it was seen last: another worker's clock may
+    differ from that one's.
+    """
+    end = max(min(at, present.seen_at or at), present.started_at)
     detail = {
         "tag": tag,
         "started_at": present.started_at,
-        "ended_at": max(at, present.started_at),
-        "duration": round(max(0.0, at - present.started_at), 6),
+        "ended_at": end,
+        "duration": round(end - present.started_at, 6),
         "peak": present.score,
         "first_frame_id": present.first_frame_id,
         "last_frame_id": None,
         "why": why,
-    }
+    } | _model_of(present)
     return Event(EventKind.TAG_ENDED, camera, at, detail, fence)
+
+
+def _model_of(present: PresentTag) -> dict[str, str]:
+    return {"model": present.model} if present.model else {}
 
 
 def present_of(started: Mapping[str, Any]) -> bytes:
     """What late comers read of a present tag, from the detail of its `tag.started`."""
-    names = {"score": "score", "started_at": "started_at", "first_frame_id": "frame_id"}
-    return to_json({name: started.get(of) for name, of in names.items()})
+    names = {"score": "score", "started_at": "started_at", "first_frame_id": "frame_id", "model": "model"}
+    return to_json({name: started.get(of) for name, of in names.items()})  # seen.lua appends `seen_at`
 
 
 class _Present(BaseModel):
@@ -151,6 +160,8 @@ class _Present(BaseModel):
     score: Annotated[float, Field(ge=0, le=1)] = 0.0
     started_at: Annotated[float, Field(ge=0, lt=10_000_000_000)] = 0.0
     first_frame_id: str | None = None
+    model: str | None = None
+    seen_at: Annotated[float, Field(ge=0, lt=10_000_000_000)] = 0.0
 
 
 def parse_present(text: bytes) -> PresentTag:
@@ -159,7 +170,7 @@ def parse_present(text: bytes) -> PresentTag:
         found = _Present.model_validate_json(text)
     except ValidationError:
         found = _Present()
-    return PresentTag(found.score, found.started_at, found.first_frame_id)
+    return PresentTag(found.score, found.started_at, found.first_frame_id, found.model or "", found.seen_at)
 
 
 def worker_of(state: bytes) -> str:

@@ -3,7 +3,7 @@
 A call that failed may be made again as it is: each event is published once (publish.lua explains why).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
@@ -21,11 +21,22 @@ MOST_EVENTS: Final = 128  # of one call; some 100 kB
 MOST_SURVEYED: Final = 256  # cameras of one call
 
 _PUBLISH = Script("results/events/publish", after=("broker/keys", "broker/accounts"))
-_SURVEY = Script("results/events/survey")
+_SURVEY, _SEEN = Script("results/events/survey"), Script("results/events/seen")
+
+STALE_AFTER: Final = 120.0  # seconds after which tags and states expire that no worker looks after
 
 _LETTERS: Final = {EventKind.TAG_STARTED: "s", EventKind.TAG_ENDED: "e", EventKind.CAMERA_STATE: "t"}
 
 _Arguments = list[str | bytes | int | float]
+
+
+@dataclass(frozen=True, slots=True)
+class SeenTags:
+    """The present tags of one camera, and the moment (Unix seconds) of the frame at which they still were."""
+
+    tags: tuple[str, ...]
+    at: float
+    fence: int
 
 
 class ForgottenError(Exception):
@@ -132,6 +143,21 @@ class EventStore:
             *values,
             *own,
         ]
+
+    def keep(self, cameras: Sequence[str], seen: Mapping[str, SeenTags]) -> None:
+        """Let the tags and states of these cameras live on, and note when their tags were `seen`. Raises
+        RedisUnavailable, RedisRefuses.
+        """
+        for first in range(0, len(cameras), MOST_SURVEYED):
+            some = cameras[first : first + MOST_SURVEYED]
+            arguments: _Arguments = [int(STALE_AFTER * 1000)]
+            for place, camera in enumerate(some, start=3):
+                if (own := seen.get(camera)) is not None:
+                    for tag in own.tags:
+                        arguments += [place, camera, own.fence, tag, f"{own.at:.6f}"]
+            keys = [self._keys.fences, self._keys.states, *map(self._keys.tags, some)]
+            with calls("present tags cannot be kept", self._client):
+                _SEEN(self._client, keys=keys, args=arguments)
 
     def survey(self, cameras: Sequence[str]) -> dict[str, CameraSnapshot]:
         """What clients read of these cameras. Raises RedisUnavailable, RedisRefuses."""

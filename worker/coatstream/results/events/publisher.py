@@ -17,7 +17,8 @@ from coatstream.broker.fleet_keys import FleetKeys
 from coatstream.errors import REDIS_TROUBLE, Retries
 from coatstream.results.events.buffer import EventBuffer, Release, TakeOver
 from coatstream.results.events.confirmed import ConfirmedEvents
-from coatstream.results.events.event import Event
+from coatstream.results.events.documents import ended_event
+from coatstream.results.events.event import Event, EventKind
 from coatstream.results.events.protocol import (
     MOST_EVENTS,
     EventOutcome,
@@ -25,6 +26,7 @@ from coatstream.results.events.protocol import (
     EventStore,
     ForgottenError,
     PendingEvent,
+    SeenTags,
 )
 from coatstream.results.events.tags import PresentTag
 from coatstream.results.pictures.attaching import PictureAttacher
@@ -67,12 +69,15 @@ class EventPublisher:
         *,
         worker: str,
         health: RedisHealth,
+        model: str = "",
         pictures: PictureAttacher | None = None,
         capacity: int = CAPACITY,
         survey_every: float = SURVEY_EVERY,
     ) -> None:
         """`pictures` gives events theirs; None: they have none."""
         self._reader = EventStore(client, keys, settings, worker=worker)
+        self._model = model
+        self._seen: dict[str, SeenTags] = {}  # the newest of each camera
         self._buffer = EventBuffer(capacity)
         self._counting = threading.Lock()  # guards the next one
         self._counts: dict[str, Counter[str]] = {name: Counter() for name in ("sent", "repeated", "refused")}
@@ -87,7 +92,16 @@ class EventPublisher:
     def publish(self, *events: Event) -> None:
         """As soon as that can be. Never waits."""
         for event in events:
-            self._buffer.add(event)
+            self._buffer.add(self._signed(event))
+
+    def _signed(self, event: Event) -> Event:
+        """With the model that saw a tag."""
+        of_tag = event.kind in (EventKind.TAG_STARTED, EventKind.TAG_ENDED)
+        return replace(event, detail={"model": self._model, **event.detail}) if of_tag and self._model else event
+
+    def saw(self, camera: str, seen: SeenTags) -> None:
+        """These of its tags are present."""
+        self._seen[camera] = seen
 
     def present_tags(self, camera: str) -> dict[str, PresentTag]:
         """As clients read them now. Blocks. Raises RedisUnavailable, RedisRefuses."""
@@ -100,12 +114,16 @@ class EventPublisher:
         """
         tags = self.present_tags(camera)
         self._buffer.add(TakeOver(camera, tags, fence))
-        return tags
+        others = {tag for tag, start in tags.items() if start.model and self._model and start.model != self._model}
+        for tag in sorted(others):  # what another model saw is not what this one will see no more
+            self.publish(ended_event(camera, tag, tags[tag], at=time.time(), fence=fence, why="model"))
+        return {tag: start for tag, start in tags.items() if tag not in others}
 
     def release(self, camera: str) -> None:
         """Once all earlier events are published, leave this camera's tags and state alone: it is another worker's, or
         gone.
         """
+        self._seen.pop(camera, None)
         self._buffer.add(Release(camera))
 
     def flush(self, within: float) -> bool:
@@ -146,6 +164,7 @@ class EventPublisher:
             found = self._store.survey(outgoing.confirmed.cameras)
             self._surveyed = time.monotonic()
             outgoing.append(outgoing.confirmed.differences(found, at=time.time()))
+            self._store.keep(outgoing.confirmed.cameras, dict(self._seen))
         else:
             self._buffer.wait(TICK)
             return

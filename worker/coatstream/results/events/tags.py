@@ -20,7 +20,7 @@ from coatstream.settings.model import TagSettings
 MOST_TRACKED: Final = 256  # tags with a score; beyond that the weakest half is forgotten
 FRAMES_MISSED: Final = 3  # a slow camera is not lost before so many frames are missing
 
-Why = Literal["gone", "camera_lost", "removed"]
+Why = Literal["gone", "camera_lost", "removed", "no_worker", "model"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,15 @@ class PresentTag:
     score            when its start was published
     started_at       Unix seconds, of the first frame
     first_frame_id   None where it is not known any more
+    model            that saw it; empty where that is not known
+    seen_at          Unix seconds, of the last frame, to some seconds; 0 where that is not known
     """
 
     score: float
     started_at: float
     first_frame_id: str | None = None
+    model: str = ""
+    seen_at: float = 0.0
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from coatstream.broker.keys import Queue
 from coatstream.queue.audit import audit
 from redis.exceptions import RedisError
 
-from tests.faults.findings import Findings
+from tests.faults.findings import SECONDS, Findings
 from tests.support import processes
 from tests.support.workers import Worker
 
@@ -85,7 +85,7 @@ class Gauges:
         findings.at_most("fences", client.hlen("cameras:fences"), len(cameras))
         findings.at_most("scripts", client.info("memory")["number_of_cached_scripts"], 40)
         findings.at_most("/metrics", max(self.bytes) / 1000, 120, " kB")
-        findings.at_most("/metrics takes, median", 1000 * median(self.seconds), 100, " ms")
+        findings.at_most("/metrics takes, median", median(self.seconds), 0.1, SECONDS)
         quarter = max(1, len(self.ages) // 4)
         creep = median(self.ages[-quarter:]) - median(self.ages[:quarter])
         findings.at_most("age creep", creep, 0.25 * findings.slack, " of a second")

@@ -37,11 +37,7 @@ def soak(
         server = stack.enter_context(running_server(kind, "--appendonly", "yes"))
         client = server.client()
         cast = stack.enter_context(cameras(folder))
-        settings: dict[str, Any] = {
-            "cameras": cast.settings,
-            "results__max_length": 10_000_000,
-            **model,
-        }
+        settings: dict[str, Any] = {"cameras": cast.settings, "results__max_length": 10_000_000, **model}
         workers = [stack.enter_context(run_worker(server.url, **settings)) for _ in range(2)]
         gauges = Gauges(workers, client)
         ended = threading.Event()

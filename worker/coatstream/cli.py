@@ -4,7 +4,7 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import typer
 
@@ -46,12 +46,29 @@ def main() -> None:
     """The console script."""
     keep_standard_descriptors()
     survive_any_encoding()
+    _announce(sys.argv[1:2])
     code = run(sys.argv[1:])
     drain_log()
     if _threads_are_stuck():  # in a dead call of a camera or the engine; a normal exit would wait for them for ever
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)
+
+
+_SLOW: Final = {  # commands whose libraries and model take seconds to load
+    "run": "starting the worker",
+    "demo": "starting a server, and a worker whose model takes some seconds to load",
+    "check": "testing settings, Redis, the model and every camera",
+    "classify": "loading the model",
+    "prepare": "choosing an engine: half a minute or so",
+    "bench": "loading models",
+}
+
+
+def _announce(command: list[str]) -> None:
+    """At a terminal a long start says at once what it does."""
+    if command and command[0] in _SLOW and sys.stderr.isatty():
+        print(f"coatstream: {_SLOW[command[0]]}", file=sys.stderr, flush=True)
 
 
 def run(arguments: list[str]) -> int:

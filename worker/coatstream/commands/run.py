@@ -10,6 +10,7 @@ from functools import partial
 import structlog
 
 from coatstream.commands.summary import start_summary
+from coatstream import __version__
 from coatstream.engine.memory import tune_allocator
 from coatstream.errors import ConfigError
 from coatstream.service import Service
@@ -35,6 +36,7 @@ def run_worker(settings: SettingsTree, exit_code: Callable[[Callable[[], int]], 
         )
     log = sys.stderr = LogWriter()  # for libraries and tracebacks, too
     logs.configure(settings.log)
+    _log.info("starting", version=__version__)
     for line in settings.overridden:
         _log.info(line)
     tune_allocator()

@@ -30,7 +30,7 @@ class FleetChanges:
 
     def add(self, camera: CameraSettings, *, replace: bool = False) -> None:
         """Workers may read it from now on."""
-        if camera.name in self._own:
+        if self._is_in_a_file(camera.name):
             raise ConfigError(
                 f"the settings file has a camera {_shown(camera.name)} already: give this one another name"
             )
@@ -39,7 +39,7 @@ class FleetChanges:
 
     def remove(self, name: str) -> bool:
         """Its worker stops. False: there is none of that name in Redis."""
-        if name in self._own:
+        if self._is_in_a_file(name) and name not in self._registry.read().cameras:
             raise ConfigError(
                 f"the camera {_shown(name)} is in the settings file, where only you can remove it: pause it instead "
                 f"(coatstream cameras pause {_shown(name)})"
@@ -49,6 +49,10 @@ class FleetChanges:
         if removed and unread:
             self._publish_removal(name)
         return removed
+
+    def _is_in_a_file(self, name: str) -> bool:
+        """In this program's own settings, or in those of a worker that lives."""
+        return name in self._own or name in published_cameras(self._client, self._keys)
 
     def pause(self, name: str) -> bool:
         """No worker reads it until it is resumed. False: there is none of that name."""

@@ -6,10 +6,12 @@ import time
 import pytest
 from coatstream.broker.connection import Client
 from coatstream.broker.fleet_keys import FleetKeys
+from coatstream.cameras.fleet.changes import FleetChanges
 from coatstream.cameras.fleet.known import KnownCameras
 from coatstream.cameras.fleet.leases import Leases
 from coatstream.cameras.fleet.published import PublishedCamera, published_cameras
-from coatstream.settings.model import CameraSettings
+from coatstream.errors import ConfigError
+from coatstream.settings.model import CameraSettings, SettingsTree
 
 KEYS = FleetKeys()
 SECRET = "hunter2"
@@ -60,3 +62,16 @@ def test_damaged_records_are_none(client: Client, junk: bytes) -> None:
     client.hset(KEYS.members, ":d", junk)
 
     assert published_cameras(client, KEYS) == {}
+
+
+def test_a_name_that_the_settings_file_of_a_worker_uses_cannot_be_added_or_removed(client: Client) -> None:
+    beat(client, "a", camera("door"), camera("own", shared=False))
+    changes = FleetChanges(client, SettingsTree(), warn=str)
+
+    for name in ("door", "own"):
+        with pytest.raises(ConfigError, match="the settings file has a camera"):
+            changes.add(camera(name))
+        with pytest.raises(ConfigError, match="is in the settings file"):
+            changes.remove(name)
+    changes.add(camera("gate"))
+    assert changes.remove("gate")

@@ -9,8 +9,8 @@ from functools import partial
 
 import structlog
 
-from coatstream.commands.summary import start_summary
 from coatstream import __version__
+from coatstream.commands.summary import start_summary
 from coatstream.engine.memory import tune_allocator
 from coatstream.errors import ConfigError
 from coatstream.service import Service

@@ -66,7 +66,7 @@ def test_damaged_records_are_none(client: Client, junk: bytes) -> None:
 
 def test_a_name_that_the_settings_file_of_a_worker_uses_cannot_be_added_or_removed(client: Client) -> None:
     beat(client, "a", camera("door"), camera("own", shared=False))
-    changes = FleetChanges(client, SettingsTree(), warn=str)
+    changes = FleetChanges(client, SettingsTree(), warn=lambda line: None)
 
     for name in ("door", "own"):
         with pytest.raises(ConfigError, match="the settings file has a camera"):

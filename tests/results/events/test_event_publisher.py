@@ -18,6 +18,7 @@ import redis
 from coatstream.broker.connection import Client, connect
 from coatstream.broker.fleet_keys import FleetKeys
 from coatstream.errors import CoatstreamError, RedisRefuses
+from coatstream.results.events import publisher
 from coatstream.results.events.buffer import EventBuffer
 from coatstream.results.events.confirmed import ConfirmedEvents
 from coatstream.results.events.documents import schema, state_of
@@ -334,8 +335,11 @@ def test_a_call_that_arrives_late_sets_nothing_back(client: Client) -> None:
 
 
 @ON_ONE_SERVER
-def test_a_full_buffer_drops_states_and_pictures_before_tags_and_counts_them(client: Client) -> None:
-    event_publisher = EventPublisher(client, KEYS, EventsSettings(), worker="me", health=Health(), capacity=3)
+def test_a_full_buffer_drops_states_and_pictures_before_tags_and_counts_them(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, "CAPACITY", 3)
+    event_publisher = EventPublisher(client, KEYS, EventsSettings(), worker="me", health=Health())
 
     for event in (started("a"), state(), sick(), started("b"), started("c"), started("d")):
         event_publisher.publish(event)

@@ -71,14 +71,13 @@ class EventPublisher:
         health: RedisHealth,
         model: str = "",
         pictures: PictureAttacher | None = None,
-        capacity: int = CAPACITY,
         survey_every: float = SURVEY_EVERY,
     ) -> None:
         """`pictures` gives events theirs; None: they have none."""
         self._reader = EventStore(client, keys, settings, worker=worker)
         self._model = model
         self._seen: dict[str, SeenTags] = {}  # the newest of each camera
-        self._buffer = EventBuffer(capacity)
+        self._buffer = EventBuffer(CAPACITY)
         self._counting = threading.Lock()  # guards the next one
         self._counts: dict[str, Counter[str]] = {name: Counter() for name in ("sent", "repeated", "refused")}
         # All below belongs to the thread that runs.

@@ -22,7 +22,7 @@ OFFLINE = CLEAN | {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": "/nonexistent
 @pytest.mark.timeout(180)
 def test_the_demo_labels_a_camera_and_the_queue_and_its_ledger_balances() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "coatstream", "demo", "--seconds", "6"],
+        [sys.executable, "-m", "coatstream", "demo", "--seconds", "15"],
         env=OFFLINE,
         capture_output=True,
         text=True,

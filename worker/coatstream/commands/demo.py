@@ -83,7 +83,8 @@ def _server(settings: SettingsTree, stack: ExitStack, *, embedded: bool) -> Redi
     """The Redis of the settings, or an embedded server that lives as long as the demo."""
     if not embedded:
         return settings.redis
-    return RedisSettings(url=SecretStr(stack.enter_context(embedded_server()).url))
+    safe = "--appendonly", "yes", "--appendfsync", "no"  # as a worker asks of its server
+    return RedisSettings(url=SecretStr(stack.enter_context(embedded_server(*safe)).url))
 
 
 def _for_demo(settings: SettingsTree, clip: Path, redis: RedisSettings) -> SettingsTree:

@@ -24,15 +24,15 @@ from coatstream.settings.model import SettingsTree
 from coatstream.web.snapshot import Snapshots
 
 EVERY: Final = 1.0  # seconds
-NEWEST: Final = 20  # events that are read
-WITHOUT_TERMINAL: Final = (160, 1000)  # columns and lines: all that there is, for grep
+NEWEST: Final = 50  # events that are read
+WITHOUT_TERMINAL: Final = (200, 1100)  # columns and lines: all that there is, for grep
 
 
 def run_top(settings: SettingsTree, *, once: bool) -> int:
     """Until q or Ctrl-C; without a terminal, or `once`, one screen. 0. Raises as `watch`."""
     with connect(settings.redis) as client:
         check_server(client, settings.redis)
-        look = _looking(client, settings)
+        look = looking(client, settings)
         where = address(settings.redis)
         try:
             if once or not (sys.stdin.isatty() and sys.stdout.isatty()):
@@ -46,7 +46,7 @@ def run_top(settings: SettingsTree, *, once: bool) -> int:
     return 0
 
 
-def _looking(client: Client, settings: SettingsTree) -> Callable[[], Sight]:
+def looking(client: Client, settings: SettingsTree) -> Callable[[], Sight]:
     """What reads everything once. Raises RedisUnavailable and RedisRefuses."""
     snapshots, stream = Snapshots(client, settings), fleet_keys(settings).events
     return lambda: Sight(snapshots.read(), _newest_events(client, stream))

@@ -20,9 +20,9 @@ Sort = Literal["name", "state", "rate", "age"]
 Filter = Literal["all", "trouble", "tagged"]
 SORTS: Final[tuple[Sort, ...]] = ("name", "state", "rate", "age")
 FILTERS: Final[tuple[Filter, ...]] = ("all", "trouble", "tagged")
-EVENTS: Final = 5  # lines, of 24
+EVENTS: Final = 5  # lines at least, of 24
 NARROW: Final = 20  # columns at least
-_WELL: Final = ("live", "ended", "paused")
+_WELL: Final = ("live", "connecting", "ended", "paused")
 _STYLES: Final = {"live": "green", "down": "red", "stalled": "red", "unread": "red", "connecting": "yellow"}
 _TROUBLE: Final = ("picture.sick", "camera.state")
 
@@ -78,9 +78,11 @@ def screen(sight: Sight, choice: TopChoice, *, where: str, width: int, height: i
     """At most `height` lines of at most `width` cells."""
     width = max(NARROW, width)
     head = list(_head(sight, where))
-    foot = [*_events(sight.events), _keys(choice)]
-    room = max(1, height - len(head) - len(foot))
-    lines = [*head, *_cameras(sight.snapshot, choice, room, width), *foot]
+    room = max(2, height - len(head) - 1)
+    cameras = list(_cameras(sight.snapshot, choice, max(2, room - EVENTS - 1), width))
+    events = list(_events(sight.events, room - len(cameras), width))
+    gap = [Text("")] * (room - len(cameras) - len(events))
+    lines = [*head, *cameras, *events, *gap, _keys(choice)]
     return [_cut(line, width) for line in lines[: max(1, height)]]
 
 
@@ -160,14 +162,11 @@ def _cameras(snapshot: Snapshot | None, choice: TopChoice, room: int, width: int
     found = _chosen(snapshot, choice)
     of = f" {len(found)} of {len(snapshot.cameras)}" if len(found) != len(snapshot.cameras) else f" {len(found)}"
     name = max(12, min(24, width // 5))
-    yield Text(
-        set_cell_size(f"CAMERA{of}", name) + " STATE       SINCE    FPS    AGE  TAGS, ELSE LABEL OR WHY", "reverse"
-    )
+    columns = f"{set_cell_size(f'CAMERA{of}', name)} STATE       SINCE    FPS    AGE  TAGS, ELSE LABEL OR WHY"
+    yield Text(set_cell_size(columns, width), "reverse")
     first = min(choice.first, max(0, len(found) - (room - 1)))
     for camera in found[first : first + room - 1]:
         yield _camera(camera, name, snapshot.overview.at)
-    for _ in range(room - 1 - len(found)):
-        yield Text("")
 
 
 def _camera(camera: ShownCamera, name: int, now: float) -> Text:
@@ -187,7 +186,8 @@ def _what(camera: ShownCamera, now: float) -> str:
     if camera.tags:
         return ", ".join(f"{tag.tag} {_seconds(now - tag.since)}" for tag in camera.tags)
     if camera.state not in _WELL:
-        return camera.message or camera.reason
+        why = camera.message.removeprefix(f"camera {camera.name!r} ")
+        return f"{camera.reason}: {why}" if camera.reason and why else camera.reason or why
     if camera.latest and camera.latest.labels:
         best = camera.latest.labels[0]
         return f"({best.label} {best.score:.0%})"
@@ -216,13 +216,15 @@ def _chosen(snapshot: Snapshot, choice: TopChoice) -> list[ShownCamera]:
     return sorted(filter(shows, snapshot.cameras), key=order)
 
 
-def _events(events: Sequence[PublishedEvent]) -> Iterator[Text]:
-    yield Text("LAST EVENTS", style="reverse")
-    for event in list(events)[-EVENTS:]:
+def _events(events: Sequence[PublishedEvent], room: int, width: int) -> Iterator[Text]:
+    if room < 2:
+        return
+    yield Text(set_cell_size("LAST EVENTS", width), style="reverse")
+    for event in list(events)[-(room - 1) :]:
         detail = event.detail
         words = [str(detail[word]) for word in ("tag", "state", "reason", "fault", "message") if detail.get(word)]
         bad = event.kind in _TROUBLE and detail.get("state") not in _WELL
-        line = Text(f"{time_of_day(event.at)[:8]}  {shown(event.source)}  {shown(event.kind)}  ")
+        line = Text(f"{time_of_day(event.at)[:8]}  {set_cell_size(shown(event.source), 12)}  {shown(event.kind):<12}  ")
         yield line.append(shown(" ".join(words)), style="red" if bad else "")
 
 

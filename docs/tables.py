@@ -136,9 +136,13 @@ def _plain(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any
     if "$ref" in schema:
         return _plain(definitions[schema["$ref"].rpartition("/")[2]], definitions) | default
     if "anyOf" in schema:
-        [value] = [_plain(option, definitions) for option in schema["anyOf"] if option.get("type") != "null"]
-        return value | {"type": [value["type"], "null"]} | default
+        values = [_plain(option, definitions) for option in schema["anyOf"] if option.get("type") != "null"]
+        if len(values) > 1:
+            return {"anyOf": values} | default
+        return values[0] | {"type": [values[0]["type"], "null"]} | default
     found = {key: value for key, value in schema.items() if key not in ("title", "writeOnly", "format", "description")}
+    if "prefixItems" in found:  # a word that draft 7 does not know
+        found["items"] = [_plain(item, definitions) for item in found.pop("prefixItems")]
     for key in ("items", "additionalProperties"):
         if isinstance(found.get(key), dict):
             found[key] = _plain(found[key], definitions)

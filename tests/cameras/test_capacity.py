@@ -2,6 +2,7 @@
 
 import threading
 import time
+from typing import Literal
 
 import pytest
 from coatstream.cameras.capacity import (
@@ -27,11 +28,23 @@ COST = DecodeCost(picture=0.004, keys_only=0.0004, sampled=0.002)
 
 
 def camera(
-    name: str = "door", *, fps: float = 5.0, priority: float = 1.0, keyframes_only: bool = False
+    name: str = "door",
+    *,
+    fps: float = 5.0,
+    priority: float = 1.0,
+    keyframes_only: bool = False,
+    view: Literal["auto", "centre", "whole"] = "centre",
 ) -> CameraSettings:
-    return CameraSettings(
-        name=name, url=SecretStr("rtsp://10.0.0.1/1"), fps=fps, priority=priority, keyframes_only=keyframes_only
-    )
+    url = SecretStr("rtsp://10.0.0.1/1")
+    return CameraSettings(name=name, url=url, fps=fps, priority=priority, keyframes_only=keyframes_only, view=view)
+
+
+def test_a_camera_that_shows_the_whole_picture_asks_for_two_inputs_a_frame() -> None:
+    assert demand(camera(fps=5, view="centre")) == 5
+    assert demand(camera(fps=5, view="whole")) == demand(camera(fps=5, view="auto")) == 10
+    at = {"name": "a", "at": ((0, 0), (1, 1))}
+    regions = CameraSettings.model_validate({"name": "door", "url": "rtsp://h/1", "fps": 5, "view": [at] * 1})
+    assert demand(regions) == 5
 
 
 class SlowEngine(FixedEngine):
@@ -137,7 +150,7 @@ def test_an_overload_is_said_in_one_line_and_only_then() -> None:
     said = overload_warning(cameras, 8)
 
     assert said is not None
-    assert "ask for 20 frames/s" in said
+    assert "ask for 20 inputs/s" in said
     assert "'low' gets 20% of its own" in said
     assert "\n" not in said
     assert overload_warning(cameras, 21) is None

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,9 @@ class Observer(Unobserved):
         self.bad: list[BadFrame] = []
         self.faults: tuple[PictureFault, ...] = ()
 
-    def faults_of(self, frame: Frame) -> tuple[PictureFault, ...]:
+    def judged(self, frame: Frame) -> Frame:
         self.seen.append(frame)
-        return self.faults
+        return replace(frame, faults=self.faults)
 
     def spent(self, stage: str, seconds: float) -> None:
         self.costs.append((stage, seconds))

@@ -226,7 +226,7 @@ def test_why_a_camera_was_lost_is_told_without_its_password() -> None:
 
 
 def test_a_bug_is_a_loss_and_says_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coatstream.cameras.process.reader.prepare", lambda picture, spec: 1 / 0)
+    monkeypatch.setattr("coatstream.cameras.process.reader.look", lambda picture, spec, view: 1 / 0)
 
     messages = played(CameraSettings.model_validate({"name": "clip", "url": str(COCKATOO)}))
 

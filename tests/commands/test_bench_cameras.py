@@ -55,7 +55,7 @@ def test_for_people_there_is_a_table(capsys: pytest.CaptureFixture[str]) -> None
     shown = capsys.readouterr().out
     assert "cameras that fit at 70% load" in shown
     assert "1080p" in shown
-    assert "The 1 configured cameras ask for 1 frames/s: the model can do that." in shown
+    assert "The 1 configured cameras ask for 2 inputs/s: the model can do that." in shown
 
 
 @pytest.mark.parametrize("size", ["360p", "720p", "1080p"])

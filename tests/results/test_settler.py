@@ -136,6 +136,7 @@ def test_the_document_holds_what_the_contract_says_and_fits_its_published_schema
         "width": 1920,
         "height": 1080,
         "reused": False,
+        "regions": None,
         "picture": [],
         "fence": None,
         "meta": {"a": 1.1},

@@ -36,9 +36,11 @@ app = group(
 )
 dead_app = group("Show, replay or delete frames that could not be labelled.")
 cameras_app = group("List and change the cameras that all workers share.")
+tags_app = group("Show the groups of tags that are ready, and find thresholds for a camera.")
 bench_app = group("Measure the engines of this machine, or how many cameras fit.")
 app.add_typer(dead_app, name="dead")
 app.add_typer(cameras_app, name="cameras")
+app.add_typer(tags_app, name="tags")
 app.add_typer(bench_app, name="bench")
 
 
@@ -391,6 +393,47 @@ def cameras_snapshot(
     from coatstream.commands.snapshot import take_snapshot
 
     return take_snapshot(load(), name, file=file, force=force)
+
+
+@command(cameras_app, *MODEL, name="view", examples=["coatstream cameras view door-1 --save view.jpg --config FILE"])
+def cameras_view(
+    load: Load,
+    name: CameraName,
+    *,
+    save: Annotated[Path, typer.Option("--save", metavar="FILE", help="Write the picture to this file.")],
+) -> int:
+    """Draw what the model sees onto a picture of a camera."""
+    from coatstream.commands.view import view_camera
+
+    return view_camera(load(), name, save=save)
+
+
+# ---- tags
+
+
+@command(tags_app, name="groups", examples=["coatstream tags groups --json"])
+def tags_groups(load: Load, *, json: Json = False) -> int:
+    """List the groups that `tags.include` can name."""
+    from coatstream.commands.tags import print_groups
+
+    return print_groups(as_json=json)
+
+
+@command(tags_app, *MODEL, name="tune", examples=["coatstream tags tune clip.mp4 --save scores.png"])
+def tags_tune(
+    load: Load,
+    what: Annotated[str, typer.Argument(metavar="CAMERA|CLIP", help="A camera of the settings, or a clip.")],
+    *,
+    seconds: Annotated[
+        float, number("--seconds", metavar="SECONDS", text="So much of it; 0 means a clip's end.", least=0)
+    ] = 30.0,
+    save: Annotated[Path | None, optional("--save", metavar="FILE", text="Draw the scores into this file.")] = None,
+    json: Json = False,
+) -> int:
+    """Show the scores of a camera or clip, and what thresholds would have said."""
+    from coatstream.commands.tags import tune
+
+    return tune(load(), what, seconds=seconds, save=save, as_json=json)
 
 
 # ---- benchmarks

@@ -44,7 +44,14 @@ class Watched:
         self.wall.now += seconds
         self.monotonic.now += seconds
 
-    def frame(self, scores: Mapping[str, float], *, faults: Sequence[PictureFault] = (), fence: int = 0) -> list[Event]:
+    def frame(
+        self,
+        scores: Mapping[str, float],
+        *,
+        faults: Sequence[PictureFault] = (),
+        suspect: bool = False,
+        fence: int = 0,
+    ) -> list[Event]:
         self.frames += 1
         labels = tuple(ScoredLabel(LABELS[NAMES.index(name)], score) for name, score in scores.items())
         prediction = Prediction(
@@ -56,6 +63,7 @@ class Watched:
             36,
             further=labels[1:],
             faults=tuple(faults),
+            suspect=suspect,
             fence=fence,
         )
         return self._note(self.tagger.seen(prediction))
@@ -88,8 +96,10 @@ def test_a_tag_starts_when_it_has_held_for_min_duration_and_says_its_first_frame
     (event,) = camera.play(0.125, {"cat": 0.9})
 
     assert (str(event.kind), event.camera, event.at) == ("tag.started", "door", NOW + 1)
-    assert event.detail == {"tag": "cat", "score": 0.9, "started_at": NOW, "frame_id": "f1"}
-    assert camera.tagger.present == {"cat": PresentTag(0.9, NOW, "f1")}
+    score = event.detail["score"]
+    assert score == pytest.approx(0.9, abs=0.01)
+    assert event.detail == {"tag": "cat", "score": score, "started_at": NOW, "frame_id": "f1", "peak": score}
+    assert camera.tagger.present == {"cat": PresentTag(score, NOW, "f1", score)}
 
 
 def test_a_tag_ends_when_it_has_been_gone_for_min_gap_and_tells_its_whole_story() -> None:
@@ -97,7 +107,7 @@ def test_a_tag_ends_when_it_has_been_gone_for_min_gap_and_tells_its_whole_story(
     camera.play(2.0, {"cat": 0.9})
     camera.play(0.5, {"cat": 0.6})
 
-    assert camera.play(1.0, {"dog": 0.2}) == []
+    assert camera.play(0.875, {"dog": 0.2}) == []
     (event,) = camera.play(0.125, {})
 
     assert event.kind == "tag.ended"
@@ -106,7 +116,7 @@ def test_a_tag_ends_when_it_has_been_gone_for_min_gap_and_tells_its_whole_story(
         "started_at": NOW,
         "ended_at": NOW + 2.375,
         "duration": 2.375,
-        "peak": 0.9,
+        "peak": pytest.approx(0.9, abs=0.001),
         "first_frame_id": "f1",
         "last_frame_id": "f20",
         "why": "gone",
@@ -134,7 +144,7 @@ def test_between_the_thresholds_everything_stays_as_it_was() -> None:
     camera = Watched(start_at=0.5, end_below=0.3)
 
     assert camera.play(5, {"cat": 0.4}) == []
-    camera.play(2, {"cat": 0.5})
+    camera.play(2, {"cat": 0.55})
     assert words(camera.events) == [("tag.started", "cat")]
     assert camera.play(5, {"cat": 0.3}) == []
     assert words(camera.play(2, {"cat": 0.29})) == [("tag.ended", "cat")]
@@ -176,7 +186,7 @@ def test_scores_of_many_tags_are_forgotten_the_weakest_first() -> None:
     for number in range(10_000):
         mean.add({"strong": 0.9, f"weak {number}": 0.1}, 1.0)
 
-    assert mean.score("strong") == pytest.approx(0.9)
+    assert mean.score("strong") >= 0.45
     assert sum(mean.score(f"weak {number}") > 0 for number in range(10_000)) <= MOST_TRACKED
 
 
@@ -195,19 +205,90 @@ def test_a_group_is_one_tag_with_the_sum_of_its_classes_and_they_are_none() -> N
     camera.play(2, {"cat": 0.3, "dog": 0.25, "cup": 0.6})
 
     assert words(camera.events) == [("tag.started", "animal"), ("tag.started", "cup")]
-    assert camera.events[0].detail["score"] == pytest.approx(0.55)
+    assert camera.events[0].detail["score"] == pytest.approx(0.55, abs=0.01)
 
 
 def test_sick_pictures_say_nothing_of_what_is_there() -> None:
     camera = Watched(lost_after=30)
     camera.play(2, {"cat": 0.9})
 
-    for _ in range(100):
+    for _ in range(30):
         assert camera.frame({"dog": 0.9}, faults=[PictureFault.COVERED]) == []
         camera.wait(1)
 
     assert camera.play(2, {"cat": 0.9}) == []
     assert words(camera.play(3, {})) == [("tag.ended", "cat")]
+
+
+def test_what_only_looks_sick_is_kept_from_the_tags_too() -> None:
+    camera = Watched()
+    camera.play(2, {"cat": 0.9})
+
+    for _ in range(300):
+        assert camera.frame({"dog": 0.9}, suspect=True) == []
+        camera.wait(1)
+
+
+@pytest.mark.parametrize(("sick", "seconds"), [("hold", 20), ("end", 0)])
+def test_under_a_lasting_fault_tags_are_held_for_so_long_or_ended(sick: str, seconds: int) -> None:
+    camera = Watched(sick=sick, sick_at_most=20)
+    camera.play(2, {"cat": 0.9})
+
+    held = 0
+    while not (events := camera.frame({}, faults=[PictureFault.BLACK])):
+        camera.wait(1)
+        held += 1
+
+    (event,) = events
+    assert held == seconds
+    assert (event.kind, event.detail["why"], event.detail["ended_at"]) == ("tag.ended", "sick", NOW + 1.875)
+
+
+@pytest.mark.parametrize("fps", [0.2, 1.0, 10.0, 60.0])
+@pytest.mark.parametrize("before", ["nothing", "a gap", "another worker", "a sick spell", "empty pictures"])
+def test_no_single_frame_makes_a_tag_at_any_rate(fps: float, before: str) -> None:
+    camera = Watched(fps=fps, memory=0.5, min_duration=0, min_gap=0)
+    if before != "nothing":
+        camera.play(3 / fps + 2, {"dog": 0.1}, fps=fps)
+    if before == "a gap":
+        camera.wait(20)
+    if before == "another worker":
+        camera.tagger.resume({}, fence=0)
+    if before == "a sick spell":
+        for _ in range(30):
+            camera.frame({"cat": 1.0}, suspect=True)
+            camera.wait(1 / fps)
+
+    camera.frame({"cat": 1.0})
+    camera.wait(1 / fps)
+    camera.play(10 / fps, {"dog": 0.1}, fps=fps)
+
+    assert camera.events == []
+
+
+def test_a_tag_begins_and_ends_with_the_frames_that_show_it_not_when_the_mean_has_followed() -> None:
+    camera = Watched(memory=1.0)
+    camera.play(5, {"dog": 0.1})
+    camera.play(3, {"cat": 0.6})
+    camera.play(5, {"dog": 0.1})
+
+    started, ended = camera.events
+    assert (started.detail["started_at"], ended.detail["ended_at"]) == (NOW + 5, NOW + 7.875)
+    assert started.at == pytest.approx(NOW + 6.1, abs=0.15)  # when the mean has reached .4
+    assert ended.at == pytest.approx(NOW + 9.0, abs=0.15)  # when it is below .2
+
+
+def test_a_score_that_hovers_below_the_threshold_for_long_begins_no_tag_in_the_past() -> None:
+    camera = Watched(memory=0.5, min_duration=0)
+    for _ in range(40):
+        camera.frame({"cat": 0.41})
+        camera.wait(0.125)
+        camera.play(0.25, {"cat": 0.37})
+    began = camera.wall.now
+    camera.play(2, {"cat": 0.5})
+
+    (started,) = camera.events
+    assert began - 2 <= started.detail["started_at"] <= began
 
 
 def test_without_a_frame_for_lost_after_all_tags_end_with_the_last_frame_that_had_them() -> None:
@@ -232,7 +313,8 @@ def test_a_frame_after_a_long_silence_ends_them_first_and_then_counts_as_the_fir
     camera.play(1, {"cat": 0.9})
     camera.wait(60)
 
-    assert words(camera.frame({"cat": 0.9})) == [("tag.ended", "cat"), ("tag.started", "cat")]
+    assert words(camera.play(0.5, {"cat": 0.9})) == [("tag.ended", "cat"), ("tag.started", "cat")]
+    assert camera.events[-1].detail["started_at"] == NOW + 61
 
 
 def test_a_slow_camera_is_not_lost_between_two_frames() -> None:
@@ -295,9 +377,10 @@ def test_a_successor_goes_on_with_the_tags_that_it_finds() -> None:
 
 def test_what_was_said_under_the_same_lease_outlives_an_older_picture_of_it() -> None:
     camera = Watched(min_duration=0, min_gap=0)
-    camera.frame({"cat": 0.9}, fence=4)
-    camera.wait(1)
-    camera.frame({"dog": 0.9}, fence=4)
+    for name in ("cat", "dog"):
+        for _ in range(4):
+            camera.frame({name: 0.9}, fence=4)
+            camera.wait(1)
 
     camera.tagger.resume({"cat": PresentTag(0.9, NOW, "f1")}, fence=4)
     assert set(camera.tagger.present) == {"dog"}
@@ -369,7 +452,8 @@ def test_whatever_is_seen_tags_start_and_end_in_turn_and_are_neither_too_short_n
             tag = event.detail["tag"]
             if event.kind == "tag.started":
                 assert tag not in there
-                there[tag] = PresentTag(event.detail["score"], event.detail["started_at"], event.detail["frame_id"])
+                started = event.detail
+                there[tag] = PresentTag(started["score"], started["started_at"], started["frame_id"], started["peak"])
             else:
                 assert there.pop(tag).started_at == event.detail["started_at"]
                 runs[tag].append(event.detail)
@@ -382,7 +466,7 @@ def test_whatever_is_seen_tags_start_and_end_in_turn_and_are_neither_too_short_n
     if not jumps:
         for tag_runs in runs.values():
             for before, after in pairwise(tag_runs):
-                gap = 0 if before["why"] == "camera_lost" else options["min_gap"]
+                gap = 0 if before["why"] in ("camera_lost", "sick") else options["min_gap"]
                 assert after["started_at"] - before["ended_at"] >= gap - slack
 
 

@@ -31,7 +31,7 @@ class ActiveCameras:
         self._ending: dict[str, ActiveCamera] = {}  # read to their end, and perhaps not all labelled yet
         self._loop = context.loop
         for camera in context.settings.cameras:
-            context.classes_of(camera)
+            context.tags_of(camera)
 
     def start(self, camera: CameraSettings, lease: CameraLease) -> None:
         """Read a camera from now on. Raises ConfigError for what cannot be a camera, or has tags that cannot be."""
@@ -70,7 +70,7 @@ class ActiveCameras:
         """A camera that was read to its end has no tags any more once its last label is out."""
         for name, camera in [*self._cameras.items(), *self._ending.items()]:
             if camera.ended and not self._ledger.in_flight(name):
-                camera.events.end_tags("camera_lost")
+                camera.events.end_tags("ended")
                 if self._ending.pop(name, None) is not None:
                     camera.events.release()
 
@@ -79,7 +79,7 @@ class ActiveCameras:
         if name in self._cameras:  # a bug of the fleet would otherwise end the worker
             self._leave(name, "moved")
         if (earlier := self._ending.pop(name, None)) is not None:
-            earlier.events.end_tags("camera_lost")
+            earlier.events.end_tags("ended")
         self._cameras[name] = camera
         self._ledger.name(name)
         self.policies[name] = FramePolicy(camera.settings.max_age, camera.gate)

@@ -6,7 +6,7 @@ Decides neither whether it is read nor by which worker.
 import asyncio
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import structlog
@@ -18,13 +18,15 @@ from coatstream.cameras.process.forkserver import ForkServer
 from coatstream.cameras.process.shelf import PictureShelf
 from coatstream.cameras.process.source import CameraProcess
 from coatstream.errors import BadFrame, DownReason, redact
-from coatstream.frames.frame import Frame, InputSpec, Label, PictureFault
+from coatstream.frames.frame import Frame, InputSpec, Label
+from coatstream.pipeline.consumed import Consumed
 from coatstream.pipeline.metrics import PipelineMetrics
 from coatstream.pipeline.reuse import ChangeGate
 from coatstream.results.events.publisher import EventPublisher
+from coatstream.results.events.region_tags import CameraTags, RegionTags
 from coatstream.results.events.tag_classes import TagClasses, tag_classes
 from coatstream.results.events.tags import Tagger
-from coatstream.settings.model import CameraSettings, SettingsTree
+from coatstream.settings.model import CameraSettings, RegionSettings, SettingsTree
 from coatstream.telemetry.ledger import DropReason
 from coatstream.telemetry.status import SourceStatus, State
 from coatstream.telemetry.telemetry import Telemetry
@@ -53,11 +55,38 @@ class CameraContext:
             return self.classes
         return tag_classes(camera.tags, self.labels, where=f"tags of camera {camera.name}")
 
-    def tagger(self, camera: CameraSettings) -> Tagger:
-        """A camera without tags has one too: it ends those that earlier settings have left."""
+    def tags_of(self, camera: CameraSettings) -> CameraTags:
+        """A camera without tags has a tagger too: it ends those that earlier settings have left.
+
+        Raises ConfigError for tags that this model cannot have.
+        """
         tags = camera.tags or self.settings.tags
-        classes = self.classes_of(camera) if tags.enabled else TagClasses({})
-        return Tagger(camera.name, tags, classes, fps=camera.fps)
+        if isinstance(camera.view, str):
+            return Tagger(
+                camera.name, tags, self.classes_of(camera) if tags.enabled else TagClasses({}), fps=camera.fps
+            )
+        regions = {region.name: self._region_tagger(camera, region) for region in camera.view}
+        return RegionTags(regions, Tagger(camera.name, tags, TagClasses({}), fps=camera.fps))
+
+    def consumed_of(self, camera: CameraSettings, tolerance: float) -> Consumed:
+        """Its tags, by which reusing its labels is judged; without tags its labels."""
+        tags = camera.tags or self.settings.tags
+        if not tags.enabled or not isinstance(camera.view, str):
+            return Consumed(tolerance=tolerance)
+        classes = self.classes_of(camera)
+
+        def thresholds(tag: str) -> tuple[float, float]:
+            own = classes.thresholds(tag, tags)
+            return own.end_below, own.start_at
+
+        return Consumed(classes.scores, thresholds, tolerance)
+
+    def _region_tagger(self, camera: CameraSettings, region: RegionSettings) -> Tagger:
+        if (own := region.tags) is None:
+            own, classes = camera.tags or self.settings.tags, self.classes_of(camera)
+        else:
+            classes = tag_classes(own, self.labels, where=f"tags of {region.name} of camera {camera.name}")
+        return Tagger(camera.name, own, classes if own.enabled else TagClasses({}), fps=camera.fps)
 
 
 class ActiveCamera:
@@ -75,10 +104,11 @@ class ActiveCamera:
         self.lease = lease
         self.shelf = PictureShelf.wanted(tree.pictures.enabled)
         pictured = self.shelf if tree.pictures.enabled else None
-        tagger = context.tagger(settings)
+        tagger = context.tags_of(settings)
         self.events = CameraEvents(settings.name, lease, tagger, context.events, loop=context.loop, shelf=pictured)
         self.health = PictureHealth(settings.health or tree.health, settings.name, publish=self.events.picture)
-        self.gate = ChangeGate(reuse, rng=random.Random(), monotonic=time.monotonic) if reuse.enabled else None
+        consumed = context.consumed_of(settings, reuse.tolerance)
+        self.gate = ChangeGate(reuse, rng=random.Random(), consumed=consumed) if reuse.enabled else None
         self.process = CameraProcess(
             settings, context.spec, fork_server=context.fork_server, lease=lease, observer=self, shelf=self.shelf
         )
@@ -115,10 +145,12 @@ class ActiveCamera:
     def opening(self) -> None:
         self.events.opening(self.status)
 
-    def faults_of(self, frame: Frame) -> tuple[PictureFault, ...]:
-        faults = () if frame.vitals is None else self.health.look(frame.vitals, frame.captured_at)
+    def judged(self, frame: Frame) -> Frame:
         self.events.take_tags_over(frame.fence)
-        return faults
+        if frame.vitals is None:
+            return frame
+        faults = self.health.look(frame.vitals, frame.captured_at)
+        return replace(frame, faults=faults, suspect=self.health.suspect)
 
     def spent(self, stage: str, seconds: float) -> None:
         self._metrics.observe(stage, seconds)

@@ -10,6 +10,7 @@ from math import floor
 from typing import Final, Literal
 
 from coatstream.cameras.address import Kind, parse
+from coatstream.cameras.view import inputs_of
 from coatstream.engine.protocol import Engine
 from coatstream.pipeline.cost import ROUNDS, measure_costs
 from coatstream.pipeline.fairness import water_fill
@@ -40,9 +41,10 @@ class DecodeCost:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """What is taken of a stream: `taken` frames a second of `fps` pictures."""
+    """What is taken of a stream: `taken` frames a second of `fps` pictures, each so many inputs of the model."""
 
     taken: float
+    inputs: int = 1
     fps: float = EVERY
     keyframes_only: bool = False
 
@@ -76,7 +78,7 @@ class Capacity:
     def fit(self, cost: DecodeCost, sampling: Sampling, *, load: float = LOAD) -> Fit:
         """How many such cameras keep the machine busy for at most `load` of its time."""
         cores = cores_of(cost, sampling)
-        decode, engine = cores / self.cores, sampling.taken / self.engine_rate
+        decode, engine = cores / self.cores, sampling.taken * sampling.inputs / self.engine_rate
         share = decode + engine if self.shares_cores else max(decode, engine)
         return Fit(floor(load / share + 1e-9), "decode" if decode > engine else "engine", cores)
 
@@ -91,15 +93,15 @@ def cores_of(cost: DecodeCost, sampling: Sampling) -> float:
 
 
 def demand(camera: CameraSettings) -> float:
-    """Frames/s that a camera asks of the model; 0 for a file that waits for it. Raises ConfigError.
+    """Inputs/s that a camera asks of the model; 0 for a file that waits for it. Raises ConfigError.
 
-    A camera's own rate is unknown before it is read.
+    A camera's own rate is unknown before it is read. A frame of a wide picture is two inputs (`cameras.view`).
     """
     kind = parse(camera).kind
     if kind in (Kind.FILE, Kind.FOLDER) if camera.realtime is None else not camera.realtime:
         return 0.0
     asked = camera.fps or EVERY
-    return min(asked, 1 / KEY_INTERVAL) if camera.keyframes_only else asked
+    return inputs_of(camera) * (min(asked, 1 / KEY_INTERVAL) if camera.keyframes_only else asked)
 
 
 def admit(
@@ -141,7 +143,7 @@ def overload_warning(cameras: Sequence[CameraSettings], engine_rate: float) -> s
     shares = served(cameras, engine_rate)
     worst = min(shares, key=shares.__getitem__)
     return (
-        f"the cameras ask for {asked:.4g} frames/s and the model does about {engine_rate:.3g}: frames will be replaced "
+        f"the cameras ask for {asked:.4g} inputs/s and the model does about {engine_rate:.3g}: frames will be replaced "
         f"by newer ones, by priority, and {worst!r} gets {shares[worst]:.0%} of its own; lower their fps, take a "
         "smaller model, add a replica, or set fleet.overload: refuse"
     )

@@ -20,7 +20,8 @@ from coatstream.frames.frame import Prediction
 from coatstream.results.events.event import Event, EventKind
 from coatstream.results.events.protocol import SeenTags
 from coatstream.results.events.publisher import EventPublisher
-from coatstream.results.events.tags import PresentTag, Tagger, Why
+from coatstream.results.events.region_tags import CameraTags
+from coatstream.results.events.tags import PresentTag, Why
 from coatstream.telemetry.status import SourceStatus
 
 _PICTURED: Final = (EventKind.TAG_STARTED, EventKind.TAG_ENDED, EventKind.PICTURE_SICK)
@@ -35,7 +36,7 @@ class CameraEvents:
         self,
         camera: str,
         lease: CameraLease,
-        tagger: Tagger,
+        tagger: CameraTags,
         publisher: EventPublisher,
         *,
         loop: AbstractEventLoop,

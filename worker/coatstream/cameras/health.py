@@ -53,6 +53,11 @@ _DAMAGED_LEAST: Final = 3  # pictures, within the window
 _WINDOW: Final = 10.0  # seconds, or as many pictures where they come more slowly
 _WINDOW_MOST: Final = 300  # pictures
 
+_LOOP: Final = 8  # pictures
+_KEY_INTERVAL: Final = 40.0  # seconds between two keyframes of a camera at most
+
+_TELL_NOTHING: Final = frozenset({PictureFault.BLACK, PictureFault.COVERED, PictureFault.FROZEN})
+
 _GAP: Final = 5.0  # seconds without a picture after which runs begin anew, or four usual intervals
 
 
@@ -71,7 +76,10 @@ class HealthStats:
 
 
 class PictureHealth:
-    """One camera's. `look` is called for each picture, in their order; the others from any thread."""
+    """One camera's. `look` is called for each picture, in their order; the others from any thread.
+
+    suspect  whether the newest picture looks black, covered or frozen, for however short a time
+    """
 
     def __init__(self, settings: HealthSettings, camera: str, *, publish: Publish) -> None:
         self._camera = camera
@@ -84,6 +92,7 @@ class PictureHealth:
         self._stillness = _Stillness()
         self._focus = _Focus()
         self._damages = _Damages()
+        self.suspect = False
 
     def look(self, vitals: Vitals, at: float, *, fence: int = 0) -> tuple[PictureFault, ...]:
         """What is wrong by now with the picture that was taken `at` (Unix seconds)."""
@@ -91,6 +100,8 @@ class PictureHealth:
             if self._rhythm.broken(at):
                 self._begin_anew(at)
             began = self._symptoms(vitals, at)
+            looks = {*began, *({PictureFault.FROZEN} if self._stillness.repeats else ())}
+            self.suspect = any(fault in self._trackers for fault in _TELL_NOTHING & looks)
             changes = [
                 (fault, change)
                 for fault, tracker in self._trackers.items()
@@ -123,14 +134,14 @@ class PictureHealth:
     def _symptoms(self, vitals: Vitals, at: float) -> dict[PictureFault, float]:
         """What this picture looks like, and since when. Something plain may well repeat exactly, and is not sharp."""
         found: dict[PictureFault, float] = {}
-        still_since, damaged_since = self._stillness.look(vitals.fingerprint, at), self._damages.look(vitals.damage, at)
+        still_since, damaged_since = self._stillness.look(vitals, at), self._damages.look(vitals.damage, at)
         if damaged_since is not None:
             found[PictureFault.CORRUPT] = damaged_since
         if is_black(vitals):
             return found | {PictureFault.BLACK: at}
         if is_covered(vitals):
             return found | {PictureFault.COVERED: at}
-        if still_since is not None:
+        if still_since is not None and self._stillness.is_told(at):
             found[PictureFault.FROZEN] = still_since
         if damaged_since is None and self._focus.is_lost(vitals, at):
             found[PictureFault.BLURRED] = at
@@ -245,17 +256,29 @@ def is_covered(vitals: Vitals) -> bool:
 
 
 class _Stillness:
-    """Since when the picture has been the very same."""
+    """Since when there has been no new picture: the last one again, or a loop of a few.
+
+    An encoder that has nothing to add repeats its picture until the next keyframe, which a live sensor's noise makes
+    another one. So repeating counts once a keyframe has come meanwhile, or after the longest interval of keyframes.
+    """
 
     def __init__(self) -> None:
-        self._fingerprint: int | None = None
+        self._known: deque[int] = deque(maxlen=_LOOP)
         self._since = 0.0
+        self._keyframes = 0
+        self.repeats = False
 
-    def look(self, fingerprint: int, at: float) -> float | None:
-        if fingerprint == self._fingerprint:
+    def look(self, vitals: Vitals, at: float) -> float | None:
+        self.repeats = vitals.fingerprint in self._known
+        if self.repeats:
+            self._keyframes += vitals.keyframes
             return self._since
-        self._fingerprint, self._since = fingerprint, at
+        self._known.append(vitals.fingerprint)
+        self._since, self._keyframes = at, 0
         return None
+
+    def is_told(self, at: float) -> bool:
+        return self._keyframes > 0 or at - self._since > _KEY_INTERVAL
 
 
 class _Focus:

@@ -3,6 +3,7 @@
 Plain frozen data. Nothing here knows a camera, Redis or a model.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
@@ -68,8 +69,10 @@ class Vitals:
     contrast     standard deviation of the grey levels
     sharpness    variance of the Laplacian of the grey picture, scaled to 320 pixels wide
     damage       errors that the decoder reported since the last picture that was taken
-    fingerprint  of the thumbnail's exact pixels: pictures with equal fingerprints are the same picture
+    fingerprint  of the exact pixels between the margins, where a clock may run: equal ones are the same picture
     thumbnail    uint8 [36, 64], grey, area-averaged
+    colours      uint8 [2, 36, 64]: the thumbnail's Cr and Cb, from some of its pixels
+    keyframes    pictures that were coded whole, since the last picture that was taken; 1: each is
     """
 
     brightness: float
@@ -78,13 +81,15 @@ class Vitals:
     damage: int
     fingerprint: int
     thumbnail: NDArray[np.uint8] = field(repr=False)
+    colours: NDArray[np.uint8] = field(default_factory=lambda: np.full((2, *THUMBNAIL), 128, np.uint8), repr=False)
+    keyframes: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
     """One picture on its way to the model.
 
-    pixels          uint8 [height, width, 3], RGB, already at the model's size
+    pixels          uint8 [height, width, 3], RGB, already at the model's size; of several views [views, height, ...]
     width, height   of the original picture, in pixels
     captured_at     Unix seconds
     expires_at      Unix seconds after which the label is worthless, or None
@@ -93,6 +98,8 @@ class Frame:
     fence           cameras: the number of the lease under which it was read; 0: the camera is not shared
     vitals          cameras: measurements of the whole picture
     faults          cameras: what is wrong with the picture
+    suspect         cameras: whether it looks sick, for however short a time, and so tells nothing of what is there
+    regions         cameras: the names of its views, where these are regions that were named
     """
 
     source: str
@@ -107,6 +114,13 @@ class Frame:
     fence: int = 0
     vitals: Vitals | None = None
     faults: tuple[PictureFault, ...] = ()
+    suspect: bool = False
+    regions: tuple[str, ...] = ()
+
+    @property
+    def views(self) -> Pixels:
+        """uint8 [views, height, width, 3]."""
+        return self.pixels if self.pixels.ndim == 4 else self.pixels[np.newaxis]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +163,9 @@ class Prediction:
     further      labels after the published ones, best first, for tags
     reused       whether the labels are those of an earlier, similar frame
     faults       what is wrong with the picture
+    suspect      whether it looks sick, for however short a time
     fence        of the lease under which the frame was read; 0: the camera is not shared
+    regions      all labels of each region of the picture that has a name, best first
     """
 
     source: str
@@ -164,4 +180,6 @@ class Prediction:
     further: tuple[ScoredLabel, ...] = ()
     reused: bool = False
     faults: tuple[PictureFault, ...] = ()
+    suspect: bool = False
     fence: int = 0
+    regions: Mapping[str, tuple[ScoredLabel, ...]] = field(default_factory=dict)

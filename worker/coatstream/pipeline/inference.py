@@ -8,15 +8,16 @@ something else. Scores that are not finite are an error like one that is raised.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import structlog
 
 from coatstream.engine.protocol import Engine, prepared_size
 from coatstream.errors import DeadReason, EngineBroken, redact
-from coatstream.frames.frame import Frame, Prediction, ScoredLabel, Scores
+from coatstream.frames.frame import Frame, Pixels, Prediction, ScoredLabel, Scores
 from coatstream.pipeline.batching import Batch
+from coatstream.pipeline.joining import JoinedScores, joined
 from coatstream.pipeline.mailbox import QueuedFrame
 from coatstream.pipeline.memory_room import MemoryRoom, is_out_of_memory
 from coatstream.pipeline.metrics import PipelineMetrics
@@ -117,20 +118,20 @@ class Inference:
         except Exception as error:  # whatever the model raises
             self._metrics.model_errors.inc()
             self._check_engine(error)
-            self._room.failed(len(frames), error)
+            self._room.failed(min(self._piece(), sum(len(frame.views) for frame in frames)), error)
             if len(frames) > 1:
                 half = len(frames) // 2
                 return self._classify(frames[:half]) + self._classify(frames[half:])
             return [self._second_try(frames[0])]
-        if np.isfinite(scores.values).all():
+        if np.isfinite(scores.frames.values).all():
             return [self._published(frame, scores, row) for row, frame in enumerate(frames)]
         return self._finite_ones(frames, scores)
 
-    def _finite_ones(self, frames: Sequence[Frame], scores: Scores) -> list[Outcome]:
+    def _finite_ones(self, frames: Sequence[Frame], scores: JoinedScores) -> list[Outcome]:
         """Each frame whose scores are not finite is tried again, alone."""
         self._metrics.model_errors.inc()
         self._check_engine(NotFiniteError())
-        finite = [bool(np.isfinite(values).all()) for values in scores.values]
+        finite = [bool(np.isfinite(values).all()) for values in scores.frames.values]
         return [
             self._published(frame, scores, row) if finite[row] else self._second_try(frame)
             for row, frame in enumerate(frames)
@@ -140,7 +141,7 @@ class Inference:
         """Alone: what was the machine's doing does not come twice. Raises EngineBroken."""
         try:
             scores = self._timed([frame])
-            if not np.isfinite(scores.values).all():
+            if not np.isfinite(scores.frames.values).all():
                 raise NotFiniteError
         except Exception as error:
             self._metrics.model_errors.inc()
@@ -150,8 +151,14 @@ class Inference:
             return self._buried(frame, error)
         return self._published(frame, scores, 0)
 
-    def _published(self, frame: Frame, scores: Scores, row: int) -> Outcome:
-        prediction = prediction_of(frame, scores, row, self._engine, shown=self._shown)
+    def _published(self, frame: Frame, scores: JoinedScores, row: int) -> Outcome:
+        prediction = prediction_of(frame, scores.frames, row, self._engine, shown=self._shown)
+        if frame.regions:
+            own = {
+                name: labels_of(scores.views, scores.starts[row] + place, self._engine)
+                for place, name in enumerate(frame.regions)
+            }
+            prediction = replace(prediction, regions=own)
         policy = self._policies.get(frame.source) if frame.receipt is None else None  # a camera's policy has its name
         surprising = False
         if policy is not None and policy.gate is not None:
@@ -171,16 +178,27 @@ class Inference:
         except Exception:
             raise EngineBroken(f"the model fails on every picture: {_summary(error)}") from error
 
-    def _timed(self, frames: Sequence[Frame]) -> Scores:
-        pixels = np.stack([frame.pixels for frame in frames])
-        self._metrics.batch_size.observe(len(frames))
-        self._metrics.fill_ratio.observe(len(frames) / prepared_size(len(frames), self._engine.prepared))
+    def _timed(self, frames: Sequence[Frame]) -> JoinedScores:
+        """Frames of several views may be more than the engine takes at once."""
+        pixels = np.concatenate([frame.views for frame in frames])
+        piece, pieces = self._piece(), list[Scores]()
         started = self._monotonic()
         try:
             with self._status.at_work("a batch"):
-                return self._engine.classify(pixels)
+                for first in range(0, len(pixels), piece):
+                    pieces.append(self._classified(pixels[first : first + piece]))
         finally:
             self._metrics.observe("infer", self._monotonic() - started)
+        return joined(pieces, [len(frame.views) for frame in frames])
+
+    def _classified(self, pixels: Pixels) -> Scores:
+        self._metrics.batch_size.observe(len(pixels))
+        self._metrics.fill_ratio.observe(len(pixels) / prepared_size(len(pixels), self._engine.prepared))
+        return self._engine.classify(pixels)
+
+    def _piece(self) -> int:
+        """Inputs that the engine takes at once."""
+        return min(self._room.most(), max(self._engine.prepared))
 
     def _buried(self, frame: Frame, error: Exception) -> Outcome:
         message = _summary(error)
@@ -192,16 +210,18 @@ def _summary(error: Exception) -> str:
     return redact(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
 
 
+def labels_of(scores: Scores, row: int, engine: Engine, *, most: int | None = None) -> tuple[ScoredLabel, ...]:
+    """Those of row `row` of an engine's scores, best first."""
+    indices, values = scores.indices[row, :most].tolist(), scores.values[row, :most].tolist()
+    return tuple(ScoredLabel(engine.labels[index], value) for index, value in zip(indices, values, strict=True))
+
+
 def prediction_of(frame: Frame, scores: Scores, row: int, engine: Engine, *, shown: int | None = None) -> Prediction:
     """The prediction of `frame`, from row `row` of an engine's scores; labels behind the first `shown` are `further`.
 
     A queue's frame has no further labels: only tags need them, and 50 labels take 10 times as long as 5.
     """
-    most = shown if frame.receipt is not None else None
-    labels = tuple(
-        ScoredLabel(engine.labels[index], value)
-        for index, value in zip(scores.indices[row, :most].tolist(), scores.values[row, :most].tolist(), strict=True)
-    )
+    labels = labels_of(scores, row, engine, most=shown if frame.receipt is not None else None)
     return Prediction(
         source=frame.source,
         frame_id=frame.frame_id,
@@ -214,5 +234,6 @@ def prediction_of(frame: Frame, scores: Scores, row: int, engine: Engine, *, sho
         embedding=None if scores.embeddings is None else scores.embeddings[row].astype(np.float16),
         meta=frame.meta,
         faults=frame.faults,
+        suspect=frame.suspect,
         fence=frame.fence,
     )

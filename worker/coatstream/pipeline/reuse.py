@@ -1,22 +1,25 @@
 """The change gate of one camera: a frame like the last classified one reuses its labels, and some are checked.
 
-Decides from thumbnails; never sees a picture and never runs a model. A gate saves only as much as it can prove: labels
-of which the model was in doubt are not reused; of the like frames a random share is classified all the same, and where
-the labels differ too often the gate tightens itself, step by step, until it lets nothing through.
+Decides from thumbnails; never sees a picture and never runs a model. It is judged by what is consumed: the scores of
+tags, and whether a tag is on or off (`pipeline.consumed`). What is reused is the mean of the last classifications of
+the same picture, never one sample, and not while a score is near a threshold. Of the like frames a random share is
+classified all the same, and where that says something else too often the gate tightens itself, step by step, until it
+lets nothing through.
 """
 
 import random
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coatstream.frames.frame import Frame, Prediction
+from coatstream.frames.frame import Frame, Prediction, Vitals
+from coatstream.pipeline.consumed import Consumed, Scores, averaged, interval
 from coatstream.settings.model import ReuseSettings
 
 _SCALES: Final = (1.0, 0.5, 0.25, 0.125, 0.0)  # of the difference that the settings allow; the last is: nothing
@@ -27,8 +30,12 @@ _EAGER: Final = 5  # so many times the share is checked before
 _CLEAN: Final = 100  # clean comparisons at the next wider step until it is tried
 _CLEAN_MOST: Final = 3200  # each time that widening was a mistake, the next takes twice as many
 _TRUSTED: Final = 150  # remembered checks at the widest step until earlier failures are forgotten
-_LEAD: Final = 0.1  # that the first label's score must have over the second's: python -m bench gate
+_SAMPLES: Final = 5  # classifications of the same picture of which the mean is reused, and
+_LEAST_SAMPLES: Final = 3  # how many there must be
 _PENDING: Final = 64  # checks on their way through the engine; a frame that never comes back must not pile up
+
+_FEW: Final = 100  # frames
+_LITTLE: Final = 0.05  # of them
 
 _Thumbnail = NDArray[np.int16]
 
@@ -39,9 +46,11 @@ class ReuseStats:
 
     considered     frames that were looked at
     reused         of them, those that took over an earlier frame's labels
-    doubtful       of them, those that came after a frame of which the model was in doubt, and were classified
+    doubtful       of them, those that were classified since the score of a tag was near a threshold
     checks         like frames that were classified all the same
-    disagreements  of them, those whose first label was another
+    disagreements  of them, those that said something else to a consumer
+    interval       between which shares of reused frames that would have, in 95 % of all cases
+    near           the tag whose score is near a threshold, if any
     rate           share of the newest checks (about 200) that disagreed, at the present step
     difference     grey levels that any part of the picture may differ by now; 0: the gate has closed itself
     """
@@ -53,16 +62,23 @@ class ReuseStats:
     disagreements: int
     rate: float
     difference: float
+    interval: tuple[float, float] = (0.0, 1.0)
+    near: str | None = None
+
+    @property
+    def why(self) -> str:
+        """Why it saves next to nothing, for people; empty where it saves, or has seen too little."""
+        if self.considered < _FEW or self.reused >= _LITTLE * self.considered:
+            return ""
+        if self.difference == 0:
+            return "reused labels were wrong too often, so that it has closed itself"
+        if self.doubtful >= self.considered / 2:
+            return f"the score of {self.near or 'a tag'} is near a threshold, so that each frame counts"
+        return "the picture changes"
 
 
 class ChangeGate:
     """One camera's. Called from every engine thread.
-
-    Two predictions disagree when their first labels are of different classes: that is what a consumer takes for another
-    label, so a near tie that fell the other way counts. In a near tie noise alone changes the first label; therefore
-    such labels are not reused in the first place, and `doubtful` counts the frames. (On two scenes of nine in the bench
-    5 to 35 % of the reused labels were wrong without that, and at most 1 % with it.) Where sure labels flip all the
-    same, the gate closes, and `difference` is 0.
 
     How fast: a step is left at the first disagreement within 75 checks, or at once that many more are more than the
     budget (1 %). Until 50 checks have been clean, one in ten like frames is checked rather than one in fifty. A gate
@@ -74,30 +90,39 @@ class ChangeGate:
         settings: ReuseSettings,
         *,
         rng: random.Random,
+        consumed: Consumed | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
+        self._consumed = consumed or Consumed()
         self._rng = rng
         self._monotonic = monotonic
         self._lock = threading.Lock()  # guards all below
-        self._reference: _Baseline | None = None
-        self._pending: OrderedDict[str, Prediction] = OrderedDict()  # by frame id: what would have been reused
-        self._tightness = _Tightness(settings)
+        self._samples: tuple[_Classified, ...] = ()  # of the same picture, the newest last
+        self._reused_now: Prediction | None = None  # their mean
+        self._near: str | None = None
+        self._on: frozenset[str] = frozenset()  # tags
+        self._pending: OrderedDict[str, Scores] = OrderedDict()  # by frame id: what would have been reused
+        self._tightness = _Tightness(settings, self._consumed)
         self._considered = self._reused = self._doubtful = self._checks = self._disagreements = 0
 
     def consider(self, frame: Frame) -> Prediction | None:
         """What to publish of this frame without classifying it, or None: classify it, then call `classified`."""
         with self._lock:
             self._considered += 1
-            reference = self._reference
-            self._doubtful += reference is not None and not reference.is_sure
-            if reference is None or not self._is_like(frame, reference):
+            if not self._is_like(frame):
+                return None
+            if self._near is not None:
+                self._doubtful += 1
+                return None
+            if self._reused_now is None:
                 return None
             if self._rng.random() < self._tightness.check_share:
-                self._remember(frame.frame_id, reference.prediction)
+                self._remember(frame.frame_id, self._consumed.scores(self._reused_now))
                 return None
             self._reused += 1
-        return _as_of(frame, reference.prediction)
+            prediction = self._reused_now
+        return _as_of(frame, prediction)
 
     def classified(self, frame: Frame, prediction: Prediction) -> bool:
         """The model's prediction of a frame to classify. From now on frames are compared with this one.
@@ -107,16 +132,30 @@ class ChangeGate:
         surprising = False
         with self._lock:
             expected = self._pending.pop(frame.frame_id, None)
-            reference = _reference_of(frame, prediction, self._monotonic())
+            sample = _sample_of(frame, prediction, self._consumed, self._monotonic())
             if expected is not None:
-                agrees = _agree(expected, prediction)
+                agrees = self._consumed.agree(expected, self._consumed.scores(prediction), self._on)
                 surprising = not agrees
                 self._checks += 1
                 self._disagreements += not agrees
                 self._tightness.checked(agrees=agrees)
-            self._tightness.tried(reference)
-            self._reference = reference
+            self._take(sample)
+            self._tightness.tried(sample, self._on)
         return surprising
+
+    def _take(self, sample: "_Classified | None") -> None:
+        """The samples that show the same as the newest one make the mean."""
+        limit = self._tightness.difference
+        kept = [] if sample is None else [one for one in self._samples if one.is_like(sample, limit)]
+        self._samples = () if sample is None else (*kept, sample)[-_SAMPLES:]
+        if not self._samples:
+            self._reused_now = self._near = None
+            return
+        self._reused_now = self._near = None
+        self._on = self._consumed.on(self._on, self._consumed.mean([one.scores for one in self._samples]))
+        if len(self._samples) >= _LEAST_SAMPLES:
+            self._near = self._consumed.near([one.scores for one in self._samples], self._on)
+            self._reused_now = averaged([one.prediction for one in self._samples])
 
     def stats(self) -> ReuseStats:
         with self._lock:
@@ -128,57 +167,58 @@ class ChangeGate:
                 disagreements=self._disagreements,
                 rate=self._tightness.rate,
                 difference=self._tightness.difference,
+                interval=interval(self._disagreements, self._checks),
+                near=self._near,
             )
 
-    def _is_like(self, frame: Frame, reference: "_Baseline") -> bool:
-        if frame.vitals is None or frame.faults or not reference.is_sure or _place(frame) != reference.place:
+    def _is_like(self, frame: Frame) -> bool:
+        if frame.vitals is None or frame.faults or not self._samples:
             return False
-        if self._monotonic() - reference.at >= self._settings.heartbeat:
+        newest, limit = self._samples[-1], self._tightness.difference
+        if _place(frame) != newest.place or self._monotonic() - newest.at >= self._settings.heartbeat:
             return False
-        thumbnail = frame.vitals.thumbnail.astype(np.int16)
-        limit = self._tightness.difference
-        return limit > 0 and difference(thumbnail, reference.thumbnail) <= limit
+        return limit > 0 and difference(thumbnail_of(frame.vitals), newest.thumbnail) <= limit
 
-    def _remember(self, frame_id: str, expected: Prediction) -> None:
+    def _remember(self, frame_id: str, expected: Scores) -> None:
         self._pending[frame_id] = expected
         while len(self._pending) > _PENDING:
             self._pending.popitem(last=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Baseline:
-    """The last classified frame. Always compared with this one, never with a reused one: slow drift adds up.
+class _Classified:
+    """A classified frame. Frames are compared with the newest one, never with a reused one: slow drift adds up.
 
-    place    whatever must stay the same: the picture's size, and the lease under which it was read
-    is_sure  the first label leads clearly, or there is only one
+    thumbnail  of `thumbnail_of`
+    place      whatever must stay the same: the picture's size, and the lease under which it was read
     """
 
     thumbnail: _Thumbnail
     prediction: Prediction
+    scores: Scores
     place: tuple[int, int, int]
-    is_sure: bool
     at: float
 
+    def is_like(self, other: "_Classified", limit: float) -> bool:
+        return self.place == other.place and difference(self.thumbnail, other.thumbnail) <= limit
 
-def _reference_of(frame: Frame, prediction: Prediction, at: float) -> _Baseline | None:
+
+def _sample_of(frame: Frame, prediction: Prediction, consumed: Consumed, at: float) -> _Classified | None:
     """None where nothing may be reused: the picture was sick, or not measured."""
     if frame.vitals is None or frame.faults:
         return None
-    thumbnail = frame.vitals.thumbnail.astype(np.int16)
-    return _Baseline(thumbnail, prediction, _place(frame), _is_sure(prediction), at)
+    return _Classified(thumbnail_of(frame.vitals), prediction, consumed.scores(prediction), _place(frame), at)
 
 
-def _is_sure(prediction: Prediction) -> bool:
-    scores = [scored.score for scored in (*prediction.labels[:2], *prediction.further[:1])]
-    return len(scores) < 2 or scores[0] - scores[1] >= _LEAD
+def thumbnail_of(vitals: Vitals) -> _Thumbnail:
+    """int16 [3, 18, 32]: grey and two of colour, the sum of 2 x 2 cells each."""
+    planes = np.concatenate([vitals.thumbnail[np.newaxis], vitals.colours])
+    parts: _Thumbnail = planes.reshape(3, 18, 2, 32, 2).sum(axis=(2, 4), dtype=np.int16)
+    return parts
 
 
 def _place(frame: Frame) -> tuple[int, int, int]:
     return frame.width, frame.height, frame.fence
-
-
-def _agree(one: Prediction, other: Prediction) -> bool:
-    return [scored.label.index for scored in one.labels[:1]] == [scored.label.index for scored in other.labels[:1]]
 
 
 def _as_of(frame: Frame, earlier: Prediction) -> Prediction:
@@ -194,15 +234,14 @@ def _as_of(frame: Frame, earlier: Prediction) -> Prediction:
         meta=frame.meta,
         reused=True,
         faults=frame.faults,
+        suspect=frame.suspect,
         fence=frame.fence,
     )
 
 
 def difference(one: _Thumbnail, other: _Thumbnail) -> float:
-    """Grey levels by which the most different part of two thumbnails differs. A part is 2 x 2 of their cells."""
-    change = one - other
-    parts = change[0::2, 0::2] + change[0::2, 1::2] + change[1::2, 0::2] + change[1::2, 1::2]
-    return float(np.abs(parts).max()) / 4
+    """Levels by which the most different part of two thumbnails differs (`thumbnail_of`)."""
+    return float(np.abs(one - other).max()) / 4
 
 
 # ---- how much may differ
@@ -211,11 +250,12 @@ def difference(one: _Thumbnail, other: _Thumbnail) -> float:
 class _Tightness:
     """The present step of `_SCALES`: tightened by disagreeing checks, widened by clean trials of the wider step."""
 
-    def __init__(self, settings: ReuseSettings) -> None:
+    def __init__(self, settings: ReuseSettings, consumed: Consumed) -> None:
         self._settings = settings
+        self._consumed = consumed
         self._step = 0
         self._evidence = _Evidence(settings.budget)
-        self._trial = _Trial(settings)
+        self._trial = _Trial(settings, consumed)
         self._clean = _CLEAN
         self._has_widened = False
 
@@ -242,11 +282,11 @@ class _Tightness:
         elif self._step == 0 and self._evidence.checks > _TRUSTED:
             self._clean = _CLEAN
 
-    def tried(self, reference: _Baseline | None) -> None:
+    def tried(self, sample: _Classified | None, on: Collection[str]) -> None:
         """A frame was classified, for whatever reason: would the next wider step have been right about it?"""
         if self._step == 0:
             return
-        self._trial.compare(reference, self._settings.difference * _SCALES[self._step - 1])
+        self._trial.compare(sample, self._settings.difference * _SCALES[self._step - 1], on)
         if self._trial.evidence.checks >= self._clean and self._trial.evidence.rate <= self._settings.budget / 2:
             self._move(-1)
 
@@ -254,7 +294,7 @@ class _Tightness:
         self._step += steps
         self._has_widened = steps < 0
         self._evidence = _Evidence(self._settings.budget)
-        self._trial = _Trial(self._settings)
+        self._trial = _Trial(self._settings, self._consumed)
 
 
 class _Evidence:
@@ -281,21 +321,19 @@ class _Evidence:
 
 
 class _Trial:
-    """What the wider step would have reused, with its own reference and heartbeat; it lets nothing through."""
+    """What the wider step would have reused, with its own samples and heartbeat; it lets nothing through."""
 
-    def __init__(self, settings: ReuseSettings) -> None:
+    def __init__(self, settings: ReuseSettings, consumed: Consumed) -> None:
         self._heartbeat = settings.heartbeat
-        self._reference: _Baseline | None = None
+        self._consumed = consumed
+        self._kept: tuple[_Classified, ...] = ()
         self.evidence = _Evidence(settings.budget)
 
-    def compare(self, new: _Baseline | None, limit: float) -> None:
-        kept = self._reference
-        if new is None or kept is None or not self._is_like(new, kept, limit):
-            self._reference = new
-        else:
-            self.evidence.add(agrees=_agree(kept.prediction, new.prediction))
-
-    def _is_like(self, new: _Baseline, kept: _Baseline, limit: float) -> bool:
-        if not kept.is_sure or new.place != kept.place or new.at - kept.at >= self._heartbeat:
-            return False
-        return difference(new.thumbnail, kept.thumbnail) <= limit
+    def compare(self, new: _Classified | None, limit: float, on: Collection[str]) -> None:
+        """`limit`: of the wider step."""
+        kept = [] if new is None else [one for one in self._kept if one.is_like(new, limit)]
+        if new is not None and len(kept) >= _LEAST_SAMPLES and new.at - kept[-1].at < self._heartbeat:
+            scores = [one.scores for one in kept]
+            if self._consumed.near(scores, on) is None:
+                self.evidence.add(agrees=self._consumed.agree(self._consumed.mean(scores), new.scores, on))
+        self._kept = () if new is None else (*kept, new)[-_SAMPLES:]

@@ -1,6 +1,7 @@
 """The JSON documents of a frame's end, a label or a failure: what consumers read. Their JSON Schemas are in docs/."""
 
 import base64
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
-from coatstream.frames.frame import PictureFault, Prediction
+from coatstream.frames.frame import PictureFault, Prediction, ScoredLabel
 from coatstream.frames.model import ModelInfo
 
 
@@ -44,6 +45,9 @@ class LabelDocument(_Part):
     height: int = Field(description="of the original picture, pixels")
     reused: bool = Field(description="true: the labels are those of an earlier, like frame")
     embedding: str | None = Field(description="base64 of little-endian float16[num_features]")
+    regions: dict[str, tuple[LabelScore, ...]] | None = Field(
+        None, description="of a camera with regions: the labels of each, best first"
+    )
     picture: tuple[PictureFault, ...] = Field((), description="what was wrong with the camera's picture; [] = nothing")
     fence: int | None = Field(None, description="number of the lease under which a shared camera was read, else null")
     meta: dict[str, Any] | None = Field(description="the producer's own object, untouched")
@@ -87,15 +91,7 @@ def encode(prediction: Prediction, *, model: ModelInfo, worker: str, published_a
             "source": prediction.source,
             "captured_at": prediction.captured_at,
             "published_at": published_at,
-            "labels": [
-                {
-                    "index": scored.label.index,
-                    "wnid": scored.label.wnid,
-                    "label": scored.label.name,
-                    "score": round(scored.score, 6),
-                }
-                for scored in prediction.labels
-            ],
+            "labels": [_plain(scored) for scored in prediction.labels],
             "model": model.name,
             "weights": model.weights,
             "worker": worker,
@@ -103,6 +99,8 @@ def encode(prediction: Prediction, *, model: ModelInfo, worker: str, published_a
             "height": prediction.height,
             "reused": prediction.reused,
             "embedding": None if prediction.embedding is None else encode_embedding(prediction.embedding),
+            "regions": {name: [_plain(scored) for scored in labels] for name, labels in _regions(prediction).items()}
+            or None,
             "picture": prediction.faults,
             "fence": prediction.fence or None,
             "meta": None,
@@ -125,15 +123,7 @@ def document(prediction: Prediction, *, model: ModelInfo, worker: str, published
             source=prediction.source,
             captured_at=prediction.captured_at,
             published_at=published_at,
-            labels=tuple(
-                LabelScore.model_construct(
-                    index=scored.label.index,
-                    wnid=scored.label.wnid,
-                    label=scored.label.name,
-                    score=round(scored.score, 6),
-                )
-                for scored in prediction.labels
-            ),
+            labels=_scores(prediction.labels),
             model=model.name,
             weights=model.weights,
             worker=worker,
@@ -141,11 +131,26 @@ def document(prediction: Prediction, *, model: ModelInfo, worker: str, published
             height=prediction.height,
             reused=prediction.reused,
             embedding=None if prediction.embedding is None else encode_embedding(prediction.embedding),
+            regions={name: _scores(labels) for name, labels in _regions(prediction).items()} or None,
             picture=prediction.faults,
             fence=prediction.fence or None,
             meta=None,
         )
     )
+
+
+def _regions(prediction: Prediction) -> Mapping[str, tuple[ScoredLabel, ...]]:
+    """As many labels of each region as the frame shows."""
+    return {name: labels[: len(prediction.labels)] for name, labels in prediction.regions.items()}
+
+
+def _plain(scored: ScoredLabel) -> dict[str, Any]:
+    label = scored.label
+    return {"index": label.index, "wnid": label.wnid, "label": label.name, "score": round(scored.score, 6)}
+
+
+def _scores(labels: Iterable[ScoredLabel]) -> tuple[LabelScore, ...]:
+    return tuple(LabelScore.model_construct(**_plain(scored)) for scored in labels)
 
 
 def encode_embedding(embedding: NDArray[np.float16]) -> str:

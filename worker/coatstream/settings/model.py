@@ -176,6 +176,7 @@ class ReuseSettings(Section):
     heartbeat: Seconds = 10.0
     check: Annotated[float, Field(ge=0, le=1)] = 0.02
     budget: Annotated[float, Field(gt=0, le=1)] = 0.01
+    tolerance: Annotated[float, Field(gt=0, le=1)] = 0.15
 
 
 class Thresholds(Section):
@@ -195,7 +196,7 @@ class TagSettings(Section):
 
     enabled: bool = True
     smoothing: Literal["mean", "votes"] = "mean"
-    memory: Seconds = 1.0
+    memory: Seconds = 0.5
     votes: Annotated[int, Field(ge=1, le=100)] = 3
     window: Annotated[int, Field(ge=1, le=100)] = 5
     start_at: Probability = 0.4
@@ -203,6 +204,8 @@ class TagSettings(Section):
     min_duration: Annotated[float, Field(ge=0, le=3600)] = 1.0
     min_gap: Annotated[float, Field(ge=0, le=3600)] = 1.0
     lost_after: Seconds = 30.0
+    sick: Literal["hold", "end"] = "hold"
+    sick_at_most: Annotated[float, Field(ge=0, le=86_400)] = 30.0
     include: tuple[Name, ...] = ()
     exclude: tuple[Name, ...] = ()
     groups: dict[Name, tuple[ClassName, ...]] = Field(default_factory=dict)
@@ -222,6 +225,19 @@ class TagSettings(Section):
         return window
 
 
+Point = tuple[Annotated[float, Field(ge=0, le=65_535)], Annotated[float, Field(ge=0, le=65_535)]]
+
+
+class RegionSettings(Section):
+    """A part of a camera's picture."""
+
+    name: Annotated[
+        str, Field(min_length=1, max_length=64, pattern=r"^[^/]+$", description="up to 64 characters, no /")
+    ]
+    at: Annotated[tuple[Point, ...], Field(min_length=2, max_length=32)]
+    tags: TagSettings | None = None
+
+
 class CameraSettings(Section):
     """One camera, or a file or folder that is read like one."""
 
@@ -236,6 +252,9 @@ class CameraSettings(Section):
     loop: bool = False
     backlog: bool = False
     shared: bool = True
+    view: (
+        Literal["auto", "centre", "whole"] | Annotated[tuple[RegionSettings, ...], Field(min_length=1, max_length=16)]
+    ) = "auto"
     max_age: Seconds | None = None
     open_timeout: Seconds = 10.0
     read_timeout: Seconds = 5.0
@@ -247,6 +266,14 @@ class CameraSettings(Section):
     health: HealthSettings | None = None
     reuse: ReuseSettings | None = None
     tags: TagSettings | None = None
+
+    @field_validator("view")
+    @classmethod
+    def _regions_have_names(cls, view: str | tuple[RegionSettings, ...]) -> str | tuple[RegionSettings, ...]:
+        names = [] if isinstance(view, str) else [region.name for region in view]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"names of regions must be unique, and {', '.join(twice)} is there twice")
+        return view
 
     @field_validator("acceleration", mode="before")
     @classmethod

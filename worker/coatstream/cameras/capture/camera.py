@@ -114,6 +114,7 @@ class Camera:
     def _begin(self, reader: PictureReader) -> None:
         """What was missed while a stream was joined is no fault of it."""
         self._maker.damage = self._told = reader.damaged
+        self._maker.keyframes = reader.keyframes
         self._reads(reader)
 
     def _reads(self, reader: PictureReader) -> None:
@@ -147,7 +148,7 @@ class Camera:
         """A file, sampled by its own timestamps; lossless as fast as it is taken, or at its own speed when live."""
         begun, self._told = show.time, 0
         with self._opener.opened(stop) as reader:
-            self._maker.damage = 0
+            self._maker.damage = self._maker.keyframes = 0
             self._reads(reader)
             while not stop.is_set() and reader.grab():
                 self._grabbed(reader)

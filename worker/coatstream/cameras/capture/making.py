@@ -13,7 +13,7 @@ from coatstream.cameras.capture.steps import CaptureObserver
 from coatstream.cameras.capture.vitals import measure
 from coatstream.errors import BadFrame
 from coatstream.frames.decoding import decode
-from coatstream.frames.frame import Frame, Pixels
+from coatstream.frames.frame import Frame, Pixels, Vitals
 from coatstream.settings.model import QueueSettings
 
 _BOUNDS: Final = QueueSettings()  # of a picture in a folder: those of a picture in the queue
@@ -23,7 +23,7 @@ class FrameMaker:
     """Makes the frames of one camera, session by session.
 
     lost    pictures that were due but could not be converted or prepared
-    damage  of the present reader, as far as frames have told of it
+    damage  of the present reader, as far as frames have told of it; keyframes likewise
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class FrameMaker:
         self._observer = observer
         self._clock = clock
         self.damage = 0
+        self.keyframes = 0
         self._ids: Iterator[str] = iter(())
 
     def begin_session(self) -> None:
@@ -57,7 +58,8 @@ class FrameMaker:
         finally:
             self._observer.observe("decode", reader.take_cost())
         damage, self.damage = reader.damaged - self.damage, reader.damaged
-        return self._made(picture, captured_at, damage)
+        keyframes, self.keyframes = reader.keyframes - self.keyframes, reader.keyframes
+        return self._made(picture, captured_at, measure(picture, damage=damage, keyframes=max(0, keyframes)))
 
     def take_file(self, folder: Folder, found: Found) -> Frame | None:
         """A file's picture, or None, counted, where it is broken; None where it has gone meanwhile."""
@@ -73,11 +75,10 @@ class FrameMaker:
             return None
         finally:
             self._observer.observe("decode", time.thread_time() - before)
-        frame = self._made(picture, found.written / 1e9, 0)
+        frame = self._made(picture, found.written / 1e9, measure(picture, damage=0))
         return None if frame is None else replace(frame, meta=json.dumps({"file": name}))
 
-    def _made(self, picture: Pixels, captured_at: float, damage: int) -> Frame | None:
-        vitals = measure(picture, damage=damage)
+    def _made(self, picture: Pixels, captured_at: float, vitals: Vitals) -> Frame | None:
         height, width = picture.shape[:2]
         before = time.thread_time()
         try:

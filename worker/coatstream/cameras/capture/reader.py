@@ -40,6 +40,7 @@ class PictureReader(Protocol):
     paced       its pictures come at the rate that was asked for, because it asks for each: they need no sampling
     grabbed     pictures so far
     damaged     of the pictures and packets so far: those that could not be decoded, or not in full
+    keyframes   of the pictures so far: those that were coded whole
     software    hardware was to decode, and there is none: the CPU does
     media_time  seconds from the stream's first picture to the last one, by the stream's own clock
     period      seconds for which one picture is shown
@@ -49,6 +50,9 @@ class PictureReader(Protocol):
     grabbed: int
     damaged: int
     software: bool
+
+    @property
+    def keyframes(self) -> int: ...
 
     @property
     def media_time(self) -> float: ...
@@ -78,6 +82,11 @@ class Costs:
         self.damaged = 0
         self.software = False
         self._cost = 0.0
+
+    @property
+    def keyframes(self) -> int:
+        """All, where each picture is coded by itself."""
+        return self.grabbed
 
     def take_cost(self) -> float:
         """CPU seconds of this thread in decoding since the last call."""

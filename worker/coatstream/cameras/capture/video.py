@@ -67,6 +67,7 @@ class Video(Costs):
         """Raises Trouble and FFmpegError; the latter's text holds the URL."""
         super().__init__()
         self._keyframes_only = keyframes_only
+        self._keyframes = 0
         self._read_timeout = read_timeout
         timeout = None if open_timeout is None else (open_timeout, read_timeout)
         device = hardware(acceleration)
@@ -167,11 +168,17 @@ class Video(Costs):
             return
         for frame in frames:
             self._renderer.note(frame)
+            self._keyframes += frame.key_frame
             self.damaged += frame.is_corrupt
             self._ready.append(frame)
 
     def _time_of(self, frame: VideoFrame) -> float | None:
         return None if frame.pts is None else frame.pts * self._tick  # `frame.time` is NaN for a decoder's last frames
+
+    @property
+    def keyframes(self) -> int:
+        """Pictures that were coded whole, so far."""
+        return self._keyframes
 
     @property
     def media_time(self) -> float:

@@ -16,10 +16,12 @@ from coatstream.frames.opencv import cv2
 _WIDTH: Final = 320  # at which sharpness means the same for every camera
 _ROWS: Final = 64  # about so many go into the fingerprint with their exact pixels
 
+_MARGIN: Final = 6  # of the height that lies in each margin
+
 _Grey = NDArray[np.uint8]
 
 
-def measure(picture: Pixels, *, damage: int) -> Vitals:
+def measure(picture: Pixels, *, damage: int, keyframes: int = 1) -> Vitals:
     """The vitals of a picture, uint8 [height, width, 3] BGR or [height, width] grey, of any size from 1 x 1 on.
 
     The same pixels give the same vitals. A picture below 320 pixels wide is not enlarged: that would blur it.
@@ -35,6 +37,8 @@ def measure(picture: Pixels, *, damage: int) -> Vitals:
         damage=damage,
         fingerprint=_fingerprint(picture, grey),
         thumbnail=cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA),  # type: ignore[arg-type]
+        colours=_colours(picture),
+        keyframes=keyframes,
     )
 
 
@@ -42,6 +46,17 @@ def _grey(picture: Pixels) -> _Grey:
     if picture.ndim == 3 and picture.shape[2] == 3:
         return cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)  # type: ignore[return-value]
     return picture.reshape(picture.shape[:2])
+
+
+def _colours(picture: Pixels) -> _Grey:
+    """Cr and Cb at the thumbnail's size, of at most some 300 x 170 of its pixels; 128 where it is grey."""
+    height, width = THUMBNAIL
+    if picture.ndim != 3 or picture.shape[2] != 3:
+        return np.full((2, height, width), 128, np.uint8)
+    step = max(1, min(picture.shape[0] // 170, picture.shape[1] // 300))
+    few = np.ascontiguousarray(picture[::step, ::step])
+    small = cv2.cvtColor(cv2.resize(few, (width, height), interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2YCrCb)
+    return np.ascontiguousarray(small.transpose(2, 0, 1)[1:], np.uint8)
 
 
 def _reduced(grey: _Grey) -> _Grey:
@@ -60,10 +75,13 @@ def _reduced(grey: _Grey) -> _Grey:
 
 
 def _fingerprint(picture: Pixels, reduced: _Grey) -> int:
-    """Of some 64 whole rows as they are, and of the reduced picture, in which every pixel has its share.
+    """Of some 64 whole rows as they are, and of the reduced picture, in which every pixel has its share; without the
+    margins, in which a clock may run over a picture that is frozen.
 
     Rows see noise of one grey level, which averages round away; averages see a change between the rows.
     """
-    rows = picture[:: max(1, picture.shape[0] // _ROWS)]
+    edge, reduced_edge = picture.shape[0] // _MARGIN, reduced.shape[0] // _MARGIN
+    rows = picture[edge : picture.shape[0] - edge : max(1, picture.shape[0] // _ROWS)]
+    reduced = np.ascontiguousarray(reduced[reduced_edge : reduced.shape[0] - reduced_edge])
     seed = zlib.crc32(repr(picture.shape).encode())
     return zlib.crc32(reduced.tobytes(), zlib.crc32(rows.tobytes(), seed))

@@ -13,7 +13,7 @@ from coatstream.cameras.capture.steps import Step
 from coatstream.cameras.fleet.lease import CameraLease
 from coatstream.cameras.process.wire import Inbox, Message, Tally, one_line
 from coatstream.errors import BadFrame, CoatstreamError, SourceLost
-from coatstream.frames.frame import Frame, PictureFault
+from coatstream.frames.frame import Frame
 
 MARGIN: Final = 1.0  # seconds beyond the camera's own time-outs, which should hold, until its process is killed
 TICK: Final = 0.1  # seconds until `stop` is noticed
@@ -29,8 +29,8 @@ class CameraObserver(Protocol):
     def opening(self) -> None:
         """A process is about to be started for it."""
 
-    def faults_of(self, frame: Frame) -> tuple[PictureFault, ...]:
-        """What is wrong with this frame's picture. Called for each frame that has a fence."""
+    def judged(self, frame: Frame) -> Frame:
+        """The frame with what is wrong with its picture. Called for each frame that has a fence."""
         ...
 
     def spent(self, stage: str, seconds: float) -> None:
@@ -57,8 +57,8 @@ class Unobserved:
 
     def opening(self) -> None: ...
 
-    def faults_of(self, frame: Frame) -> tuple[PictureFault, ...]:
-        return ()
+    def judged(self, frame: Frame) -> Frame:
+        return frame
 
     def spent(self, stage: str, seconds: float) -> None: ...
 

@@ -29,10 +29,11 @@ from coatstream.cameras.process.wire import (
     receive_order,
     send,
 )
+from coatstream.cameras.view import view_of
 from coatstream.engine.cores import single_threaded
 from coatstream.errors import BadFrame, CoatstreamError, DeadReason, DownReason, SourceLost
 from coatstream.frames.frame import Frame, Pixels
-from coatstream.frames.resizing import prepare
+from coatstream.frames.views import look
 from coatstream.settings.process import show_as
 
 BEAT: Final = 0.2  # seconds at most between two messages while pictures arrive
@@ -69,7 +70,8 @@ def _be_the_first_to_die() -> None:
 
 def camera_of(order: Order, outbox: "FrameOutbox", *, wanted: threading.Event | None = None) -> Camera:
     """The camera, with everything that it has to tell going into the outbox."""
-    return Camera(order.settings, prepare=partial(prepare, spec=order.spec), observer=outbox, wanted=wanted)
+    view = view_of(order.settings)
+    return Camera(order.settings, prepare=partial(look, spec=order.spec, view=view), observer=outbox, wanted=wanted)
 
 
 def read(camera: Camera, outbox: "FrameOutbox", stop: "Stop") -> None:

@@ -38,6 +38,7 @@ from coatstream.cameras.process.conversation import (
 from coatstream.cameras.process.forkserver import ForkServer, NoProcess, ReaderProcess
 from coatstream.cameras.process.shelf import PictureShelf
 from coatstream.cameras.process.wire import HungUp, Inbox, Nonsense, Order, one_line, send_order
+from coatstream.cameras.view import regions_of
 from coatstream.errors import DownReason, SourceLost
 from coatstream.frames.frame import Frame, InputSpec
 from coatstream.settings.model import CameraSettings
@@ -70,6 +71,7 @@ class CameraProcess:
         self._traits = Traits(camera.live, is_folder, settings.open_timeout, camera.read_timeout)
         self._shelf = shelf  # its memory lives as long as this
         self._order = Order(settings, spec, None if shelf is None else shelf.descriptor)
+        self._regions = regions_of(settings)
         self._fork_server = fork_server
         self._lease = lease
         self._observer: CameraObserver = observer or Unobserved()
@@ -97,8 +99,7 @@ class CameraProcess:
                     conversation.hold_back()
                     continue
                 published = True
-                frame = replace(frame, fence=fence)
-                yield replace(frame, faults=self._observer.faults_of(frame))
+                yield self._observer.judged(replace(frame, fence=fence, regions=self._regions))
 
     def _start(self, stop: threading.Event) -> ReaderProcess | None:
         try:

@@ -25,6 +25,7 @@ from coatstream.settings.model import CameraSettings
 
 MAX_TEXT: Final = 300  # characters of an error
 MAX_COSTS: Final = 200  # observations in one message
+MOST_VIEWS: Final = 16  # inputs of the model in one message
 _MAX_JSON: Final = 65_536  # bytes
 _HEAD: Final = struct.Struct("<II")  # bytes of JSON, bytes of pixels and thumbnail
 _ORDER: Final = struct.Struct("<I")
@@ -110,6 +111,7 @@ class _VitalsFields(_Checked):
     contrast: Finite
     sharpness: Finite
     damage: Count
+    keyframes: Count = 1
     fingerprint: Annotated[int, Field(ge=-(2**63), lt=2**64)]
 
 
@@ -118,6 +120,7 @@ class _PictureFields(_Checked):
     captured_at: Finite
     width: Side
     height: Side
+    views: Annotated[int, Field(ge=1, le=MOST_VIEWS)] = 1
     vitals: _VitalsFields | None
     meta: Annotated[str, Field(max_length=4096)] | None = None
 
@@ -160,7 +163,7 @@ def send(work: socket.socket, message: Message) -> None:
     text = content.model_dump_json(exclude_defaults=True, exclude_none=False).encode()
     parts: list[NDArray[np.uint8]] = []
     if frame is not None:
-        parts = [frame.pixels] if frame.vitals is None else [frame.pixels, frame.vitals.thumbnail]
+        parts = [frame.pixels] if (vitals := frame.vitals) is None else [frame.pixels, vitals.thumbnail, vitals.colours]
     work.sendall(_HEAD.pack(len(text), sum(part.nbytes for part in parts)) + text)
     for part in parts:
         work.sendall(np.ascontiguousarray(part).data)
@@ -173,6 +176,7 @@ def _described(frame: Frame) -> _PictureFields:
         captured_at=frame.captured_at,
         width=frame.width,
         height=frame.height,
+        views=len(frame.views),
         meta=frame.meta,
         vitals=None
         if vitals is None
@@ -181,6 +185,7 @@ def _described(frame: Frame) -> _PictureFields:
             contrast=float(vitals.contrast),
             sharpness=float(vitals.sharpness),
             damage=int(vitals.damage),
+            keyframes=int(vitals.keyframes),
             fingerprint=int(vitals.fingerprint),
         ),
     )
@@ -277,8 +282,8 @@ class Inbox:
     def _size(self, picture: _PictureFields | None) -> int:
         if picture is None:
             return 0
-        thumbnail = 0 if picture.vitals is None else THUMBNAIL[0] * THUMBNAIL[1]
-        return self._shape[0] * self._shape[1] * self._shape[2] + thumbnail
+        thumbnail = 0 if picture.vitals is None else 3 * THUMBNAIL[0] * THUMBNAIL[1]
+        return picture.views * self._shape[0] * self._shape[1] * self._shape[2] + thumbnail
 
     def _message(self, content: _MessageFields) -> Message:
         frame = None if content.picture is None else self._frame(content.picture)
@@ -286,17 +291,18 @@ class Inbox:
 
     def _frame(self, picture: _PictureFields) -> Frame:
         data = np.frombuffer(self._wanted, np.uint8)
-        height, width, channels = self._shape
-        area = height * width * channels
+        shape = self._shape if picture.views == 1 else (picture.views, *self._shape)
+        area = picture.views * self._shape[0] * self._shape[1] * self._shape[2]
         vitals = None
         if picture.vitals is not None:
             # A copy, or each thumbnail that is kept would keep the pixels alive.
-            vitals = Vitals(**picture.vitals.model_dump(), thumbnail=data[area:].reshape(THUMBNAIL).copy())
+            planes = data[area:].reshape(3, *THUMBNAIL).copy()
+            vitals = Vitals(**picture.vitals.model_dump(), thumbnail=planes[0], colours=planes[1:])
         return Frame(
             source=self._source,
             frame_id=picture.frame_id,
             captured_at=picture.captured_at,
-            pixels=data[:area].reshape(self._shape),
+            pixels=data[:area].reshape(shape),
             width=picture.width,
             height=picture.height,
             vitals=vitals,

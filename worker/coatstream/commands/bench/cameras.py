@@ -39,22 +39,23 @@ from coatstream.cameras.capture.vitals import measure
 from coatstream.cameras.fleet.lease import CameraLease
 from coatstream.cameras.process.forkserver import ForkServer
 from coatstream.cameras.process.source import CameraProcess
+from coatstream.cameras.view import OF_WIDE
 from coatstream.commands.bench.report import machine, rounded
 from coatstream.engine.cores import single_threaded, usable_cores
 from coatstream.engine.loading import load_engine
 from coatstream.engine.protocol import Engine
 from coatstream.errors import EngineError
 from coatstream.frames.frame import InputSpec
-from coatstream.frames.resizing import prepare
+from coatstream.frames.views import look
 from coatstream.settings.model import CameraSettings, SettingsTree
 from coatstream.telemetry import logs
 
 SIZES: Final = ("360p", "720p", "1080p")
 KINDS: Final = (
-    ("1 fps", Sampling(taken=1)),
-    ("5 fps", Sampling(taken=5)),
-    ("25 fps", Sampling(taken=25)),
-    ("key frames", Sampling(taken=1 / KEY_INTERVAL, keyframes_only=True)),
+    ("1 fps", Sampling(taken=1, inputs=OF_WIDE)),
+    ("5 fps", Sampling(taken=5, inputs=OF_WIDE)),
+    ("25 fps", Sampling(taken=25, inputs=OF_WIDE)),
+    ("key frames", Sampling(taken=1 / KEY_INTERVAL, inputs=OF_WIDE, keyframes_only=True)),
 )
 _TAKE_EVERY: Final = 5  # pictures of a clip
 _PICTURES: Final = 10  # after which a reader's memory has grown to its size
@@ -183,7 +184,7 @@ def _take(video: Video, spec: InputSpec, played: _Played) -> None:
     before = time.thread_time()
     pixels = video.retrieve()
     measure(pixels, damage=0)
-    prepare(pixels, spec)
+    look(pixels, spec, "auto")
     played.taken += 1
     played.taking += time.thread_time() - before
     video.take_cost()
@@ -284,11 +285,12 @@ def _notes(document: dict[str, Any]) -> Iterator[str]:
     words = document["machine"]
     yield (
         f"In brackets: what they would be too much for first. {document['model']} on {document['device']}: "
-        f"{document['engine_frames_per_s']:g} frames/s in batches of {document['batch']}, with nothing else to do."
+        f"{document['engine_frames_per_s']:g} inputs/s in batches of {document['batch']}, with nothing else to do. "
+        f"A picture of 16:9 is {OF_WIDE} inputs (cameras[].view)."
     )
     yield f"{words['cpu']}, {words['cores']} usable cores, OpenCV {words['opencv']}, torch {words['torch']}"
     if (own := document["configured"]) is not None:
         yield (
-            f"The {own['cameras']} configured cameras ask for {own['asked_frames_per_s']:g} frames/s: "
+            f"The {own['cameras']} configured cameras ask for {own['asked_frames_per_s']:g} inputs/s: "
             + ("the model can do that." if own["fit"] else f"{own['served_share']:.0%} of that can be done.")
         )

@@ -32,18 +32,21 @@ class TagStarted(_Document):
     """A tag has held for `tags.min_duration`."""
 
     event: Literal["tag.started"]
-    tag: str
+    tag: str = Field(description="of a camera with regions: `gate/car`")
+    region: str | None = Field(None, description="where it is, for a camera with regions")
     score: float = Field(description="smoothed, at the time of this event", ge=0, le=1)
     started_at: float = Field(description="Unix seconds, of its first frame")
     frame_id: str | None = Field(description="its first frame's")
+    peak: float = Field(0.0, description="highest smoothed score so far; 0: a worker that does not tell", ge=0, le=1)
     model: str = ""
 
 
 class TagEnded(_Document):
-    """A tag has been gone for `tags.min_gap`, or no worker reads the camera any more."""
+    """A tag has been gone for `tags.min_gap`, its camera or file is, or its picture is sick."""
 
     event: Literal["tag.ended"]
     tag: str
+    region: str | None = None
     started_at: float = Field(description="as in tag.started")
     ended_at: float = Field(description="Unix seconds, of its last frame")
     duration: float = Field(description="seconds", ge=0)
@@ -122,6 +125,7 @@ def started_event(camera: str, tag: str, present: PresentTag, *, fence: int) -> 
         "score": present.score,
         "started_at": present.started_at,
         "frame_id": present.first_frame_id,
+        "peak": present.peak,
     } | _model_of(present)
     return Event(EventKind.TAG_STARTED, camera, present.started_at, detail, fence)
 
@@ -136,7 +140,7 @@ def ended_event(camera: str, tag: str, present: PresentTag, *, at: float, fence:
         "started_at": present.started_at,
         "ended_at": end,
         "duration": round(end - present.started_at, 6),
-        "peak": present.score,
+        "peak": max(present.score, present.peak),
         "first_frame_id": present.first_frame_id,
         "last_frame_id": None,
         "why": why,
@@ -151,7 +155,8 @@ def _model_of(present: PresentTag) -> dict[str, str]:
 def present_of(started: Mapping[str, Any]) -> bytes:
     """What late comers read of a present tag, from the detail of its `tag.started`."""
     names = {"score": "score", "started_at": "started_at", "first_frame_id": "frame_id", "model": "model"}
-    return to_json({name: started.get(of) for name, of in names.items()})  # seen.lua appends `seen_at`
+    found = {name: started.get(of) for name, of in names.items()}
+    return to_json(found | {"peak": started.get("peak", 0.0)})  # seen.lua appends `seen_at`
 
 
 class _Present(BaseModel):
@@ -162,6 +167,7 @@ class _Present(BaseModel):
     first_frame_id: str | None = None
     model: str | None = None
     seen_at: Annotated[float, Field(ge=0, lt=10_000_000_000)] = 0.0
+    peak: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 def parse_present(text: bytes) -> PresentTag:
@@ -170,7 +176,8 @@ def parse_present(text: bytes) -> PresentTag:
         found = _Present.model_validate_json(text)
     except ValidationError:
         found = _Present()
-    return PresentTag(found.score, found.started_at, found.first_frame_id, found.model or "", found.seen_at)
+    model = found.model or ""
+    return PresentTag(found.score, found.started_at, found.first_frame_id, model, found.seen_at, found.peak)
 
 
 def worker_of(state: bytes) -> str:

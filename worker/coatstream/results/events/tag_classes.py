@@ -2,13 +2,20 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Final
 
 from coatstream.errors import ConfigError
 from coatstream.frames.frame import Label, Prediction
-from coatstream.settings.model import TagSettings
+from coatstream.results.events.shipped_groups import shipped_for
+from coatstream.settings.model import TagSettings, Thresholds
 
+_HIGHEST: Final = 0.95
 _RANGE = re.compile(r"(\d+)-(\d+)")
+
+
+LARGE: Final = ((20, 1.5), (5, 1.25))  # a tag of more than so many classes has thresholds so many times as high
 
 
 class TagClasses:
@@ -16,6 +23,16 @@ class TagClasses:
 
     def __init__(self, tags: Mapping[int, tuple[str, ...]]) -> None:
         self._tags = tags
+        self._sizes = Counter(tag for own in tags.values() for tag in own)
+
+    def thresholds(self, tag: str, settings: TagSettings) -> Thresholds:
+        """Its own, or those of all tags, which are higher for large groups: 59 bird classes sum to .45 on a wall."""
+        if (own := settings.thresholds.get(tag)) is not None:
+            return own
+        factor = next((factor for size, factor in LARGE if self._sizes[tag] > size), 1.0)
+        highest = max(_HIGHEST, settings.start_at)
+        start_at, end_below = min(highest, settings.start_at * factor), min(highest, settings.end_below * factor)
+        return Thresholds.model_construct(start_at=start_at, end_below=end_below)
 
     def scores(self, prediction: Prediction) -> dict[str, float]:
         """Each tag's probability, 0..1: the sum of those of its classes, as far as the model named them.
@@ -41,23 +58,29 @@ def tag_classes(settings: TagSettings, labels: Sequence[Label], *, where: str = 
 
     Raises ConfigError: a name in it is no class or no tag, or has two meanings.
     """
+    named = {*settings.include, *settings.thresholds}
+    shipped = {name: own for name, own in shipped_for(labels).items() if name in named and name not in settings.groups}
     groups = {
         group: frozenset(
             index for entry in entries for index in _indices(entry, labels, where=f"{where}.groups.{group}")
         )
-        for group, entries in settings.groups.items()
+        for group, entries in {**shipped, **settings.groups}.items()
     }
-    tags = _tags(groups, labels, where)
+    tags = _tags(groups, labels, where, shipped)
     wanted = _wanted(settings, {tag for own in tags.values() for tag in own}, groups, labels, where)
     kept = {index: tuple(tag for tag in own if tag in wanted) for index, own in tags.items()}
     return TagClasses({index: own for index, own in kept.items() if own})
 
 
-def _tags(groups: Mapping[str, frozenset[int]], labels: Sequence[Label], where: str) -> dict[int, tuple[str, ...]]:
-    tags = {}
+def _tags(
+    groups: Mapping[str, frozenset[int]], labels: Sequence[Label], where: str, shipped: Collection[str]
+) -> dict[int, tuple[str, ...]]:
+    tags: dict[int, tuple[str, ...]] = {}
     for label in labels:
         tags[label.index] = tuple(group for group, indices in groups.items() if label.index in indices) or (label.name,)
-        if label.name in groups and label.index not in groups[label.name]:
+        if label.name in shipped and label.index not in groups[label.name]:
+            tags[label.index] = ()  # the carpenter's plane is none of those that fly
+        elif label.name in groups and label.index not in groups[label.name]:
             raise ConfigError(
                 f"{where}.groups.{label.name}: class {label.index} has that name too and is not in the group: "
                 f'add "{label.index}" to it, or give the group another name'

@@ -1,8 +1,10 @@
 """From labels that flicker to tags that start and end. One camera's; pure over its clocks, knows no Redis.
 
-A tag is on from the first frame at which its smoothed score reaches `start_at` to the last one before it falls below
-`end_below`. Its start is published when it has been on for `min_duration`, and it ends when it has been off for
-`min_gap`: so no tag is shorter than the one, and no pause shorter than the other.
+A tag is on from when its smoothed score reaches `start_at` until that falls below `end_below`. The smoothing decides
+whether; the frames' own scores tell when, since a mean is late: a tag started with the first frame of the rise that
+reached `start_at` itself, and ended with the last one that reached `end_below` itself. The start is published after
+`min_duration`, the end after `min_gap`: so no tag is shorter than the one, and no pause shorter than the other.
+No single frame makes a tag, at any rate of frames: two must reach `start_at`.
 """
 
 import math
@@ -19,8 +21,12 @@ from coatstream.settings.model import TagSettings
 
 MOST_TRACKED: Final = 256  # tags with a score; beyond that the weakest half is forgotten
 FRAMES_MISSED: Final = 3  # a slow camera is not lost before so many frames are missing
+MOST_WEIGHT: Final = 0.5  # of one frame in the mean: the first one, or one after a pause, would count (nearly) whole
+FRAMES_THAT_HOLD: Final = 2  # it takes to make a tag
+_LONGEST_RISE: Final = 3.0  # memories, and
+_RISE_FRAMES: Final = 8  # frames, within which a score must have risen; else the tag starts later
 
-Why = Literal["gone", "camera_lost", "removed", "no_worker", "model"]
+Why = Literal["gone", "camera_lost", "removed", "no_worker", "model", "sick", "ended"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,7 @@ class PresentTag:
     first_frame_id   None where it is not known any more
     model            that saw it; empty where that is not known
     seen_at          Unix seconds, of the last frame, to some seconds; 0 where that is not known
+    peak             the highest smoothed score until then; 0: it was published by a worker that did not tell
     """
 
     score: float
@@ -39,6 +46,7 @@ class PresentTag:
     first_frame_id: str | None = None
     model: str = ""
     seen_at: float = 0.0
+    peak: float = 0.0
 
 
 @dataclass(slots=True)
@@ -46,9 +54,10 @@ class _TagRun:
     """A tag from its first frame on.
 
     published   whether its start was
-    on          whether its score holds now
-    last_on     Unix seconds of the last frame at which it held
-    off_since   Unix seconds of the first frame at which it did not
+    last_on     Unix seconds of the last frame that held by itself while it was on
+    on          whether its smoothed score holds now
+    strong      frames that reached `start_at` by themselves
+    frames      since the first one
     """
 
     start: PresentTag
@@ -56,8 +65,9 @@ class _TagRun:
     published: bool
     last_on: float
     last_frame_id: str | None
-    on: bool = True
-    off_since: float = 0.0
+    on: bool = False
+    strong: int = 1
+    frames: int = 0
 
 
 class Smoothing(Protocol):
@@ -76,29 +86,29 @@ class Smoothing(Protocol):
 class Mean:
     """Exponential moving average by elapsed time: it does not depend on how many frames come in a second.
 
-    Only a frame's own tags are touched: the others decay alike, and are worked out when they are asked for.
+    It begins at nothing, and no frame weighs more than half. Only a frame's own tags are touched: the others fade
+    alike, and are worked out when they are asked for.
     """
 
     def __init__(self, memory: float) -> None:
         self._memory = memory
-        self._now: float | None = None
-        self._scores: dict[str, tuple[float, float]] = {}  # tag -> score, and when it had it
+        self._begun = False
+        self._faded = 0.0  # the logarithm of what all frames so far have left of a score
+        self._scores: dict[str, tuple[float, float]] = {}  # tag -> score, and `_faded` when it had it
 
     def add(self, scores: Mapping[str, float], elapsed: float) -> None:
-        # The first frame is all that is known, and counts whole.
-        weight = 1.0 if self._now is None else 1 - math.exp(-elapsed / self._memory)
-        self._now = 0.0 if self._now is None else self._now + elapsed
+        weight = min(MOST_WEIGHT, 1 - math.exp(-elapsed / self._memory)) if self._begun else MOST_WEIGHT
+        self._begun = True
+        self._faded += math.log1p(-weight)
         for tag, score in scores.items():
-            self._scores[tag] = (self.score(tag) + weight * score, self._now)
+            self._scores[tag] = (self.score(tag) + weight * score, self._faded)
         if len(self._scores) > MOST_TRACKED:
             best = sorted(self._scores, key=self.score, reverse=True)[: MOST_TRACKED // 2]
             self._scores = {tag: self._scores[tag] for tag in best}
 
     def score(self, tag: str) -> float:
         known = self._scores.get(tag)
-        if known is None or self._now is None:
-            return 0.0
-        return min(1.0, known[0] * math.exp((known[1] - self._now) / self._memory))
+        return 0.0 if known is None else min(1.0, known[0] * math.exp(self._faded - known[1]))
 
     def reaches(self, tag: str, threshold: float) -> bool:
         return self.score(tag) >= threshold
@@ -195,50 +205,88 @@ class Tagger:
         self._line = _Timeline(longest=self._lost_after)
         self._arrived = self._excused = self._monotonic()
         self._unsmoothed = 0.0  # seconds since the last well picture
+        self._sick_since: float | None = None  # Unix seconds of the first picture of a lasting fault
 
     def seen(self, prediction: Prediction) -> tuple[Event, ...]:
-        """What one more frame changes. A sick picture starts and ends no tag."""
+        """What one more frame changes. A picture that is or looks sick tells nothing of what is there."""
         self._under(prediction.fence)
         lost = self.tick()
         passed = self._monotonic() - self._arrived
         self._arrived += passed
         self._unsmoothed += self._line.advance(prediction.captured_at, passed=passed, loose=not self._runs)
-        if prediction.faults:
-            return lost
+        if prediction.faults or prediction.suspect:
+            return (*lost, *self._unseen(prediction))
+        self._sick_since = None
         scores = self._classes.scores(prediction)
         self._smoothing.add(scores, self._unsmoothed)
         self._unsmoothed = 0.0
-        changes = (self._judge(tag, prediction) for tag in sorted({*scores, *self._runs}))
+        changes = (self._judge(tag, scores.get(tag, 0.0), prediction) for tag in sorted({*scores, *self._runs}))
         return (*lost, *(event for event in changes if event is not None))
 
-    def _judge(self, tag: str, prediction: Prediction) -> Event | None:
-        run = self._runs.get(tag)
-        thresholds = self._settings.thresholds.get(tag, self._settings)
-        if self._smoothing.reaches(tag, thresholds.end_below if run and run.on else thresholds.start_at):
-            return self._on(tag, run, prediction)
-        return self._off(tag, run, prediction) if run else None
+    def _unseen(self, prediction: Prediction) -> tuple[Event, ...]:
+        """Under a lasting fault tags are held, at most for so long, or ended."""
+        if not prediction.faults:
+            return ()
+        now = self._now(prediction)
+        self._sick_since = now if self._sick_since is None else self._sick_since
+        if self._settings.sick == "hold" and now - self._sick_since < self._settings.sick_at_most:
+            return ()
+        return self.end("sick")
 
-    def _on(self, tag: str, run: _TagRun | None, prediction: Prediction) -> Event | None:
-        now, score = self._now(prediction), self._smoothing.score(tag)
+    def _judge(self, tag: str, score: float, prediction: Prediction) -> Event | None:
+        """`score`: the frame's own."""
+        thresholds = self._classes.thresholds(tag, self._settings)
+        is_strong, holds = score >= thresholds.start_at, score >= thresholds.end_below
+        run = self._run_of(tag, prediction, is_strong=is_strong)
         if run is None:
-            run = _TagRun(
-                PresentTag(score, now, prediction.frame_id), score, published=False, last_on=now, last_frame_id=None
-            )
-            self._runs[tag] = run
-        run.on, run.last_on, run.last_frame_id, run.peak = True, now, prediction.frame_id, max(run.peak, score)
-        if run.published or now - run.start.started_at < self._settings.min_duration:
             return None
-        run.published, run.start = True, replace(run.start, score=round(score, 6))
+        threshold = thresholds.end_below if run.on else thresholds.start_at
+        if self._smoothing.reaches(tag, threshold) or (run.on and holds):  # a successor's mean is still to rise
+            return self._on(tag, run, prediction, holds=holds)
+        rises = is_strong or self._smoothing.score(tag) >= thresholds.end_below
+        return self._off(tag, run, prediction, rises=rises)
+
+    def _run_of(self, tag: str, prediction: Prediction, *, is_strong: bool) -> _TagRun | None:
+        """The tag's run; it begins with a strong frame, and anew where its score has not risen for a while."""
+        run, now = self._runs.get(tag), self._now(prediction)
+        if run is not None:
+            run.frames += 1
+            run.strong += is_strong
+            is_rising = not run.published and not run.on
+            late = now - run.start.started_at > _LONGEST_RISE * self._settings.memory and run.frames > _RISE_FRAMES
+            if not (is_rising and late):
+                return run
+            del self._runs[tag]
+        if not is_strong:
+            return None
+        run = _TagRun(PresentTag(0.0, now, prediction.frame_id), 0.0, False, now, prediction.frame_id)
+        self._runs[tag] = run
+        return run
+
+    def _on(self, tag: str, run: _TagRun, prediction: Prediction, *, holds: bool) -> Event | None:
+        now, score = self._now(prediction), self._smoothing.score(tag)
+        run.on, run.peak = True, max(run.peak, score)
+        if not holds:
+            return None
+        run.last_on, run.last_frame_id = now, prediction.frame_id
+        too_early = run.strong < FRAMES_THAT_HOLD or now - run.start.started_at < self._settings.min_duration
+        if run.published or too_early:
+            return None
+        run.published, run.start = True, replace(run.start, score=round(score, 6), peak=round(run.peak, 6))
         return self._started(tag, run, prediction)
 
-    def _off(self, tag: str, run: _TagRun, prediction: Prediction) -> Event | None:
+    def _off(self, tag: str, run: _TagRun, prediction: Prediction, *, rises: bool) -> Event | None:
         now = self._now(prediction)
+        if not run.published:
+            if run.on or not rises:
+                del self._runs[tag]
+            return None
         if run.on:
-            run.on, run.off_since, run.last_on = False, now, min(run.last_on, now)
-        if run.published and now - run.off_since < self._settings.min_gap:
+            run.on, run.last_on = False, min(run.last_on, now)
+        if now - run.last_on < self._settings.min_gap:
             return None
         del self._runs[tag]
-        return self._ended(tag, run, "gone", at=prediction.captured_at) if run.published else None
+        return self._ended(tag, run, "gone", at=prediction.captured_at)
 
     def _now(self, prediction: Prediction) -> float:
         return prediction.captured_at if self._line.now is None else self._line.now
@@ -276,9 +324,8 @@ class Tagger:
         for tag, start in present.items():
             if tag not in self._ended_here and not ((known := self._runs.get(tag)) and known.published):
                 at_least = start.started_at + self._settings.min_duration
-                self._runs[tag] = _TagRun(
-                    start, start.score, published=True, last_on=max(now, at_least), last_frame_id=None
-                )
+                peak = max(start.score, start.peak)
+                self._runs[tag] = _TagRun(start, peak, True, max(now, at_least), last_frame_id=None, on=True)
                 self._line.rise_to(at_least)
 
     def _under(self, fence: int) -> None:
@@ -295,6 +342,7 @@ class Tagger:
         self._ended_here.discard(tag)
         start = run.start
         detail = {"tag": tag, "score": start.score, "started_at": start.started_at, "frame_id": start.first_frame_id}
+        detail["peak"] = start.peak
         return Event(EventKind.TAG_STARTED, self._camera, prediction.captured_at, detail, self._fence)
 
     def _ended(self, tag: str, run: _TagRun, why: Why, *, at: float) -> Event:

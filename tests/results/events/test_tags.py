@@ -99,7 +99,7 @@ def test_a_tag_starts_when_it_has_held_for_min_duration_and_says_its_first_frame
     score = event.detail["score"]
     assert score == pytest.approx(0.9, abs=0.01)
     assert event.detail == {"tag": "cat", "score": score, "started_at": NOW, "frame_id": "f1", "peak": score}
-    assert camera.tagger.present == {"cat": PresentTag(score, NOW, "f1", score)}
+    assert camera.tagger.present == {"cat": PresentTag(score, NOW, "f1", peak=score)}
 
 
 def test_a_tag_ends_when_it_has_been_gone_for_min_gap_and_tells_its_whole_story() -> None:
@@ -453,7 +453,9 @@ def test_whatever_is_seen_tags_start_and_end_in_turn_and_are_neither_too_short_n
             if event.kind == "tag.started":
                 assert tag not in there
                 started = event.detail
-                there[tag] = PresentTag(started["score"], started["started_at"], started["frame_id"], started["peak"])
+                there[tag] = PresentTag(
+                    started["score"], started["started_at"], started["frame_id"], peak=started["peak"]
+                )
             else:
                 assert there.pop(tag).started_at == event.detail["started_at"]
                 runs[tag].append(event.detail)

@@ -51,7 +51,7 @@ def run_worker(settings: SettingsTree, exit_code: Callable[[Callable[[], int]], 
 
 
 def _allow_files() -> None:
-    """As many open files as this process may have: each camera takes three, and many systems begin with 1,024."""
+    """As many open files as this process may have: each camera takes five, and many systems begin with 1,024."""
     if sys.platform != "win32":
         import resource
 

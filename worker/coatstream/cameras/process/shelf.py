@@ -22,7 +22,7 @@ from coatstream.frames.frame import Pixels
 from coatstream.frames.still import LARGEST, Still, reduced
 
 SLOTS: Final = 4  # at 5 frames a second the frame that an event is about is among them for 0.8 s
-LEAST: Final = 0.1  # seconds between two pictures: of 60 frames a second every sixth is kept
+LEAST: Final = 0.08  # seconds between two pictures: of 60 frames a second every fifth is kept, of 10 each
 _SIDES: Final = (1, LARGEST)
 _HEAD: Final = struct.Struct("<QdHH16s")  # count of writes (odd: it is being written), captured_at, width, height, name
 _WANTED: Final = 0  # offset of the byte that tells the process whether to write

@@ -121,7 +121,7 @@ deploy-check: $(DEV)
 
 # Some minutes, and 6 GB of disk. Needs root, buildah, podman, runc, mmdebstrap (Debian's packages).
 deploy-check-image: $(DEV)
-	$(BIN)/python -m pytest tests/deploy -m slow --no-cov
+	COATSTREAM_CONTAINERS=1 $(BIN)/python -m pytest tests/deploy -m slow --no-cov -rP
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage build dist *.egg-info

@@ -1,0 +1,199 @@
+"""The image: built from an empty folder, and run hardened against real servers. `make deploy-check-image`."""
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_model
+
+from tests.support import containers, torchvision_wheel
+from tests.support.containers import Container, container, tool
+from tests.support.paths import ROOT
+from tests.support.pictures import jpeg
+from tests.support.ports import HOST
+from tests.support.redis_servers import TcpServer, tcp_server
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+LAYOUT = {"model__streams": "1", "model__threads": "1"}
+NOOP = {"model__engine": "noop"}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What git has, and random weights of mode 0600."""
+    containers.needed()
+    folder = tmp_path_factory.mktemp("tree")
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    subprocess.run(["xargs", "-0", "cp", "--parents", "-t", folder], cwd=ROOT, input=names, check=True)
+    (models := folder / "models").mkdir()
+    torch.manual_seed(0)
+    save_model(timm.create_model("coat_lite_mini.in1k"), str(models / "model.safetensors"))
+    (models / "model.safetensors").chmod(0o600)
+    if local := list(
+        Path(os.environ.get("PIP_FIND_LINKS", "/nowhere")).glob("torch-*+cpu-*.whl")
+    ):  # PyTorch's index is not reached from here
+        (wheels := folder / "wheels").mkdir()
+        shutil.copy(local[0], wheels)
+        torchvision_wheel.put_in_place(folder / "deploy" / "docker" / "cpu.lock", wheels)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def image(tree: Path) -> str:
+    tool(ROOT / "deploy" / "docker" / "local-base.sh", containers.BASE)
+    began = time.monotonic()
+    containers.build(tree)
+    print(f"built in {time.monotonic() - began:.0f} s")
+    return containers.IMAGE
+
+
+@pytest.fixture
+def server(image: str) -> Iterator[TcpServer]:
+    with tcp_server() as server:
+        yield server
+
+
+def put(server: TcpServer, count: int) -> None:
+    for number in range(count):
+        server.admin.xadd("frames", {"image": jpeg(320, 240, seed=number % 8), "frame_id": str(number)})
+
+
+def labelled(server: TcpServer, count: int, *, within: float = 240.0) -> set[bytes]:
+    """The ids of frames that have a label, once there are so many labels."""
+    ends = time.monotonic() + within
+    while server.admin.xlen("labels") < count and time.monotonic() < ends:
+        time.sleep(0.1)
+    return {fields[b"frame_id"] for _, fields in server.admin.xrange("labels")}
+
+
+def test_it_is_small_and_holds_what_the_lock_names_and_neither_pip_nor_a_compiler(image: str) -> None:
+    size = int(tool("podman", "image", "inspect", "--format", "{{.Size}}", image))
+    script = (
+        "import shutil; from importlib.metadata import distributions; "
+        "print(*sorted(f'{d.name}=={d.version}' for d in distributions()), sep='\\n'); "
+        "print([name for name in ('pip', 'gcc', 'cc', 'g++') if shutil.which(name)])"
+    )
+    *frozen, tools = tool("podman", "run", "--rm", "--entrypoint", "python", image, "-c", script).strip().splitlines()
+    locked = re.findall(r"^([a-z0-9._-]+==[^ ]+)", (ROOT / "deploy/docker/cpu.lock").read_text("utf-8"), re.MULTILINE)
+
+    assert size <= 2.0e9
+    assert {re.sub(r"[-_.]+", "-", line).lower() for line in frozen} == {
+        re.sub(r"[-_.]+", "-", line).lower() for line in (*locked, "coatstream==0.1.0")
+    }
+    assert tools == "[]"
+
+
+def test_other_weights_than_the_sum_names_fail_the_build(image: str, tree: Path) -> None:
+    told = containers.build(tree, "--build-arg", f"WEIGHTS_SHA256={'0' * 64}", tag="localhost/wrong", check=False)
+
+    assert "FAILED" in told
+    assert not tool("buildah", "images", "-q", "localhost/wrong", check=False).startswith("sha256")
+
+
+@pytest.mark.parametrize("cores", ["1", "2"])
+def test_hardened_with_a_quota_it_labels_every_frame_and_drains(server: TcpServer, cores: str) -> None:
+    layout = {"model__streams": cores, "model__threads": "1"}
+    put(server, 600)
+
+    with container("--cpus", cores, "-m", "2g", "--user", "12345:0", redis__url=server.url, **layout) as worker:
+        ready = worker.until("/readyz")
+        ids = labelled(server, 600)
+        code, seconds = worker.stop()
+
+    print(f"{cores} cores: ready in {ready:.1f} s, stopped in {seconds:.1f} s")
+    assert len(ids) == server.admin.xlen("labels") == 600
+    assert server.admin.xlen("frames") == 0
+    assert code == 0
+    assert seconds < 45
+
+
+def test_the_probes_tell_each_phase(server: TcpServer) -> None:
+    with container(redis__url=server.url, redis__start_timeout="0", model__noop_delay="3", **NOOP) as worker:
+        worker.until("/readyz")
+        assert worker.probes() == (200, 200, 200)
+
+        server.process.send_signal(19)  # SIGSTOP: Redis hangs
+        worker.until("/readyz", 503, within=30)
+        assert worker.probes() == (200, 200, 503)
+        server.process.send_signal(18)
+        worker.until("/readyz", within=30)
+
+        put(server, 8)
+        time.sleep(1)
+        stopping = subprocess.Popen(["podman", "stop", "-t", "45", worker.name], stdout=subprocess.DEVNULL)
+        worker.until("/readyz", 503, within=3)
+        assert worker.probe("/healthz") == 200
+        assert stopping.wait(60) == 0
+        assert worker.inspect("{{.State.ExitCode}}") == "0"
+
+
+def test_while_it_loads_it_is_alive_and_neither_started_nor_ready(server: TcpServer) -> None:
+    with container(redis__url=server.url, **LAYOUT) as worker:
+        worker.until("/healthz", within=60)
+        seen = worker.probes()
+        worker.until("/startedz")
+
+    assert seen in ((503, 200, 503), (200, 200, 200), (200, 200, 503))  # a baked choice may be faster than this test
+
+
+def test_a_hung_engine_is_not_alive(server: TcpServer) -> None:
+    hung = {"model__noop_delay": "3600", "batch__timeout": "3"}
+    with container(redis__url=server.url, **hung, **NOOP) as worker:
+        worker.until("/readyz")
+        put(server, 4)
+
+        worker.until("/healthz", 503, within=30)
+
+
+def test_without_a_model_it_says_which_file_and_ends_with_3(server: TcpServer) -> None:
+    with container(redis__url=server.url, model__weights="/opt/models/none.safetensors") as worker:
+        tool("podman", "wait", worker.name)
+
+        assert worker.inspect("{{.State.ExitCode}}") == "3"
+        assert "/opt/models/none.safetensors" in worker.log()
+        assert "Traceback" not in worker.log()
+
+
+def test_a_redis_that_comes_a_minute_late_makes_no_restart(image: str) -> None:
+    with tcp_server() as server:
+        port = server.port
+    with container(redis__url=f"redis://{HOST}:{port}", redis__start_timeout="0", **LAYOUT) as worker:
+        worker.until("/startedz")
+        time.sleep(60)
+        assert worker.probes() == (200, 200, 503)
+        started = worker.inspect("{{.State.StartedAt}}")
+
+        redis = ["redis-server", "--port", str(port), "--save", "", "--bind", HOST]
+        with subprocess.Popen(redis, stdout=subprocess.DEVNULL) as late:
+            took = worker.until("/readyz", within=30)
+            late.terminate()
+
+        assert worker.inspect("{{.State.StartedAt}}") == started
+        print(f"ready {took:.1f} s after Redis came")
+        assert took <= 5
+
+
+def test_six_cold_starts_at_once_are_ready_soon_with_one_engine(server: TcpServer) -> None:
+    began = time.monotonic()
+    contexts = [container(redis__url=server.url, **LAYOUT) for _ in range(6)]
+    workers: list[Container] = [context.__enter__() for context in contexts]
+    try:
+        for worker in workers:
+            worker.until("/readyz")
+        seconds = time.monotonic() - began
+        engines = {engine for worker in workers for engine in re.findall(r'"engine": "(\w+)"', worker.log())}
+    finally:
+        for context in contexts:
+            context.__exit__(None, None, None)
+
+    print(f"six were ready after {seconds:.1f} s: {engines}")
+    assert engines == {"openvino"}
+    assert seconds <= 30

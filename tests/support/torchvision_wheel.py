@@ -1,6 +1,6 @@
 """A stand-in for the CPU build of torchvision, which only PyTorch's own index has.
 
-It is the default index's wheel without its operations, which are compiled for CUDA. coatstream and timm use torchvision's
+It is the wheel of the default index without its operations, which are compiled for CUDA. coatstream and timm use its
 transforms alone, so the test of the image needs no more on a machine that does not reach PyTorch's index.
 """
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -104,13 +105,14 @@ def _wait_until_ready(port: int, process: "subprocess.Popen[bytes]") -> None:
     raise AssertionError("prometheus did not start")
 
 
-def put(server: TcpServer, count: int, picture: bytes, **more: str) -> list[bytes]:
-    return [server.admin.xadd("frames", {"image": picture, "source": "door", **more}) for _ in range(count)]
+def put(server: TcpServer, count: int, picture: bytes, **more: str) -> list[Any]:
+    fields: dict[Any, Any] = {"image": picture, "source": "door", **more}
+    return [server.admin.xadd("frames", fields) for _ in range(count)]
 
 
 def test_eleven_alerts_fire_on_faults_that_are_made_and_every_panel_has_data(tmp_path: Path) -> None:
     with prometheus(tmp_path) as watch, tcp_server() as server:
-        late = {"model__engine": "noop", "model__noop_delay": 3, "queue__prefetch": 8}
+        late: dict[str, Any] = {"model__engine": "noop", "model__noop_delay": 3, "queue__prefetch": 8}
         with run_worker(server.url, **late, cameras=DOWN) as worker:
             watch.scrape(worker)
             watch.wait_for("CoatstreamRandomWeights", "CoatstreamCameraDown")

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -71,7 +72,8 @@ def labelled(server: TcpServer, count: int, *, within: float = 240.0) -> set[byt
     ends = time.monotonic() + within
     while server.admin.xlen("labels") < count and time.monotonic() < ends:
         time.sleep(0.1)
-    return {fields[b"frame_id"] for _, fields in server.admin.xrange("labels")}
+    rows: list[Any] = list(server.admin.xrange("labels") or ())
+    return {fields[b"frame_id"] for _, fields in rows}
 
 
 def test_it_is_small_and_holds_what_the_lock_names_and_neither_pip_nor_a_compiler(image: str) -> None:
@@ -103,7 +105,7 @@ def test_hardened_with_a_quota_it_labels_every_frame_and_drains(server: TcpServe
     layout = {"model__streams": cores, "model__threads": "1"}
     put(server, 600)
 
-    with container("--cpus", cores, "-m", "2g", "--user", "12345:0", redis__url=server.url, **layout) as worker:
+    with container(server.url, layout, "--cpus", cores, "-m", "2g", "--user", "12345:0") as worker:
         ready = worker.until("/readyz")
         ids = labelled(server, 600)
         code, seconds = worker.stop()
@@ -116,7 +118,7 @@ def test_hardened_with_a_quota_it_labels_every_frame_and_drains(server: TcpServe
 
 
 def test_the_probes_tell_each_phase(server: TcpServer) -> None:
-    with container(redis__url=server.url, redis__start_timeout="0", model__noop_delay="3", **NOOP) as worker:
+    with container(server.url, NOOP | {"model__noop_delay": "3"}) as worker:
         worker.until("/readyz")
         assert worker.probes() == (200, 200, 200)
 
@@ -136,7 +138,7 @@ def test_the_probes_tell_each_phase(server: TcpServer) -> None:
 
 
 def test_while_it_loads_it_is_alive_and_neither_started_nor_ready(server: TcpServer) -> None:
-    with container(redis__url=server.url, **LAYOUT) as worker:
+    with container(server.url, LAYOUT) as worker:
         worker.until("/healthz", within=60)
         seen = worker.probes()
         worker.until("/startedz")
@@ -145,8 +147,7 @@ def test_while_it_loads_it_is_alive_and_neither_started_nor_ready(server: TcpSer
 
 
 def test_a_hung_engine_is_not_alive(server: TcpServer) -> None:
-    hung = {"model__noop_delay": "3600", "batch__timeout": "3"}
-    with container(redis__url=server.url, **hung, **NOOP) as worker:
+    with container(server.url, NOOP | {"model__noop_delay": "3600", "batch__timeout": "3"}) as worker:
         worker.until("/readyz")
         put(server, 4)
 
@@ -154,7 +155,7 @@ def test_a_hung_engine_is_not_alive(server: TcpServer) -> None:
 
 
 def test_without_a_model_it_says_which_file_and_ends_with_3(server: TcpServer) -> None:
-    with container(redis__url=server.url, model__weights="/opt/models/none.safetensors") as worker:
+    with container(server.url, {"model__weights": "/opt/models/none.safetensors"}) as worker:
         tool("podman", "wait", worker.name)
 
         assert worker.inspect("{{.State.ExitCode}}") == "3"
@@ -165,7 +166,7 @@ def test_without_a_model_it_says_which_file_and_ends_with_3(server: TcpServer) -
 def test_a_redis_that_comes_a_minute_late_makes_no_restart(image: str) -> None:
     with tcp_server() as server:
         port = server.port
-    with container(redis__url=f"redis://{HOST}:{port}", redis__start_timeout="0", **LAYOUT) as worker:
+    with container(f"redis://{HOST}:{port}", LAYOUT) as worker:
         worker.until("/startedz")
         time.sleep(60)
         assert worker.probes() == (200, 200, 503)
@@ -183,7 +184,7 @@ def test_a_redis_that_comes_a_minute_late_makes_no_restart(image: str) -> None:
 
 def test_six_cold_starts_at_once_are_ready_soon_with_one_engine(server: TcpServer) -> None:
     began = time.monotonic()
-    contexts = [container(redis__url=server.url, **LAYOUT) for _ in range(6)]
+    contexts = [container(server.url, LAYOUT) for _ in range(6)]
     workers: list[Container] = [context.__enter__() for context in contexts]
     try:
         for worker in workers:

@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,15 +121,14 @@ class Container:
 
 
 @contextmanager
-def container(
-    *options: str, image: str = IMAGE, args: tuple[str, ...] = ("run",), **settings: str
-) -> Iterator[Container]:
-    """A hardened one with these settings (`redis__url=...`), removed at the end."""
+def container(url: str, settings: Mapping[str, str], *options: str, image: str = IMAGE) -> Iterator[Container]:
+    """A hardened worker on the server at `url` with these settings (`model__engine`), removed at the end."""
     port, name = free_port(), f"coatstream-{uuid.uuid4().hex[:12]}"
-    variables = {"HTTP__HOST": HOST, "HTTP__PORT": str(port), **{key.upper(): value for key, value in settings.items()}}
-    environment = [part for key, value in variables.items() for part in ("-e", f"COATSTREAM_{key}={value}")]
-    tmp = () if "--tmpfs" in options else ("--tmpfs", "/tmp:rw,size=1g,mode=1777")
-    tool("podman", "run", "-d", "--name", name, *HARDENED, *tmp, *options, *environment, image, *args)
+    fixed = {"redis__url": url, "redis__start_timeout": "0", "http__host": HOST, "http__port": str(port)}
+    variables = [f"COATSTREAM_{key.upper()}={value}" for key, value in {**fixed, **settings}.items()]
+    environment = [part for variable in variables for part in ("-e", variable)]
+    tmp = ("--tmpfs", "/tmp:rw,size=1g,mode=1777")
+    tool("podman", "run", "-d", "--name", name, *HARDENED, *tmp, *options, *environment, image, "run")
     try:
         yield Container(name, port)
     finally:

@@ -21,7 +21,7 @@ _library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor
 def put_in_place(lock: Path, wheels: Path) -> None:
     """Make the wheel that the lock names in `wheels`, and write its hash into the lock."""
     version = re.findall(r"^torchvision==([\d.]+)\+cpu", lock.read_text("utf-8"), re.MULTILINE)[0]
-    ask = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--python-version", "3.11", "-d", wheels]
+    ask = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--python-version", "3.11", "-d", str(wheels)]
     subprocess.run([*ask, "--only-binary=:all:", f"torchvision=={version}"], check=True, timeout=600)
     [original] = wheels.glob(f"torchvision-{version}-*.whl")
     wheel = original.with_name(original.name.replace(version, f"{version}+cpu", 1))

@@ -6,6 +6,7 @@ import { now, on, state } from "./store.js";
 const LEFT = {
   full: "full", deadline: "max_wait was over", target: "latency target", pays_no_more: "waiting pays no more", drain: "drain",
 };
+const LONG = /^(Stages|Model)/;
 const cells = new Map();
 
 export function showStrip(place) {
@@ -26,6 +27,8 @@ function update(list, notes) {
       cells.delete(label);
     }
   }
+  const order = figures.map(([label]) => cells.get(label).parentNode);
+  if (order.some((cell, place) => list.children[place] !== cell)) list.append(...order);
   const words = notesOf(state.overview);
   if (notes.dataset.words !== words.join("\n")) {
     notes.dataset.words = words.join("\n");
@@ -38,7 +41,7 @@ function put(list, label, text, title) {
   if (!cell) {
     cell = el("dd");
     cells.set(label, cell);
-    list.append(el("div", {}, el("dt", {}, label), cell));
+    list.append(el(LONG.test(label) ? "div.long" : "div", {}, el("dt", {}, label), cell));
   }
   write(cell, text);
   if (title) cell.parentNode.title = shown(title);

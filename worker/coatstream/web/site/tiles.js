@@ -147,6 +147,7 @@ export function showTiles(place, signal) {
       }
     }
     if (more) arrange();
+    grid.classList.toggle("few", tiles.size < 5);
   }
 
   function drop(camera) {

@@ -3,6 +3,7 @@
 import { api, clock, el, name, query, seconds, shown, stamp, write } from "./dom.js";
 import { now, on } from "./store.js";
 
+const SPANS = [[3600, "last hour"], [6 * 3600, "last 6 hours"], [86400, "last day"]];
 const DAY = 86400;
 const ROWS = 8; // tags with a line of their own, those that were present the longest
 const PAGES = 20; // of 500 events each
@@ -13,23 +14,26 @@ export async function showTimeline(main, signal, camera) {
   const lines = el("div.lines");
   const slider = el("input", { type: "range", min: 0, max: STEPS, value: STEPS, "aria-label": "time within the last day" });
   const moment = el("output.moment", {}, "now");
+  const width = el("select", { "aria-label": "how much time is shown" }, SPANS.map(([value, text]) => el("option", { value }, text)));
+  width.value = DAY;
+  let chosen = false;
   const picture = el("div.scrub");
   const table = el("tbody");
   const hint = el("p.hint", { role: "status" }, "Reading the last day…");
   main.append(el("section.timeline", { "aria-label": "The last day" },
-    el("h2", {}, "The last day"), hint, lines, el("p.scrubber", {}, slider, moment), picture,
+    el("h2", {}, "The last day"), hint, lines, el("p.scrubber", {}, width, slider, moment), picture,
     el("details", {}, el("summary", {}, "The same as a table"),
       el("div.scroll", { tabindex: "0", role: "region", "aria-label": "events of the last day" }, el("table", {},
         el("thead", {}, el("tr", {}, ["Time", "What", "Tag", "Lasted", "Picture"].map((head) => el("th", { scope: "col" }, head)))), table)))));
   const events = [];
   slider.addEventListener("input", () => scrub());
+  width.addEventListener("change", () => { chosen = true; draw(); });
 
   function scrub() {
-    const at = end - DAY + (DAY * slider.value) / STEPS;
+    const at = end - width.value + (width.value * slider.value) / STEPS;
     const spans = spansOf(events, end).filter((span) => span.from <= at && at <= span.to);
     write(moment, `${clock(at)}: ${spans.map((span) => span.tag).join(", ") || "no tag"}`);
     slider.setAttribute("aria-valuetext", moment.textContent);
-    lines.style.setProperty("--at", `${(100 * slider.value) / STEPS}%`);
     const nearest = events.find((event) => event.picture && event.at <= at);
     if (picture.dataset.picture === (nearest?.picture ?? "")) return;
     picture.dataset.picture = nearest?.picture ?? "";
@@ -37,7 +41,9 @@ export async function showTimeline(main, signal, camera) {
   }
 
   function draw() {
-    drawLines(lines, spansOf(events, end), end);
+    const oldest = events.at(-1);
+    if (!chosen && oldest) width.value = SPANS.find(([value]) => value >= end - oldest.at)?.[0] ?? DAY;
+    drawLines(lines, spansOf(events, end), end, Number(width.value));
     table.replaceChildren(...events.slice(0, 200).map((event) => el("tr", {},
       el("td", {}, stamp(event.at)), el("td", {}, shown(event.kind)), el("td", {}, name(event.tag ?? event.detail.state ?? event.detail.fault ?? "")),
       el("td", {}, seconds(event.detail.duration)), el("td", {}, event.picture ? el("a", { href: pictureOf(event), target: "_blank" }, `picture of ${clock(event.at)}`) : ""))));
@@ -88,21 +94,22 @@ function spansOf(events, end) {
   return spans;
 }
 
-function drawLines(place, spans, end) {
+function drawLines(place, all, end, width) {
+  const spans = all.filter((span) => span.to >= end - width);
   const longest = new Map();
   for (const span of spans) longest.set(span.tag, (longest.get(span.tag) ?? 0) + span.to - span.from);
   const tags = [...longest].sort((one, other) => other[1] - one[1]).slice(0, ROWS).map(([tag]) => tag);
-  place.replaceChildren(...tags.map((tag) => el("div.line", {}, el("span.what", {}, name(tag)), lineOf(spans.filter((span) => span.tag === tag), end))));
+  place.replaceChildren(...tags.map((tag) => el("div.line", {}, el("span.what", {}, name(tag)), lineOf(spans.filter((span) => span.tag === tag), end, width))));
 }
 
 // One canvas a tag: a day may have thousands of spans.
-function lineOf(spans, end) {
+function lineOf(spans, end, width) {
   const canvas = el("canvas", { width: 960, height: 16, role: "img", "aria-label": `${spans.length} times, ${seconds(spans.reduce((sum, span) => sum + span.to - span.from, 0))} in all` });
   const pen = canvas.getContext("2d");
   pen.fillStyle = getComputedStyle(document.documentElement).getPropertyValue("--accent");
   for (const span of spans) {
-    const from = (960 * (span.from - end + DAY)) / DAY;
-    pen.fillRect(Math.max(0, from), 2, Math.max(2, (960 * (span.to - span.from)) / DAY), 12);
+    const from = Math.max(0, (960 * (span.from - end + width)) / width);
+    pen.fillRect(from, 2, Math.max(2, (960 * (span.to - end + width)) / width - from), 12);
   }
   return canvas;
 }

@@ -208,9 +208,9 @@ async def test_dead_letters_are_listed_filtered_shown_replayed_and_dropped(clien
         first = await get(http, "dead", limit=20)
         rest = await get(http, "dead", limit=20, after=first["next"])
         some = await get(http, "dead", reason="invalid", source="s1")
-        one = await get(http, "dead/2-1", stream="frames")
+        one = await get(http, "dead/letters/2-1", stream="frames")
         elsewhere = await http.get("/api/dead", params={"stream": "moon"})
-        picture = await http.get("/api/dead/2-1/picture")
+        picture = await http.get("/api/dead/letters/2-1/picture")
         replayed = await http.post("/api/dead/replay", json={"letters": ["1-1", "99-1"]})
         dropped = await http.post("/api/dead/drop", json={"stream": "frames", "letters": ["2-1", "2-1"]})
 

@@ -71,7 +71,7 @@ OUT_OF_BOUNDS: list[tuple[Request, int]] = [
     (("GET", "/api/events?label=" + "x" * 9000, BEARER, ""), 414),
     (("GET", "/" + "x" * 2000, BEARER, ""), 414),
     (("PUT", "/api/cameras", BEARER | JSON, CAMERA), 405),
-    (("TRACE", "/", BEARER, ""), 405),
+    (("TRACE", "/", BEARER, ""), 404),
     (("OPTIONS", "/api/cameras", BEARER, ""), 405),
     (("GET", "/api/cameras/pause", BEARER, ""), 405),
     (("GET", "/logout", BEARER, ""), 404),
@@ -102,11 +102,11 @@ TRICKS: list[tuple[Request, int]] = [
                 "/%5c..%5cwindows",
                 "/app.js/",
             ),
-            *("/api/pictures/..%2f..%2fetc%2fpasswd", "/api/dead/1-1/picture", "/api/dead/1-1"),
+            *("/api/pictures/..%2f..%2fetc%2fpasswd", "/api/dead/letters/1-1/picture", "/api/dead/letters/1-1"),
         )
     ),
     (("GET", "/api/pictures/passwd", BEARER, ""), 422),
-    (("GET", "/api/dead/*", BEARER, ""), 422),
+    (("GET", "/api/dead/letters/*", BEARER, ""), 422),
 ]
 TABLE = [*NO_TOKEN, *WRONG_TOKEN, *MAY_ONLY_LOOK, *FROM_ELSEWHERE, *OUT_OF_BOUNDS, *TRICKS]
 

@@ -24,7 +24,6 @@ WRONG_TOKEN_TAKES: Final = 0.3  # seconds, so that guessing is slow from many ad
 PUBLIC: Final = frozenset({"/login", "/login.css", "/icon.svg"})
 FREE_FOR_LOOK: Final = frozenset({"/login", "/logout"})  # posts that change nothing of the installation
 SAFE: Final = frozenset({"GET", "HEAD"})
-UNSAFE: Final = frozenset({"POST", "DELETE"})
 
 HEADERS: Final[Mapping[str, str]] = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
@@ -74,22 +73,20 @@ class Guard:
             return error(414, "the address is too long")
         if _ODD.search(scope["path"]) and not scope["path"].startswith("/api/"):
             return error(404, "there is no such page")
-        if method not in SAFE | UNSAFE:
-            return error(405, "this method does nothing here", allow="GET, HEAD, POST, DELETE")
         if self._local and not is_loopback(_name_of(headers.get("host", ""))):
             return error(421, "without a token this page answers to localhost only: the name in Host is another")
         if not self._same_site(scope, headers, method):
             return error(403, "the request comes from another site")
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         wanted = "application/x-www-form-urlencoded" if scope["path"] in FREE_FOR_LOOK else "application/json"
-        if method == "POST" and kind != wanted:
+        if method not in SAFE and kind != wanted and _has_body(headers):
             return error(415, f"the body must be {wanted}")
         return None
 
     def _same_site(self, scope: Scope, headers: Headers, method: str) -> bool:
         """Browsers name the site that a request comes from; other programs send no such header."""
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
-        if site not in ("none", "same-origin") and (method in UNSAFE or scope["path"].startswith("/api/")):
+        if site not in ("none", "same-origin") and (method not in SAFE or scope["path"].startswith("/api/")):
             return False
         if origin is None or method in SAFE:
             return True
@@ -111,12 +108,12 @@ class Guard:
         public = scope["path"] in PUBLIC
         scope.setdefault("state", {}).update(role=role, throttle=self._throttle, access=self._access)
         if role is None and not public:
-            if scope["path"].startswith("/api/") or scope["method"] in UNSAFE:
+            if scope["path"].startswith("/api/") or scope["method"] not in SAFE:
                 return error(
                     401, "log in, or send a token: Authorization: Bearer ...", **{"www-authenticate": "Bearer"}
                 )
             return RedirectResponse("/login", 303)
-        if scope["method"] in UNSAFE and role != "change" and scope["path"] not in FREE_FOR_LOOK:
+        if scope["method"] not in SAFE and role != "change" and scope["path"] not in FREE_FOR_LOOK:
             return error(403, "this token may look and change nothing")
         return None
 
@@ -194,6 +191,10 @@ async def _end(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "websocket":
         await receive()
         await send({"type": "websocket.close", "code": 1008})
+
+
+def _has_body(headers: Headers) -> bool:
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
 
 
 def client_of(scope: Scope) -> str:

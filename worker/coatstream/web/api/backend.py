@@ -46,6 +46,9 @@ Desk = Annotated[Backend, Depends(_backend)]
 Limit = Annotated[int, Query(ge=1, le=MOST, description="items of this page at most")]
 Text = Annotated[str, Field(max_length=256)]
 
+
+Entry = Annotated[str, Field(pattern=r"^[0-9]{1,19}-[0-9]{1,19}$")]  # more digits, Redis does not take
+
 _WORDS: Final = {
     400: "The request was cut off",
     401: "No token, or a wrong one",

@@ -13,13 +13,13 @@ from coatstream.errors import DeadReason, redact
 from coatstream.queue.dead.letters import DeadLetter, DeadLetters, Replayed
 from coatstream.queue.entry import DEFAULT_SOURCE
 from coatstream.settings.model import SettingsTree
-from coatstream.web.api.backend import Desk, absent
+from coatstream.web.api.backend import Desk, Entry, absent
 
 router = APIRouter(tags=["dead letters"])
 
 MOST_READ: Final = 512  # letters of one request; the answer's `next` goes on behind them
 MOST_AT_ONCE: Final = 100
-ID: Final = r"^\d{1,20}-\d{1,20}$"
+ID: Final = r"^[0-9]{1,19}-[0-9]{1,19}$"
 
 Letter = Annotated[str, Path(pattern=ID, description="as the list shows it")]
 Stream = Annotated[str | None, Query(max_length=256, description="the queue's frames stream; default: the first queue")]
@@ -67,7 +67,7 @@ class LettersDone(BaseModel):
 async def list_letters(
     desk: Desk,
     limit: Annotated[int, Query(ge=1, le=MOST_AT_ONCE)] = 20,
-    after: Annotated[str | None, Query(pattern=ID, description="`next` of the page before")] = None,
+    after: Annotated[Entry | None, Query(description="`next` of the page before")] = None,
     stream: Stream = None,
     reason: DeadReason | None = None,
     source: Annotated[str | None, Query(max_length=128)] = None,
@@ -86,7 +86,7 @@ async def list_letters(
     return await desk.calls.call(read)
 
 
-@router.get("/dead/{letter}", summary="One dead letter")
+@router.get("/dead/letters/{letter}", summary="One dead letter")
 async def show_letter(desk: Desk, letter: Letter, stream: Stream = None) -> ShownLetter:
     found = await desk.calls.call(lambda client: letters_of(desk.settings, client, stream).get(letter))
     if found is None:

@@ -14,7 +14,7 @@ from coatstream.broker.fleet_keys import fleet_keys
 from coatstream.errors import ConfigError, redact
 from coatstream.results.events.reader import parse_event
 from coatstream.results.since import entry_before
-from coatstream.web.api.backend import Desk, Limit
+from coatstream.web.api.backend import Desk, Entry, Limit
 from coatstream.web.event_documents import ShownEvent, shown_event
 
 router = APIRouter(tags=["events"])
@@ -54,7 +54,7 @@ async def list_events(
     limit: Limit = 50,
     since: Annotated[str | None, Query(max_length=64, description="10m, 2h, 1d, a date and time, Unix seconds")] = None,
     until: Annotated[str | None, Query(max_length=64, description="the same")] = None,
-    before: Annotated[str | None, Query(pattern=r"^\d{1,20}-\d{1,20}$", description="`next` of a page")] = None,
+    before: Annotated[Entry | None, Query(description="`next` of a page")] = None,
     camera: Annotated[str | None, Query(max_length=128)] = None,
     label: Annotated[str | None, Query(max_length=128, description="part of a tag's name")] = None,
     kind: Annotated[str | None, Query(max_length=32, description="tag.started, tag.ended, camera.state, ...")] = None,
@@ -62,13 +62,24 @@ async def list_events(
     stream = fleet_keys(desk.settings).events
     try:
         now = time.time()
-        first = "-" if since is None else f"({entry_before(since, now=now)}"
-        last = "+" if until is None else entry_before(until, now=now)
+        first = "-" if since is None else f"({_moment(since, now)}"
+        last = "+" if until is None else _moment(until, now)
     except ConfigError as fault:
         raise HTTPException(422, redact(str(fault))) from None
     last = last if before is None else f"({before}"
+    if before is not None and not before.strip("0-"):
+        return EventPage(items=[], next=None)
     wanted = _Wanted(camera, label or None, kind or None)
     return await desk.calls.call(lambda client: _read(client, stream, first, last, wanted, limit))
+
+
+def _moment(text: str, now: float) -> str:
+    """The id before all entries since then. Raises ConfigError, also for ids that Redis does not take."""
+    entry = entry_before(text, now=now)
+    milliseconds, _, number = entry.partition("-")
+    if int(milliseconds) >= 2**64 - 1 or int(number) >= 2**64:
+        raise ConfigError("no entry has this id")
+    return entry
 
 
 def _read(client: Client, stream: str, first: str, last: str, wanted: _Wanted, limit: int) -> EventPage:

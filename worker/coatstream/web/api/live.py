@@ -26,7 +26,7 @@ async def live(
         Query(max_length=MOST_PREVIEWS, description="sources whose previews shall come"),
     ] = None,
     after: Annotated[
-        str, Query(pattern=r"^(\d{1,20}-\d{1,20})?$", description="the last event's id that is known")
+        str, Query(pattern=r"^([0-9]{1,19}-[0-9]{1,19})?$", description="the last event's id that is known")
     ] = "",
 ) -> StreamingResponse:
     watcher = desk.hub.watch(previews=preview or (), after=after)

@@ -41,7 +41,7 @@ async def event_picture(
 
 
 @router.get(
-    "/dead/{letter}/picture",
+    "/dead/letters/{letter}/picture",
     summary="The picture of a dead letter, where it can be decoded, at most 640 pixels a side",
     response_class=Response,
     responses=_JPEG,

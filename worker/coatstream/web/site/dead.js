@@ -69,7 +69,7 @@ export function deadView(main, signal) {
 }
 
 function card(letter, hint, then) {
-  const where = `/api/dead/${letter.letter}/picture${query({ stream: letter.stream })}`;
+  const where = `/api/dead/letters/${letter.letter}/picture${query({ stream: letter.stream })}`;
   const hasPicture = "image" in letter.sizes || "pixels" in letter.sizes;
   const picture = hasPicture ? el("img", { src: where, alt: shown(`picture of ${letter.source}`), loading: "lazy", width: 320, height: 180 }) : el("p.nopicture", {}, "no picture");
   if (hasPicture) picture.addEventListener("error", () => picture.replaceWith(el("p.nopicture", {}, "its picture cannot be shown")), { once: true });

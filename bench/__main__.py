@@ -30,6 +30,7 @@ SCRIPTS: Final = {
     "previews": ("previews", "What previews and the pictures of events cost a worker."),
     "read-size": ("read_size", "How many bytes one read of a socket should take."),
     "acceptance": ("acceptance", "The promises at full size, on a real worker and server."),
+    "page": ("page", "What the page costs with 100 cameras: server, browser's memory, long tasks."),
     "clips": ("clips", "Make the clips that `coatstream bench cameras` decodes."),
     "report": ("report", "Write docs/performance.md from the lines of `make bench`."),
 }

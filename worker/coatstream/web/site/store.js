@@ -145,7 +145,10 @@ function take(topic, found) {
     state.trouble = found.trouble;
     if (changed) emit("link");
   } else if (topic === "cameras") {
-    if (found.whole) for (const name of state.cameras.keys()) if (!found.set.some((one) => one.name === name)) found.gone.push(name);
+    if (found.whole) {
+      const there = new Set(found.set.map((one) => one.name));
+      found.gone = [...state.cameras.keys()].filter((name) => !there.has(name));
+    }
     for (const name of found.gone) state.cameras.delete(name);
     for (const camera of found.set) state.cameras.set(camera.name, camera);
     state.known = true;

@@ -8,6 +8,7 @@ export const STATES = {
   live: ["●", "live"], connecting: ["◌", "connecting"], stalled: ["◐", "stalled"], down: ["✕", "down"],
   paused: ["‖", "paused"], ended: ["■", "ended"], unread: ["○", "unread"], unknown: ["?", "unknown"],
 };
+const SLICE = 8; // ms
 const WHY = {
   unreachable: "cannot be reached", refused: "refuses the connection", auth: "user or password are wrong", timeout: "is silent",
   no_video: "sends no video", codec: "sends pictures that cannot be decoded here", ended: "has closed the connection",
@@ -123,11 +124,29 @@ export function showTiles(place, signal) {
       const tile = tiles.get(entry.target.dataset.camera);
       if (!tile) continue;
       tile.seen = entry.isIntersecting;
-      if (tile.seen && tile.dirty) tile.update();
+      if (tile.seen && tile.dirty) later(tile);
     }
     want("tiles", new Set([...tiles.values()].filter((tile) => tile.seen).map((tile) => tile.camera.name)), signal);
   }, { rootMargin: "100px" });
   signal.addEventListener("abort", () => watcher.disconnect(), { once: true });
+
+  // Changed tiles are drawn a few at a time, so that no task holds up the page for long.
+  const due = new Set();
+  let drawing = 0;
+  function later(tile) {
+    due.add(tile);
+    drawing ||= requestAnimationFrame(draw);
+  }
+  function draw() {
+    const began = performance.now();
+    for (const tile of due) {
+      due.delete(tile);
+      tile.update();
+      if (performance.now() - began > SLICE) break;
+    }
+    drawing = due.size ? requestAnimationFrame(draw) : 0;
+  }
+  signal.addEventListener("abort", () => cancelAnimationFrame(drawing), { once: true });
 
   function take({ changed, gone }) {
     for (const camera of gone) drop(camera);
@@ -136,7 +155,8 @@ export function showTiles(place, signal) {
       const tile = tiles.get(camera.name);
       if (tile) {
         tile.camera = camera;
-        tile.update();
+        if (tile.seen) later(tile);
+        else tile.dirty = true;
       } else {
         const made = { tile: null, end: new AbortController() };
         signal.addEventListener("abort", () => made.end.abort(), { once: true, signal: made.end.signal });
@@ -170,7 +190,7 @@ export function showTiles(place, signal) {
   take({ changed: [...state.cameras.values()], gone: [] });
   on("cameras", take, signal);
   const timer = setInterval(() => {
-    for (const tile of tiles.values()) if (tile.seen) tile.update();
+    for (const tile of tiles.values()) if (tile.seen) later(tile);
   }, 1000);
   signal.addEventListener("abort", () => clearInterval(timer), { once: true });
 }

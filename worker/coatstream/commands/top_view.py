@@ -107,6 +107,8 @@ def _head(sight: Sight, where: str) -> Iterator[Text]:
     yield from map(_queue, snapshot.overview.queues[:2])
     if workers:
         yield _ledger(workers)
+    else:
+        yield Text("NO WORKER RUNS: coatstream run starts one", style="bold red")
     for name, fault in list(snapshot.overview.faults.items())[:1]:
         yield Text(f"left out {shown(name)}: {shown(fault)}", style="red")
 

@@ -1,5 +1,6 @@
 """The API as programs use it: what workers have left in Redis comes out, changes arrive there, and text stays text."""
 
+import asyncio
 import json
 import time
 from typing import Any
@@ -356,3 +357,18 @@ async def test_labels_of_one_source_come_as_they_are_published(client: Client, r
             if line.startswith("data: ") and "egret" in line:
                 break
     assert json.loads(line[6:])["source"] == "door"
+
+
+async def test_a_reader_that_goes_at_once_leaves_room_for_others(redis_url: str) -> None:
+    async with page_of(page_settings(redis_url)) as http:
+        port = http.base_url.port
+        for _ in range(60):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /api/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await writer.drain()
+            writer.transport.abort()
+        await asyncio.sleep(0.5)
+        async with http.stream("GET", "/api/live") as answer:
+            status = answer.status_code
+
+    assert status == 200

@@ -9,6 +9,7 @@ from starlette.responses import StreamingResponse
 from coatstream.broker.connection import Client
 from coatstream.broker.keys import queues_of
 from coatstream.web.api.backend import Desk, Limit
+from coatstream.web.live.watcher import WatcherResponse
 from coatstream.web.snapshot import LatestLabels, latest_labels, sources_of
 
 router = APIRouter(tags=["labels"])
@@ -50,6 +51,6 @@ async def list_labels(
     response_class=StreamingResponse,
     responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Until closed"}},
 )
-async def follow_labels(desk: Desk, source: Source) -> StreamingResponse:
+async def follow_labels(desk: Desk, source: Source) -> WatcherResponse:
     watcher = desk.hub.watch(labels_of=source)
-    return StreamingResponse(watcher.messages(), media_type="text/event-stream")
+    return WatcherResponse(watcher)

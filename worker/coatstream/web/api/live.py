@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query
 from starlette.responses import StreamingResponse
 
 from coatstream.web.api.backend import Desk
-from coatstream.web.live.watcher import MOST_PREVIEWS
+from coatstream.web.live.watcher import MOST_PREVIEWS, WatcherResponse
 
 router = APIRouter(tags=["live"])
 
@@ -28,6 +28,6 @@ async def live(
     after: Annotated[
         str, Query(pattern=r"^([0-9]{1,19}-[0-9]{1,19})?$", description="the last event's id that is known")
     ] = "",
-) -> StreamingResponse:
+) -> WatcherResponse:
     watcher = desk.hub.watch(previews=preview or (), after=after)
-    return StreamingResponse(watcher.messages(), media_type="text/event-stream")
+    return WatcherResponse(watcher)

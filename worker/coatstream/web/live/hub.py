@@ -113,12 +113,12 @@ class Hub:
 
     async def _look(self) -> None:
         snapshot, events = await self._redis.call(self._read)
+        newest = events[-1].id if events else self._newest
         for watcher in self._pages():
             if watcher.after and not watcher.greeted:
                 missed = await self._redis.call(partial(events_after, key=self._events, after=watcher.after))
-                watcher.send(
-                    b"".join(_message("event", event, event.id) for event in missed if event.id <= self._newest)
-                )
+                known = (event for event in missed if _order(event.id) <= _order(newest))
+                watcher.send(b"".join(_message("event", event, event.id) for event in known))
         self._tell(snapshot, events)
 
     def _read(self, client: Client) -> tuple[Snapshot, list[Any]]:
@@ -203,6 +203,12 @@ class Hub:
         for watcher in list(self._watchers):
             if watcher.labels_of is not None and self._label_channels(watcher.labels_of) == channel:
                 watcher.send(message)
+
+
+def _order(entry: str) -> tuple[int, int]:
+    """Ids are numbers of any length."""
+    milliseconds, _, number = entry.partition("-")
+    return int(milliseconds), int(number)
 
 
 def _cameras(rows: Iterable[bytes], gone: list[str], *, whole: bool = False) -> bytes:

@@ -5,6 +5,9 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
 LARGEST: Final = 4 * 1024 * 1024  # bytes that wait for one reader; a snapshot of 1,000 cameras has 0.5 MB
 MOST_PREVIEWS: Final = 40  # sources of one reader
 
@@ -53,23 +56,24 @@ class Watcher:
             self._previews[source] = message
             self._news.set()
 
+    def end(self) -> None:
+        """The reader has gone."""
+        self._closed = True
+        self._on_end(self)
+
     def close(self) -> None:
-        """What waits is dropped."""
+        """The stream ends; what waits is dropped."""
         self._closed = True
         self._news.set()
 
     async def messages(self) -> AsyncIterator[bytes]:
-        """Until the reader goes or `close`."""
-        try:
-            yield b": coatstream\n\n"
-            while not self._closed:
-                await self._news.wait()
-                self._news.clear()
-                while (self._waiting or self._previews) and not self._closed:
-                    yield self._next()
-        finally:
-            self._closed = True
-            self._on_end(self)
+        """Until `close`."""
+        yield b": coatstream\n\n"
+        while not self._closed:
+            await self._news.wait()
+            self._news.clear()
+            while (self._waiting or self._previews) and not self._closed:
+                yield self._next()
 
     def _next(self) -> bytes:
         if self._waiting:
@@ -77,3 +81,17 @@ class Watcher:
             self._size -= len(message)
             return message
         return self._previews.popitem(last=False)[1]
+
+
+class WatcherResponse(StreamingResponse):
+    """Sends a watcher's messages. The watcher ends with it, also where its reader went before the first message."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        super().__init__(watcher.messages(), media_type="text/event-stream")
+        self._watcher = watcher
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._watcher.end()

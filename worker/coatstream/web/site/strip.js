@@ -58,7 +58,7 @@ function figuresOf({ workers, queues }) {
   if (busy.length) {
     const batches = sum((worker) => worker.batches.per_second, busy) || 1;
     const weigh = (pick) => sum((worker) => pick(worker) * worker.batches.per_second, busy) / batches;
-    figures.push(["Batch", `${rate(weigh((worker) => worker.batches.size))} of ${Math.max(...busy.map((worker) => worker.batches.full))}, ${Math.round(weigh((worker) => worker.batches.fill) * 100)} % full`, reasons(busy)]);
+    figures.push(["Batch", `${rate(weigh((worker) => worker.batches.size))} frames, ${Math.round(weigh((worker) => worker.batches.fill) * 100)} % filled`, reasons(busy)]);
     figures.push(["Age", seconds(Math.max(...busy.map((worker) => worker.age ?? 0))), "from capture to label, mean of the slowest replica"]);
     figures.push(["Stages", ["decode", "wait", "infer", "publish"].map((stage) => stageOf(busy, stage)).filter(Boolean).join(" · ")]);
   }
@@ -81,7 +81,8 @@ function stageOf(workers, stage) {
 function reasons(workers) {
   const left = {};
   for (const worker of workers) for (const [why, count] of Object.entries(worker.batches.left)) left[why] = (left[why] ?? 0) + count;
-  return "batches of the last 10 s left because: " + Object.entries(left).map(([why, count]) => `${LEFT[why] ?? why} ${count}`).join(", ");
+  const full = Math.max(...workers.map((worker) => worker.batches.full));
+  return `a full batch has ${full}; those of the last 10 s left because: ` + Object.entries(left).map(([why, count]) => `${LEFT[why] ?? why} ${count}`).join(", ");
 }
 
 function notesOf({ workers, queues, faults }) {

@@ -12,6 +12,7 @@ from coatstream.broker.connection import Client
 from coatstream.broker.embedded import EmbeddedServer
 from coatstream.broker.fleet_keys import FleetKeys, fleet_keys
 from coatstream.broker.keys import Queue, queues_of
+from coatstream.broker.picture_keys import picture_keys
 from coatstream.cli import app
 from coatstream.settings.loading import load
 from coatstream.settings.model import SettingsTree
@@ -32,7 +33,9 @@ def tree(prefix: str, **sections: object) -> SettingsTree:
 def every_name(settings: SettingsTree) -> list[str]:
     """All that an installation names, as its own parts give it."""
     fleet = fleet_keys(settings)
-    names = [*fleet.rights, *fleet.types, fleet.channel("door"), fleet.tags("door")]
+    pictures = picture_keys(settings)
+    names = [*fleet.rights, *fleet.types, fleet.channel("door"), fleet.tags("door"), *pictures.rights]
+    names.append(pictures.previews("door"))
     for queue in queues_of(settings):
         names += [*queue.keys, *queue.rights, *queue.types, queue.channel("door"), queue.failure_channel("door")]
     return names
@@ -76,7 +79,8 @@ def test_on_a_cluster_all_keys_of_a_partition_stay_in_one_slot(prefix: str, tag:
 
     assert all(name.startswith(prefix.partition("{")[0]) for name in every_name(settings))
     assert [len({key_slot(key.encode()) for key in part.keys}) for part in parts] == [1] * partitions
-    assert {key_slot(key.encode()) for key in fleet_keys(settings).rights} == {key_slot(parts[0].labels.encode())}
+    beside = [*fleet_keys(settings).rights, *picture_keys(settings).rights]
+    assert {key_slot(key.encode()) for key in beside} == {key_slot(parts[0].labels.encode())}
 
 
 def test_partitions_speak_on_one_channel() -> None:

@@ -10,6 +10,7 @@ from coatstream.broker import preflight
 from coatstream.broker.connection import Client, connect
 from coatstream.broker.fleet_keys import FleetKeys
 from coatstream.broker.keys import Queue
+from coatstream.broker.picture_keys import PictureKeys
 from coatstream.broker.preflight import (
     KEYLESS,
     check,
@@ -196,7 +197,7 @@ SCRIPTS = sorted((PACKAGE).rglob("*.lua"))
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_every_command_of_our_scripts_is_asked_for(script: Path) -> None:
-    rights = [*QUEUE.rights.values(), *FleetKeys().rights.values()]
+    rights = [*QUEUE.rights.values(), *FleetKeys().rights.values(), *PictureKeys().rights.values()]
     asked = {command for commands in rights for command in commands} | {"PUBLISH", *KEYLESS}
     if script.stem == "register":  # an operator's, who is told when a right is missing
         asked |= {"HEXISTS", "SADD", "SREM"}

@@ -224,3 +224,21 @@ def test_another_engine_than_was_asked_for_is_a_warning() -> None:
     warned = as_asked(finding, ModelSettings(engine="fused", precision="fp32"), got)
     assert warned.verdict == "warning"
     assert warned.detail.endswith("; asked for was model.engine = fused and model.precision = fp32")
+
+
+@ON_ONE_SERVER
+def test_a_user_without_the_rights_to_pictures_is_told_and_works_all_the_same(
+    client: Client, redis_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.execute_command("ACL", "SETUSER", "plain", "on", ">pw", "~*", "&*", "+@all", "-rpush", "-mget")
+    cameras = json.dumps([{"name": "bird", "url": str(CLIP)}])
+    asked = ["check", "--json", "--redis", redis_url, "--engine", "noop", "--set", f"cameras={cameras}"]
+    try:
+        code = run([*asked, "--set", "redis.username=plain", "--set", "redis.password=pw"])
+    finally:
+        client.execute_command("ACL", "DELUSER", "plain")
+
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    [told] = [line["detail"] for line in lines if line["what"] == "pictures"]
+    assert code == 0
+    assert "lacks: MGET on preview:wish:source, RPUSH on pictures:order (ACL SETUSER plain +mget +rpush)" in told

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from coatstream.broker.connection import Client
+from coatstream.broker.connection import Client, connect
 from coatstream.broker.fleet_keys import FleetKeys
-from coatstream.broker.picture_keys import PictureKeys
+from coatstream.broker.picture_keys import PictureKeys, picture_keys
 from coatstream.errors import CoatstreamError, RedisRefuses, RedisUnavailable
 from coatstream.frames.still import Still
 from coatstream.results.events.event import Event, EventKind
@@ -22,9 +22,13 @@ from coatstream.results.pictures import EventPictures, picture_id
 from coatstream.results.pictures.attaching import PATIENCE, PictureAttacher
 from coatstream.results.pictures.redis_store import RedisPictures, footprint
 from coatstream.results.pictures.store import Stored
+from coatstream.results.previews import wish
+from coatstream.results.showing import PreviewPublisher
 from coatstream.settings.model import EventsSettings, PictureSettings, SettingsTree
 
 from tests.results.events.test_event_publisher import Health, documents, publishing, say
+from tests.results.test_previews import Pictures
+from tests.support.redis_servers import cluster
 from tests.support.servers import ON_ONE_SERVER
 from tests.support.workers import eventually
 
@@ -301,3 +305,22 @@ def test_the_publisher_without_pictures_says_all_the_same(client: Client) -> Non
     thread.join(20)
 
     assert "picture" not in documents(client)[0]
+
+
+@pytest.mark.slow
+def test_on_a_cluster_pictures_and_previews_lie_where_the_labels_are() -> None:
+    streams = {"queue": {"stream": "{a}frames", "dead_stream": "{a}frames:dead"}, "results": {"stream": "{a}labels"}}
+    with cluster() as servers:
+        settings = SettingsTree.model_validate(
+            {"redis": {"url": servers.url}, "pictures": {"max_bytes": 60_000}, **streams}
+        )
+        with connect(settings.redis) as client:
+            store, keys, source = EventPictures.of(settings, client), picture_keys(settings), Pictures("door", "yard")
+            stored = [store.put(named(number), JPEG) for number in range(5)]
+            publisher = PreviewPublisher(client, keys, [source])
+            wish(client, keys.wish("yard"))
+            publisher.beat()
+
+            assert [one.crowded for one in stored] == [0, 0, 1, 1, 1]
+            assert store.get(named(4)) == JPEG
+            assert (source.now, publisher.published) == ({"yard"}, 1)

@@ -57,6 +57,10 @@ HARMLESS: Final[Mapping[str, tuple[str, ...]]] = {
     "HDEL": ("{}", _GROUP),
     "GET": ("{}",),
     "SET": ("{}", "v", "PX", "0"),
+    "MGET": ("{}",),
+    "LINDEX": ("{}", "x"),
+    "LRANGE": ("{}", "x", "x"),
+    "LPOP": ("{}", "-1"),
     "PEXPIRE": ("{}", "x"),
     "PTTL": ("{}",),
     "TYPE": ("{}",),
@@ -74,6 +78,7 @@ IN_MULTI_ONLY: Final[Mapping[str, tuple[str, ...]]] = {
     "UNLINK": ("{}",),
     "HSETNX": ("{}", "f", "v"),
     "INCR": ("{}",),
+    "RPUSH": ("{}", "v"),
     "SCRIPT|LOAD": ("return 0",),
     "COPY": ("{}", "{}:copy"),
 }

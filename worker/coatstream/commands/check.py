@@ -13,7 +13,8 @@ from rich.markup import escape
 
 from coatstream.broker.connection import address, connect
 from coatstream.broker.keys import queues_of
-from coatstream.broker.preflight import check, dangers, server_infos
+from coatstream.broker.picture_keys import picture_keys
+from coatstream.broker.preflight import check, check_rights, dangers, server_infos
 from coatstream.cameras.address import Kind, parse
 from coatstream.cameras.capture.opening import read_timeout
 from coatstream.cameras.fleet.lease import CameraLease
@@ -30,6 +31,7 @@ from coatstream.queue.audit import Audit, audit
 from coatstream.queue.monitor import measure
 from coatstream.queue.stranded import count_stranded
 from coatstream.results.events.tag_classes import tag_classes
+from coatstream.results.pictures import EventPictures
 from coatstream.settings.errors import SettingsError
 from coatstream.settings.model import CameraSettings, ModelSettings, QueueSettings, SettingsTree
 from coatstream.telemetry import logs
@@ -78,8 +80,10 @@ def _findings(load: Callable[[], SettingsTree]) -> Iterator[Finding]:
     yield from (Finding("settings", "ok", line) for line in settings.overridden)
     redis = list(_redis(settings))
     yield from redis
-    if settings.queue.enabled and all(finding.verdict != "fault" for finding in redis):
-        yield from _books(settings)
+    if all(finding.verdict != "fault" for finding in redis):
+        yield from _pictures(settings)
+        if settings.queue.enabled:
+            yield from _books(settings)
     yield from _classifying(settings)
     yield from check_cameras(settings.cameras)
 
@@ -108,6 +112,23 @@ def _redis(settings: SettingsTree) -> Iterator[Finding]:
             "the Redis user may not publish to the channels of labels and failures: only the streams are written",
         )
     yield from (Finding("redis", "warning", danger) for danger in dangers(infos))
+
+
+def _pictures(settings: SettingsTree) -> Iterator[Finding]:
+    """May they be stored and published? Labels and events need neither."""
+    keys, wanted = picture_keys(settings), settings.pictures.enabled and bool(settings.cameras)
+    in_redis = wanted and settings.pictures.store == "redis"
+    rights = {key: commands for key, commands in keys.rights.items() if in_redis or key.startswith(keys.preview)}
+    try:
+        with connect(settings.redis) as client:
+            silent = check_rights(client, rights, channels=[keys.previews("source")], keyless=())
+            if wanted:
+                EventPictures.of(settings, client).get("0-000000000000")
+    except (CoatstreamError, OSError) as error:
+        yield Finding("pictures", "warning", f"no previews, or no pictures with events: {redact(str(error))}")
+        return
+    if silent:
+        yield Finding("pictures", "warning", f"no previews: the Redis user may not publish to {silent[0]}")
 
 
 def _books(settings: SettingsTree) -> Iterator[Finding]:

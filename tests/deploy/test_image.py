@@ -16,6 +16,7 @@ from safetensors.torch import save_model
 
 from tests.support import containers, torchvision_wheel
 from tests.support.containers import Container, container, tool
+from tests.support.kube_play import playing
 from tests.support.paths import ROOT
 from tests.support.pictures import jpeg
 from tests.support.ports import HOST
@@ -25,12 +26,18 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 LAYOUT = {"model__streams": "1", "model__threads": "1"}
 NOOP = {"model__engine": "noop"}
+DEPLOYMENTS = [
+    ("dev", "coatstream-queue-worker"),
+    ("dev", "coatstream-page"),
+    ("prod-cpu", "coatstream-queue-worker"),
+    ("prod-cpu", "coatstream-camera-worker"),
+    ("prod-gpu", "coatstream-queue-worker"),
+]
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What git has, and random weights of mode 0600."""
-    containers.needed()
     folder = tmp_path_factory.mktemp("tree")
     names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
     subprocess.run(["xargs", "-0", "cp", "--parents", "-t", folder], cwd=ROOT, input=names, check=True)
@@ -48,7 +55,12 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def image(tree: Path) -> str:
+def image(request: pytest.FixtureRequest) -> str:
+    containers.needed()
+    return containers.GIVEN or built(request.getfixturevalue("tree"))
+
+
+def built(tree: Path) -> str:
     tool(ROOT / "deploy" / "docker" / "local-base.sh", containers.BASE)
     began = time.monotonic()
     containers.build(tree)
@@ -93,7 +105,11 @@ def test_it_is_small_and_holds_what_the_lock_names_and_neither_pip_nor_a_compile
     assert tools == "[]"
 
 
-def test_other_weights_than_the_sum_names_fail_the_build(image: str, tree: Path) -> None:
+def test_other_weights_than_the_sum_names_fail_the_build(image: str, request: pytest.FixtureRequest) -> None:
+    if image == containers.GIVEN:
+        pytest.skip("the image was not built here")
+    tree: Path = request.getfixturevalue("tree")
+
     told = containers.build(tree, "--build-arg", f"WEIGHTS_SHA256={'0' * 64}", tag="localhost/wrong", check=False)
 
     assert "FAILED" in told
@@ -198,3 +214,15 @@ def test_six_cold_starts_at_once_are_ready_soon_with_one_engine(server: TcpServe
     print(f"six were ready after {seconds:.1f} s: {engines}")
     assert engines == {"openvino"}
     assert seconds <= 30
+
+
+@pytest.mark.parametrize(("name", "deployment"), DEPLOYMENTS)
+def test_the_pods_of_every_overlay_boot_under_podman(
+    server: TcpServer, name: str, deployment: str, tmp_path: Path
+) -> None:
+    with playing(name, deployment, server.url, tmp_path) as worker:
+        worker.until("/readyz")
+        if deployment == "coatstream-queue-worker":
+            put(server, 4)
+            assert len(labelled(server, 4)) == 4
+        assert worker.stop()[0] == 0

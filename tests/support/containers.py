@@ -23,7 +23,8 @@ from tests.support.paths import ROOT
 from tests.support.ports import HOST, free_port
 
 BASE = "localhost/coatstream-base:test"
-IMAGE = "localhost/coatstream:test"
+GIVEN = os.environ.get("COATSTREAM_IMAGE")  # one that is there already: it is run and not built
+IMAGE = GIVEN or "localhost/coatstream:test"
 PATIENCE = 600.0
 # Without these podman wants systemd's cgroups and limits that a container in a container may not raise.
 CONF = """[containers]
@@ -35,7 +36,16 @@ events_logger = "file"
 [network]
 network_backend = "netavark"
 """
-HARDENED = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--network", "host")
+HARDENED = (
+    "--no-healthcheck",
+    "--read-only",
+    "--cap-drop",
+    "ALL",
+    "--security-opt",
+    "no-new-privileges",
+    "--network",
+    "host",
+)
 
 
 def needed() -> None:

@@ -173,7 +173,7 @@ class TestEnvironment:
         assert line(environ={"COATSTREAM_FOO": "x"}) == (
             "COATSTREAM_FOO (environment): no such setting; variables are named COATSTREAM_<SECTION>__<KEY>, and the "
             "sections are redis, queue, queues, results, model, batch, cameras, health, reuse, tags, fleet, events, "
-            "http, log, drain, process"
+            "pictures, training, http, log, drain, process"
         )
 
     def test_a_variable_for_one_camera_is_refused_with_the_form_for_all(self) -> None:
@@ -401,7 +401,10 @@ class TestFile:
     def test_a_key_like_no_other_is_refused_with_those_there_are(self, file: File) -> None:
         path = file("http: {zzz: 4}")
 
-        assert line(config=path) == f"http.zzz (file {path}): no such setting; http has host, port"
+        assert line(config=path) == (
+            f"http.zzz (file {path}): no such setting; http has "
+            + ", ".join(SettingsTree.model_fields["http"].annotation.model_fields)  # type: ignore[union-attr]
+        )
 
     def test_an_unknown_key_of_a_camera_is_refused_with_the_right_one(self, file: File) -> None:
         path = file("cameras: [{name: door, url: 0, user: me}]")

@@ -36,6 +36,7 @@ class ModelOptions(TypedDict, total=False):
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     tolerance: float
     cache: Path | str | None
+    baked_cache: Path | str | None
     device: str
     threads: int
     streams: int

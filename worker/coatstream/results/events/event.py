@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from coatstream.frames.still import Still
+if TYPE_CHECKING:  # it brings OpenCV, which readers of events do without
+    from coatstream.frames.still import Still
 
 
 class EventKind(StrEnum):
@@ -42,7 +43,7 @@ class Event:
     at: float
     detail: Mapping[str, Any] = field(default_factory=dict)
     fence: int = 0
-    still: Callable[[], Still | None] | None = field(default=None, compare=False, repr=False)
+    still: "Callable[[], Still | None] | None" = field(default=None, compare=False, repr=False)
     photo: Photo | None = field(default=None, compare=False, repr=False)
 
 

@@ -437,3 +437,12 @@ def test_without_a_parent_the_first_process_works_and_a_second_signal_leaves_at_
         worker.wait_for("draining")
 
         assert worker.stop(signal.SIGTERM) == 1
+
+
+def test_a_kill_from_outside_says_whether_memory_may_be_the_reason() -> None:
+    with supervised("os.kill(os.getpid(), signal.SIGKILL)", restarts_per_minute=60) as process:
+        _, err = process.communicate(timeout=PATIENCE)
+
+    ends = {json.loads(line)["end"] for line in err.splitlines() if '"worker crashed"' in line}
+    assert len(ends) == 1
+    assert ends <= {"signal 9 (Killed)", "signal 9 (Killed): perhaps memory ran out, as the kernel's log would say"}

@@ -297,7 +297,7 @@ def test_no_entry_in_redis_however_odd_keeps_a_worker_from_its_other_cameras(cli
 
 
 def test_what_it_has_no_room_for_is_counted(client: Client) -> None:
-    with working(client, tree(3), room=11.0) as worker:
+    with working(client, tree(3), room=21.0) as worker:
         eventually(lambda: worker.fleet.stats().refused == 1, "one finds no room")
 
         assert sorted(worker.fences()) == ["cam-00", "cam-01"]

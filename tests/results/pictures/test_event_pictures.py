@@ -181,6 +181,14 @@ def test_an_event_that_was_said_before_is_not_said_again_with_another_picture(cl
     assert len(documents(client)) == 1
 
 
+def test_a_picture_that_cannot_be_made_does_not_cost_the_event(client: Client) -> None:
+    with picturing(client) as (publisher, attacher):
+        say(publisher, started(1, still=lambda: 1 / 0), started(2))
+
+    assert [("picture" in document) for document in documents(client)] == [False, True]
+    assert attacher.stats().missing == {"failed": 1}
+
+
 class Trouble:
     """A store that fails."""
 

@@ -5,7 +5,6 @@ when it is killed, and what becomes a JPEG for Redis and browsers is made from p
 that a decoder's bug has handed to a stranger cannot send a file of its own making. Linux only.
 """
 
-import fcntl
 import hashlib
 import math
 import mmap
@@ -41,6 +40,8 @@ class PictureShelf:
 
     def __init__(self) -> None:
         """Raises OSError where there is no such memory, or no descriptor left."""
+        import fcntl  # not on Windows, where this module can be imported still
+
         self.descriptor = os.memfd_create("coatstream-pictures", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         weakref.finalize(self, os.close, self.descriptor)
         os.ftruncate(self.descriptor, _SIZE)

@@ -32,7 +32,8 @@ class PictureStats:
     stored   pictures that this worker has stored
     removed  older ones that it removed: for want of room (`bytes`), or because of their `age`
     missing  events that were published without a picture, by reason: `none` (the camera had delivered none), `refused`
-             (Redis or the folder refuses it), `too_large` (for pictures.max_bytes), `unavailable` (for PATIENCE)
+             (Redis or the folder refuses it), `too_large` (for pictures.max_bytes), `unavailable` (for PATIENCE), `failed`
+             (it could not be made)
     total    bytes of all pictures, as far as this worker knows
     """
 
@@ -72,13 +73,16 @@ class PictureAttacher:
         """The event with its picture as a JPEG, while the camera still has it. Waits for nothing."""
         if event.still is None:
             return event
-        still = event.still()
-        if still is None:
-            return self._without(event, "none")
-        name = picture_id(still.frame_id, still.captured_at)
-        if self._is_there(name):
-            return _named(event, name)
-        jpeg = still.jpeg(side=self._settings.max_side, quality=self._settings.quality)
+        try:
+            still = event.still()
+            if still is None:
+                return self._without(event, "none")
+            name = picture_id(still.frame_id, still.captured_at)
+            if self._is_there(name):
+                return _named(event, name)
+            jpeg = still.jpeg(side=self._settings.max_side, quality=self._settings.quality)
+        except Exception as bug:  # of a picture, which must not cost the event
+            return self._without(event, "failed", bug)
         return replace(event, still=None, photo=Photo(name, jpeg.data))
 
     def attached(self, event: Event) -> Event:

@@ -32,8 +32,8 @@ class PictureStats:
     stored   pictures that this worker has stored
     removed  older ones that it removed: for want of room (`bytes`), or because of their `age`
     missing  events that were published without a picture, by reason: `none` (the camera had delivered none), `refused`
-             (Redis or the folder refuses it), `too_large` (for pictures.max_bytes), `unavailable` (for PATIENCE), `failed`
-             (it could not be made)
+             (Redis or the folder refuses it), `too_large` (for pictures.max_bytes), `unavailable` (for PATIENCE) or
+             `failed` (it could not be made)
     total    bytes of all pictures, as far as this worker knows
     """
 

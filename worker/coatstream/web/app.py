@@ -24,7 +24,7 @@ from coatstream.web.calls import RedisCalls
 from coatstream.web.guard import Guard
 from coatstream.web.live.hub import Hub
 from coatstream.web.server import serve
-from coatstream.web.site import site_routes
+from coatstream.web.site_routes import site_routes
 
 
 def make_app(registry: CollectorRegistry, status: Status, *, page: ASGIApp | None = None) -> Starlette:

@@ -154,9 +154,10 @@ export function showTiles(place, signal) {
     for (const camera of changed) {
       const tile = tiles.get(camera.name);
       if (tile) {
+        const urgent = tile.camera.state !== camera.state || tile.camera.tags.length !== camera.tags.length;
         tile.camera = camera;
-        if (tile.seen) later(tile);
-        else tile.dirty = true;
+        tile.dirty = true;
+        if (tile.seen && urgent) later(tile); // all else waits for the next second
       } else {
         const made = { tile: null, end: new AbortController() };
         signal.addEventListener("abort", () => made.end.abort(), { once: true, signal: made.end.signal });

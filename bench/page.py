@@ -131,7 +131,7 @@ def heap_of(tools: CDPSession) -> float:
     """MB of JavaScript objects that are still in use."""
     tools.send("HeapProfiler.collectGarbage")
     metrics = {one["name"]: one["value"] for one in tools.send("Performance.getMetrics")["metrics"]}
-    return round(metrics["JSHeapUsedSize"] / 1e6, 2)
+    return round(float(metrics["JSHeapUsedSize"]) / 1e6, 2)
 
 
 def rss_of(pid: int) -> int:

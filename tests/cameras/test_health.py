@@ -333,3 +333,56 @@ def test_sensor_noise_of_half_a_grey_level_keeps_a_still_scene_from_being_frozen
     faults = [health.look(vitals, 1000.0 + number) for number, vitals in enumerate(pictures)]
 
     assert set(faults) == {()}
+
+
+# ---- what is kept from the tags, and what repeats
+
+
+def test_what_looks_sick_is_suspect_at_once_and_told_later(good: Vitals, cap: Vitals, hand: Vitals) -> None:
+    seen = Seen()
+    suspects = []
+    for vitals, still in ((good, False), (cap, False), (hand, False), (good, False), (good, True)):
+        seen.look(vitals, still=still)
+        suspects.append(seen.health.suspect)
+
+    assert suspects == [False, True, True, False, True]
+    assert seen.events == []
+
+
+def test_a_fault_that_is_switched_off_is_not_suspect(cap: Vitals) -> None:
+    seen = Seen(HealthSettings(black_after=0))
+    seen.look(cap)
+
+    assert not seen.health.suspect
+
+
+def test_a_picture_that_repeats_until_the_next_keyframe_is_not_frozen(good: Vitals) -> None:
+    seen = Seen()
+    for _ in range(4):  # keyframes that are 25 s apart, each another picture
+        seen.look(replace(good, keyframes=1))
+        assert seen.watch(replace(good, keyframes=0), 25, still=True) == ()
+
+    assert seen.watch(replace(good, keyframes=0), 20, still=True) == (FROZEN,)  # 45 s without a keyframe
+    assert seen.events[0].detail["since"] == pytest.approx(seen.at - 45, abs=0.5)
+
+
+def test_a_loop_of_a_few_pictures_is_frozen(good: Vitals) -> None:
+    seen = Seen()
+    faults: tuple[PictureFault, ...] = ()
+    for number in range(100):
+        seen.at += 0.2
+        faults = seen.health.look(replace(good, fingerprint=number % 4), seen.at)
+
+    assert faults == (FROZEN,)
+
+
+@pytest.mark.parametrize(("level", "slope"), [(14, 8), (20, 15), (10, 5), (28, 12)])
+def test_a_hand_in_dim_light_is_covered(level: float, slope: float) -> None:
+    assert Seen().watch(measure(dated(plain(level, slope)), damage=0), 6) == (COVERED,)
+
+
+def test_a_large_date_does_not_make_black_a_scene() -> None:
+    picture = plain(2, 0, 1.5)
+    cv2.putText(picture, "2026-11-23 13:29:09", (8, 46), cv2.FONT_HERSHEY_SIMPLEX, 1.6, (255, 255, 255), 3)
+
+    assert Seen().watch(measure(picture, damage=0), 6) == (BLACK,)

@@ -7,16 +7,20 @@ The thresholds come from 184 pictures: photos of scikit-image and OpenCV and six
 4 % with noise, fogged to 40, 20 and 10 % of its contrast and blurred; and a wall, a hand and a lens cap, each with
 noise and with the date written over. python -m bench health prints these figures again.
 
-    frozen   The very same pixels. A live sensor's noise changes them with each picture, unless the camera compresses so
-             hard that nothing is left of it: then a dark, still scene repeats until the next keyframe (a GOP of 20 s at
-             CRF 35 did). Such a camera needs a `frozen_after` above its keyframe interval. The other way round, a still
-             that is encoded anew comes out different: each keyframe rounds it otherwise (at a constant bit rate 499 of
-             500 pictures of one still were different). So what is found is what repeats pictures: a stuck grabber, an
-             MJPEG camera, a recorder that sends its last picture, an encoder that skips.
-    black    Neither light nor structure. Of 97 scenes in 100 more than 2 grey levels are left at 4 % of their light.
+    frozen   Nothing new: the very same pixels between the margins, in which a clock may run, or a loop of up to eight
+             pictures. A live sensor's noise changes them with each picture, unless the camera compresses so hard that
+             nothing is left of it: then a dark, still scene repeats until the next keyframe (a GOP of 25 s at CRF 38
+             did). So it counts once a keyframe has come meanwhile, or after 40 s. The other way round, a still that is
+             encoded anew comes out different: each keyframe rounds it otherwise. So what is found is what repeats
+             pictures: a stuck grabber, an MJPEG camera, a recorder that sends its last picture.
+    black    Neither light nor structure between the margins. More than 2 grey levels are left of 44 photos of 45 at
+             4 % of their light.
     covered  One plain surface: in the middle of the thumbnail hardly any cell differs from its neighbour. The margins,
              where the date is written, do not count. Fog leaves edges (3 levels and more in every clip at 10 % of its
-             contrast), a clock on a white wall leaves 36. A wall without anything on it is a covered lens for us.
+             contrast), a clock on a white wall leaves 36. A wall without anything on it is a covered lens for us. In
+             the dark scenes have small steps too (at 4 % of the light 1 step in 20 is above one level), so a dim
+             surface must have fewer than 1 in 200, or be lit unevenly and have none above two. Of 45 photos at 4, 5, 6
+             and 8 % of their light one is taken for covered then.
     blurred  Sharpness for its contrast, which light and fog take away alike, so that their quotient stays: clear
              pictures have .24 (98 % of them more than .010), blurred by 1 % of the width .002. Some scenes are soft by
              nature (the close-up of a bird: .005), so it must also be an eighth of what is usual for this camera. A
@@ -39,7 +43,10 @@ from coatstream.settings.model import HealthSettings
 
 _DARK: Final = 30.0  # grey levels; below it a plain picture is black, above it covered
 _BLACK_SPREAD: Final = 2.0  # grey levels between the 2nd and the 98th percentile of the thumbnail
-_PLAIN_STEP: Final = 2.0  # grey levels between neighbours of the thumbnail, of which 2 % may be above
+_PLAIN_STEP: Final = 2.0  # grey levels between neighbours of the thumbnail
+_PLAIN_SHARE: Final = 0.02  # of the steps
+_DIM_SHARE: Final = 0.005  # of them, in the dark
+_LIT_SPREAD: Final = 10  # grey levels over a dim surface that is lit from one side
 _MARGIN: Final = 6  # rows of the thumbnail at the top and at the bottom where a date may be written
 
 _SOFT: Final = 0.006  # sharpness for its contrast
@@ -100,8 +107,7 @@ class PictureHealth:
             if self._rhythm.broken(at):
                 self._begin_anew(at)
             began = self._symptoms(vitals, at)
-            looks = {*began, *({PictureFault.FROZEN} if self._stillness.repeats else ())}
-            self.suspect = any(fault in self._trackers for fault in _TELL_NOTHING & looks)
+            self.suspect = any(fault in self._trackers for fault in _TELL_NOTHING & began.keys())
             changes = [
                 (fault, change)
                 for fault, tracker in self._trackers.items()
@@ -241,18 +247,22 @@ def is_black(vitals: Vitals) -> bool:
 
 
 def spread(vitals: Vitals) -> tuple[int, int]:
-    """The 2nd and the 98th percentile of the thumbnail: a written date is less than 2 % of it."""
-    cells = np.sort(vitals.thumbnail, axis=None)
+    """The 2nd and the 98th percentile of the thumbnail between its margins, in which the date is written."""
+    cells = np.sort(vitals.thumbnail[_MARGIN:-_MARGIN], axis=None)
     return int(cells[len(cells) // 50]), int(cells[len(cells) - 1 - len(cells) // 50])
 
 
 def is_covered(vitals: Vitals) -> bool:
-    """One plain surface that is not dark."""
-    if vitals.brightness < _DARK:
-        return False
+    """One plain surface. In the dark, where a scene has small steps too, it must be all the plainer."""
     middle = vitals.thumbnail[_MARGIN:-_MARGIN].astype(np.int16)
     across, down = np.abs(np.diff(middle, axis=1))[:-1], np.abs(np.diff(middle, axis=0))[:, :-1]
-    return float(np.mean(np.maximum(across, down) > _PLAIN_STEP)) < 0.02
+    steps = np.maximum(across, down)
+    large = float(np.mean(steps > _PLAIN_STEP))
+    if vitals.brightness >= _DARK:
+        return large < _PLAIN_SHARE
+    low, high = spread(vitals)
+    is_lit = high - low >= _LIT_SPREAD and large < _DIM_SHARE
+    return not is_black(vitals) and (is_lit or float(np.mean(steps > 1)) < _DIM_SHARE)
 
 
 class _Stillness:
@@ -266,11 +276,9 @@ class _Stillness:
         self._known: deque[int] = deque(maxlen=_LOOP)
         self._since = 0.0
         self._keyframes = 0
-        self.repeats = False
 
     def look(self, vitals: Vitals, at: float) -> float | None:
-        self.repeats = vitals.fingerprint in self._known
-        if self.repeats:
+        if vitals.fingerprint in self._known:
             self._keyframes += vitals.keyframes
             return self._since
         self._known.append(vitals.fingerprint)

@@ -125,6 +125,17 @@ def photos(engine: Engine, count: int = PHOTOS) -> list[Photo]:
     return chosen
 
 
+def photo_path(name: str) -> Path | None:
+    """A photo of scikit-image or foolbox; None where that is not installed."""
+    for package in ("skimage", "foolbox"):
+        found = importlib.util.find_spec(package)
+        if found is not None and found.origin is not None:
+            path = Path(found.origin).parent / "data" / name
+            if path.is_file():
+                return path
+    return None
+
+
 def squared(picture: Pixels) -> Pixels:
     side = min(picture.shape[:2])
     top, left = (picture.shape[0] - side) // 2, (picture.shape[1] - side) // 2

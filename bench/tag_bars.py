@@ -38,14 +38,16 @@ class Cuts:
     gone: float
 
 
-def predictions(shots: Iterable[Shot], engine: Engine, *, view: View = "auto") -> Iterator[Prediction]:
-    """What a worker makes of a camera's pictures, with their health."""
-    health = PictureHealth(HealthSettings(), "scene", publish=lambda event: None)
+def predictions(
+    shots: Iterable[Shot], engine: Engine, *, view: View = "auto", health: bool = True
+) -> Iterator[Prediction]:
+    """What a worker makes of a camera's pictures, with their health unless that is switched off."""
+    judge = PictureHealth(HealthSettings(), "scene", publish=lambda event: None)
     for number, shot in enumerate(shots):
-        faults = health.look(measure(shot.pixels, damage=0), shot.at)
+        faults = judge.look(measure(shot.pixels, damage=0), shot.at) if health else ()
         pixels = look(shot.pixels[:, :, ::-1], engine.spec, view)
         height, width = shot.pixels.shape[:2]
-        frame = Frame("scene", str(number), shot.at, pixels, width, height, faults=faults, suspect=health.suspect)
+        frame = Frame("scene", str(number), shot.at, pixels, width, height, faults=faults, suspect=judge.suspect)
         scores = joined([engine.classify(frame.views)], [len(frame.views)])
         yield prediction_of(frame, scores.frames, 0, engine, shown=5)
 
@@ -190,13 +192,15 @@ def covered_for_a_while(engine: Engine, photos: Sequence[Photo], settings: TagSe
 # ---- what is not there
 
 
-def wrong(clips: Iterable[Sequence[Shot]], engine: Engine, settings: TagSettings) -> tuple[int, set[str]]:
+def wrong(
+    clips: Iterable[Sequence[Shot]], engine: Engine, settings: TagSettings, *, health: bool = True
+) -> tuple[int, set[str]]:
     """(clips, the different tags that are said of them); all are wrong."""
     count, tags = 0, set[str]()
     for shots in clips:
         if shots:
             count += 1
-            tags |= {tag for tag, *_ in runs(events(predictions(shots, engine), engine, settings))}
+            tags |= {tag for tag, *_ in runs(events(predictions(shots, engine, health=health), engine, settings))}
     return count, tags
 
 

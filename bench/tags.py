@@ -1,10 +1,13 @@
 """What tags make of labels that flicker: real weights, real pictures, known times. Prints one block per clip.
 
-    python -m bench tags [--fps 10] [--set min_duration=1 ...]
+    python -m bench tags [--fps 10] [--set min_duration=1 ...] [--only places|regions|cuts|single|cover|wrong|clips ...]
 
 Two clips go through EfficientNet-Lite0: the package's own of a cockatoo that comes close and turns, and one that is
 made here from a part of it and photos, with noise and a moving crop, so that it is known what is there when.
-For each: how often the best label of a single frame changes, what the tags make of it, and the tags with their times.
+Then the bars: where objects are found, when tags start and end, and what is said of what is not there. Which photos: the
+first twelve of foolbox that Lite0 knows (its class has .6 or more when the photo fills the picture); "found" is .4.
+
+For each clip: how often the best label of a single frame changes, what the tags make of it, and the tags with their times.
 """
 
 import itertools
@@ -25,14 +28,18 @@ from coatstream.frames.opencv import cv2
 from coatstream.frames.resizing import prepare
 from coatstream.pipeline.inference import prediction_of
 from coatstream.results.events.event import Event, EventKind
+from coatstream.results.events.shipped_groups import SHIPPED
 from coatstream.results.events.tag_classes import tag_classes
 from coatstream.results.events.tags import Tagger
 from coatstream.settings.model import BatchSettings, ModelSettings, TagSettings
 
+from bench import tag_bars as bars
+from bench.scenes import UNKNOWN, VTEST, photos, shots_of
 from tests.support.doubles import SettableClock
 
 ASSETS = Path(__file__).parents[1] / "worker" / "coatstream" / "assets"
 COCKATOO = ASSETS / "cockatoo_360p.mp4"
+PARTS = ("places", "regions", "cuts", "single", "cover", "wrong", "clips")
 TOP_K = 50  # as a worker asks the engine for tags
 SIZE = (640, 360)
 CLIP_FPS = 10
@@ -83,9 +90,49 @@ class Story:
 def main(
     fps: float = 10.0,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Of the section `tags`.")] = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="PART", help="Repeatable; default: all.")] = None,
+    vtest: Annotated[Path, typer.Option(metavar="FILE", help="vtest.avi of Debian's opencv-doc.")] = VTEST,
 ) -> None:
     own = {name: json.loads(value) for name, _, value in (text.partition("=") for text in set_ or [])}
-    engine = lite0()
+    engine, parts = lite0(), set(only or PARTS)
+    print_bars(engine, TagSettings.model_validate(own), parts, vtest)
+    if "clips" in parts:
+        print_clips(engine, own, fps)
+
+
+def print_bars(engine: Engine, settings: TagSettings, parts: set[str], vtest: Path) -> None:
+    known = photos(engine)
+    if "places" in parts:
+        for share in (1.0, 0.75):
+            for view in ("centre", "whole"):
+                found = bars.places(engine, known, share=share, view=view)
+                print(f"places: {share:.0%} of the height, {view}: left, middle, right {found} of {2 * len(known)}")
+    for area in (0.25, 0.1, 0.04) if "regions" in parts else ():
+        print(f"regions: {area:.0%} of the area: {bars.in_region(engine, known, area=area)} of {len(known)}")
+    if "cuts" in parts:
+        print(f"cuts of {bars.CUT:g} s: {bars.cuts(engine, known, settings)}")
+    if "single" in parts:
+        print(f"tags of single frames, of {len(known)} each: {bars.singles(engine, known, settings)}")
+    if "cover" in parts:
+        print(f"one tag over a cover of 3 s: {bars.covered_for_a_while(engine, known, settings)} of {len(known)}")
+    if "wrong" in parts:
+        print_wrong(engine, settings, vtest)
+
+
+def print_wrong(engine: Engine, settings: TagSettings, vtest: Path) -> None:
+    grouped = settings.model_copy(update={"include": tuple(SHIPPED)})
+    clips = [shots_of(part, fps=5, vtest=vtest) for part in UNKNOWN]
+    for name, one in (("all classes", settings), ("the ready groups", grouped)):
+        count, tags = bars.wrong(clips, engine, one)
+        print(f"wrong, {name}: {len(tags)} tags in {count} clips without a known object: {', '.join(sorted(tags))}")
+    surfaces = [shots for _, shots in bars.surfaces()]
+    for health in (True, False):
+        count, tags = bars.wrong(surfaces, engine, grouped, health=health)
+        kind = "" if health else " (without picture health)"
+        print(f"wrong, the ready groups: {len(tags)} tags on {count} plain surfaces{kind}: {', '.join(sorted(tags))}")
+
+
+def print_clips(engine: Engine, own: dict[str, Any], fps: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         scripted = write_scripted(Path(folder) / "scripted.avi")
         clips = {"cockatoo": (COCKATOO, {}), "scripted": (scripted, {"groups": GROUPS})}

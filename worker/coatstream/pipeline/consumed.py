@@ -7,7 +7,6 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, stdev
 from typing import Final
 
 from coatstream.frames.frame import Prediction, ScoredLabel
@@ -60,15 +59,15 @@ class Consumed:
         """A tag whose mean is so near a threshold that the next frame may be on its other side, or None."""
         for tag in {tag for sample in samples for tag in sample}:
             values = [sample.get(tag, 0.0) for sample in samples]
-            margin = max(_NEAR, _SPREADS * (stdev(values) if len(values) > 1 else 0.0))
-            if abs(fmean(values) - self._threshold(tag, on)) < margin:
+            mean = sum(values) / len(values)
+            spread = math.sqrt(sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1))
+            if abs(mean - self._threshold(tag, on)) < max(_NEAR, _SPREADS * spread):
                 return tag
         return None
 
     def mean(self, samples: Sequence[Scores]) -> Scores:
-        return {
-            tag: fmean(sample.get(tag, 0.0) for sample in samples) for tag in {tag for one in samples for tag in one}
-        }
+        tags = {tag for one in samples for tag in one}
+        return {tag: sum(sample.get(tag, 0.0) for sample in samples) / len(samples) for tag in tags}
 
 
 def averaged(predictions: Sequence[Prediction]) -> Prediction:

@@ -4,10 +4,9 @@
 
 Two clips go through EfficientNet-Lite0: the package's own of a cockatoo that comes close and turns, and one that is
 made here from a part of it and photos, with noise and a moving crop, so that it is known what is there when.
-Then the bars: where objects are found, when tags start and end, and what is said of what is not there. Which photos: the
-first twelve of foolbox that Lite0 knows (its class has .6 or more when the photo fills the picture); "found" is .4.
-
-For each clip: how often the best label of a single frame changes, what the tags make of it, and the tags with their times.
+For each: how often the best label of a single frame changes, what the tags make of it, and the tags with their times.
+Before them the bars: where objects are found, when tags start and end, and what is said of what is not there. Photos
+are the first twelve of foolbox that Lite0 knows (its class has .6 when the photo fills the picture); "found" is .4.
 """
 
 import itertools

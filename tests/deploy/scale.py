@@ -18,6 +18,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 import redis
 
@@ -61,7 +62,8 @@ class Outcome:
 class Fleet:
     """The workers, and the stand-in for KEDA."""
 
-    def __init__(self, pair: SentinelPair, rng: random.Random) -> None:
+    def __init__(self, pair: SentinelPair, rng: random.Random, log: BinaryIO | None) -> None:
+        self._log = log  # of all workers
         self._pair = pair
         self._rng = rng
         self._members: list[Member] = []
@@ -106,7 +108,7 @@ class Fleet:
             [sys.executable, "-m", "coatstream", "run"],
             env=os.environ | variables,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=self._log or subprocess.DEVNULL,
             start_new_session=True,
         )
         self._members.append(Member(process, time.monotonic()))
@@ -211,6 +213,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--freezes", type=int, default=5)
     parser.add_argument("--seed", type=int, default=4)
+    parser.add_argument("--log", type=argparse.FileType("ab", 0), help="a file for the workers' logs")
     options = parser.parse_args()
     with sentinel_pair() as pair:
         report = played(pair, options, random.Random(options.seed))
@@ -219,7 +222,7 @@ def main() -> int:
 
 
 def played(pair: SentinelPair, options: argparse.Namespace, rng: random.Random) -> dict[str, object]:
-    fleet, feeder = Fleet(pair, rng), Feeder(pair, options.frames, options.peak)
+    fleet, feeder = Fleet(pair, rng, options.log), Feeder(pair, options.frames, options.peak)
     acts = ["kill"] * options.kills + ["freeze"] * options.freezes + ["upgrade", "failover"]
     rng.shuffle(acts)
     places = sorted(rng.uniform(0.1, 0.9) * options.frames for _ in acts)

@@ -17,15 +17,15 @@ _PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 
 @contextmanager
 def playing(name: str, deployment: str, url: str, folder: Path) -> Iterator[Container]:
-    """The Deployment of an overlay; its container is called `<deployment>-pod-<container>`."""
+    """The Deployment of an overlay; its container is called `<deployment>-pod-0-<container>`."""
     port = free_port()
     (file := folder / "pod.yaml").write_text(_playable(name, deployment, url, port))
     tool("podman", "kube", "play", "--network", "host", file)
     try:
-        yield Container(f"{deployment}-pod-{_container(name, deployment)}", port)
+        yield Container(f"{deployment}-pod-0-{_container(name, deployment)}", port)
     finally:
         tool("podman", "kube", "down", file, check=False)
-        tool("podman", "pod", "rm", "-f", "-t", "0", f"{deployment}-pod", check=False)
+        tool("podman", "pod", "rm", "-f", "-t", "0", f"{deployment}-pod-0", check=False)
 
 
 def _container(name: str, deployment: str) -> str:

@@ -76,6 +76,13 @@ def test_wrong_settings_are_a_fault_too(capsys: pytest.CaptureFixture[str]) -> N
     assert findings(capsys)["settings"][0] == "fault"
 
 
+def test_a_page_that_would_be_open_to_the_network_is_a_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    code = run(["check", "--json", "--set", "http.host=0.0.0.0", "--set", "model.engine=noop"])
+
+    assert code == 1
+    assert findings(capsys)["page"][0] == "fault"
+
+
 def test_a_key_that_holds_something_else_is_found(
     client: Client, redis_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,7 +24,7 @@ from coatstream.commands.audit_view import fullness, losses_of, room_of, sum_of
 from coatstream.commands.terminal import print_json, table
 from coatstream.engine.loading import load_engine
 from coatstream.engine.protocol import Engine
-from coatstream.errors import CoatstreamError, SourceLost, redact
+from coatstream.errors import CoatstreamError, ConfigError, SourceLost, redact
 from coatstream.frames.frame import InputSpec
 from coatstream.frames.model import ModelInfo
 from coatstream.queue.audit import Audit, audit
@@ -35,6 +35,7 @@ from coatstream.results.pictures import EventPictures
 from coatstream.settings.errors import SettingsError
 from coatstream.settings.model import CameraSettings, ModelSettings, QueueSettings, SettingsTree
 from coatstream.telemetry import logs
+from coatstream.web.access import Access
 
 AT_ONCE = 8  # cameras that are opened side by side
 LOOK_INTO_FOLDER = 3.0  # seconds
@@ -78,6 +79,10 @@ def _findings(load: Callable[[], SettingsTree]) -> Iterator[Finding]:
         "settings", "ok", f"{len(settings.cameras)} cameras, queue {'on' if settings.queue.enabled else 'off'}"
     )
     yield from (Finding("settings", "ok", line) for line in settings.overridden)
+    try:
+        Access.of(settings.http)
+    except ConfigError as fault:
+        yield Finding("page", "fault", redact(str(fault)))
     redis = list(_redis(settings))
     yield from redis
     if all(finding.verdict != "fault" for finding in redis):

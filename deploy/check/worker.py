@@ -3,6 +3,7 @@
 import base64
 import tempfile
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -57,12 +58,18 @@ def own(manifest: Manifest) -> Manifest | None:
 
 def settings(variables: dict[str, str], config: str | None = None) -> SettingsTree:
     """The settings that the worker would have from these variables and this YAML text. Raises SettingsError."""
+    return _loaded(frozenset(variables.items()), config)
+
+
+@lru_cache(maxsize=64)
+def _loaded(variables: frozenset[tuple[str, str]], config: str | None) -> SettingsTree:
+    """A dozen rules ask for the same."""
     if config is None:
-        return load(environ=variables, secrets_dir=None)
+        return load(environ=dict(variables), secrets_dir=None)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "config.yaml")
         file.write_text(config, "utf-8")
-        return load(config=file, environ=variables, secrets_dir=None)
+        return load(config=file, environ=dict(variables), secrets_dir=None)
 
 
 def wrong_settings(variables: dict[str, str], config: str | None = None) -> Iterator[str]:

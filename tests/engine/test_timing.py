@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from coatstream.engine.selection.candidates import clearly_faster
 from coatstream.engine.timing import batch_seconds, call_seconds, compare, noise, rate
 from coatstream.frames.frame import Pixels, Scores
 
@@ -87,3 +88,17 @@ def test_noise_is_the_same_each_time_and_of_few_different_pictures() -> None:
     assert pictures.dtype == np.uint8
     assert np.array_equal(pictures, noise(engine, 20))
     assert len({picture.tobytes() for picture in pictures}) == 8
+
+
+@pytest.mark.parametrize(
+    ("one", "clearly"),
+    [
+        ([60] * 6, True),
+        ([60] * 5 + [1], True),
+        ([54] * 6, False),
+        ([49] * 5 + [500], False),
+        ([70] * 4 + [40] * 2, False),
+    ],
+)
+def test_one_engine_is_clearly_faster_in_all_turns_but_one_or_not(one: list[float], clearly: bool) -> None:
+    assert clearly_faster(one, [50] * 6) is clearly

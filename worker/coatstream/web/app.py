@@ -63,11 +63,15 @@ async def serve_all(
 
 @asynccontextmanager
 async def serve_alone(settings: SettingsTree) -> AsyncIterator[int]:
-    """The same without a worker: it is ready at once. Yields the page's port. Raises ConfigError."""
+    """The same without a worker: it is ready at once, with Redis or without, since it tells people that Redis is away.
+
+    Yields the page's port. Raises ConfigError.
+    """
     metrics, status = Metrics(CollectorRegistry()), Status(stall_after=settings.batch.timeout)
     metrics.process()
     metrics.build(version=__version__, worker=worker_name())
     status.warm()
+    status.redis_up("start")
     async with serve_all(settings, metrics, status) as port:
         yield port
 

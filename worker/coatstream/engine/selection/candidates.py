@@ -2,7 +2,7 @@
 of them is the fastest.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Final
 
@@ -116,10 +116,11 @@ class Candidates:
         names = [f"{plan}, {engine.streams} at once" for plan, engine in candidates]
         self.compared.append({name: round(rate, 1) for name, rate in zip(names, rates, strict=True)})
         best = max(range(len(rates)), key=rates.__getitem__)
-        return candidates[best if _clearly_faster(turns[best], turns[0]) else 0]
+        return candidates[best if clearly_faster(turns[best], turns[0]) else 0]
 
 
-def _clearly_faster(one: list[float], other: list[float]) -> bool:
+def clearly_faster(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether `one` had more frames/s than `other`, by more than a neighbour's doing, in all their turns but one."""
     return sum(mine > _CLEARLY * its for mine, its in zip(one, other, strict=True)) >= len(one) - 1
 
 

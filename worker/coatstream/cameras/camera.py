@@ -32,6 +32,7 @@ from coatstream.telemetry.status import SourceStatus, State
 from coatstream.telemetry.telemetry import Telemetry
 
 _LOG_AGAIN: Final = 10.0  # seconds between two lines about bad pictures of one camera
+_LOOK_AT_GATE: Final = 60.0  # seconds
 _LOG_DAMAGE_AGAIN: Final = 1.0  # seconds between two lines about damage
 
 
@@ -116,6 +117,7 @@ class ActiveCamera:
         self._ledger, self._status = context.telemetry.ledger, context.telemetry.status
         self._metrics = context.metrics
         self._log_at = self._log_damage_at = 0.0  # monotonic seconds
+        self._gate_looked_at, self._gate_why = time.monotonic(), ""
         self._log = structlog.get_logger("cameras")
 
     @property
@@ -147,10 +149,21 @@ class ActiveCamera:
 
     def judged(self, frame: Frame) -> Frame:
         self.events.take_tags_over(frame.fence)
+        self._look_at_gate()
         if frame.vitals is None:
             return frame
         faults = self.health.look(frame.vitals, frame.captured_at)
         return replace(frame, faults=faults, suspect=self.health.suspect)
+
+    def _look_at_gate(self) -> None:
+        """Log why it saves nothing, where that is so and is news."""
+        now = time.monotonic()
+        if self.gate is None or now < self._gate_looked_at + _LOOK_AT_GATE:
+            return
+        self._gate_looked_at, before = now, self._gate_why
+        self._gate_why = self.gate.stats().why
+        if self._gate_why not in ("", before):
+            self._log.info("reusing labels saves nothing", source=self.name, why=self._gate_why)
 
     def spent(self, stage: str, seconds: float) -> None:
         self._metrics.observe(stage, seconds)

@@ -10,8 +10,9 @@ from coatstream.cameras.fleet.changes import FleetChanges
 from coatstream.cameras.fleet.known import KnownCameras
 from coatstream.cameras.fleet.leases import Leases
 from coatstream.cameras.fleet.published import PublishedCamera, published_cameras
+from coatstream.cameras.fleet.removal import publish_no_worker
 from coatstream.errors import ConfigError
-from coatstream.settings.model import CameraSettings, SettingsTree
+from coatstream.settings.model import CameraSettings, EventsSettings, SettingsTree
 
 KEYS = FleetKeys()
 SECRET = "hunter2"
@@ -75,3 +76,14 @@ def test_a_name_that_the_settings_file_of_a_worker_uses_cannot_be_added_or_remov
             changes.remove(name)
     changes.add(camera("gate"))
     assert changes.remove("gate")
+
+
+def test_tags_of_an_unshared_camera_that_another_worker_reads_too_do_not_end_with_one_of_them(client: Client) -> None:
+    client.hset(KEYS.tags("own"), "cat", "{}")
+    client.hset(KEYS.tags("alone"), "cat", "{}")
+    beat(client, "b", camera("own", shared=False))
+
+    publish_no_worker(client, KEYS, EventsSettings(), {"own": 0, "alone": 0})
+
+    assert client.exists(KEYS.tags("own")) == 1
+    assert client.exists(KEYS.tags("alone")) == 0

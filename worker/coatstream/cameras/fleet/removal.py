@@ -8,6 +8,7 @@ from coatstream.broker.connection import Client
 from coatstream.broker.failures import calls
 from coatstream.broker.fleet_keys import FleetKeys
 from coatstream.cameras.fleet.leases import holders
+from coatstream.cameras.fleet.published import published_cameras
 from coatstream.results.events.documents import ended_event
 from coatstream.results.events.event import Event, EventKind
 from coatstream.results.events.protocol import MOST_EVENTS, EventStore, PendingEvent
@@ -37,15 +38,16 @@ def publish_no_worker(
     *,
     clock: Callable[[], float] = time.time,
 ) -> None:
-    """For those of these cameras that no worker has a lease of, each under the fence under which the caller read it:
-    one that was taken over meanwhile has a newer one. Raises RedisUnavailable, RedisRefuses.
+    """For those of these cameras that no worker reads, under a lease or as an unshared one of its own. Each under the
+    fence under which the caller read it: one that was taken over meanwhile has a newer one. Raises RedisUnavailable,
+    RedisRefuses.
     """
     if not fences:
         return
-    held = holders(client, keys)
+    read = {*holders(client, keys), *(one.name for one in published_cameras(client, keys).values() if not one.shared)}
     store = EventStore(client, keys, settings, worker=worker_name())
     for camera, fence in sorted(fences.items()):
-        if camera not in held:
+        if camera not in read:
             _publish(store, camera, fence, clock(), why="no_worker", state=_UNREAD)
 
 

@@ -67,10 +67,10 @@ on("event", ({ kind, camera, tag, detail }) => {
 setInterval(tell, SAY_EVERY);
 addEventListener("hashchange", route);
 
+start(); // the stream opens while the role is asked for
 const session = await api("/session").catch(() => ({ role: "look", login: false }));
 state.role = session.role;
 document.getElementById("logout").hidden = !session.login;
 document.body.dataset.role = session.role;
 showStrip(document.getElementById("strip"));
-start();
 route();

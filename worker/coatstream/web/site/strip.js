@@ -13,6 +13,7 @@ export function showStrip(place) {
   const list = el("dl.figures");
   const notes = el("ul.notes");
   place.append(list, notes);
+  update(list, notes);
   on("overview", () => update(list, notes));
   on("cameras", () => update(list, notes));
 }

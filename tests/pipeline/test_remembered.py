@@ -65,6 +65,12 @@ def test_a_document_that_makes_no_sense_is_no_memory(
     assert starts.start(100) == pytest.approx(100)
 
 
+def test_a_device_that_does_not_tell_its_name_is_remembered_all_the_same(starts: Starts) -> None:
+    starts.engine.info = replace(starts.engine.info, device="cuda:99")
+
+    assert [starts.start(rate) for rate in (300, 250)] == pytest.approx([300, 300])
+
+
 def test_without_a_cache_each_start_is_its_own() -> None:
     remembered = RememberedCosts(FixedEngine(), None)
 

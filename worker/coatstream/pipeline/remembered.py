@@ -97,7 +97,15 @@ class RememberedCosts:
             **asdict(info),
             "prepared": list(engine.prepared),
             "streams": engine.streams,
-            "processor": processor(info.device),
+            "processor": _processor(info.device),
             "cores": usable_cores(),
             "release": __version__,
         }
+
+
+def _processor(device: str) -> str:
+    """What computes. A driver that does not tell is no reason not to start."""
+    try:
+        return processor(device)
+    except Exception as error:  # whatever torch raises
+        return f"{device} | {type(error).__name__}"

@@ -208,5 +208,6 @@ def _fields(prediction: Prediction, now: float, encode: Encode) -> dict[str, str
         "label": best.label.name,
         "score": f"{best.score:.6f}",
         "status": "ok",
+        "model": _MODEL.name,
         "json": encode(prediction, model=_MODEL, worker=_WORKER, published_at=now),
     }

@@ -61,7 +61,7 @@ end
 local function is_member(record)
   return is_number(record.beat) and is_number(record.lease, LONGEST) and type(record.catalogue) == 'string'
     and type(record.warm) == 'table' and (record.ended == nil or type(record.ended) == 'table')
-    and (record.room == nil or is_number(record.room))
+    and (record.room == nil or is_number(record.room)) and (record.heard == nil or is_number(record.heard))
 end
 
 local function is_lease(record)
@@ -109,6 +109,7 @@ end
 local missed = math.floor(now - newest - shortest / QUIET)
 if newest > 0 and missed > 0 and (was_there or missed < LONG_SILENCE * shortest) then
   for name, record in pairs(members) do
+    record.heard = record.heard or record.beat -- when it last came: a silent owner speaks until its right ends
     record.beat = record.beat + missed
     redis.call('HSET', members_key, name, cjson.encode(record))
   end
@@ -167,6 +168,7 @@ local names, takers = {}, {} -- members by name; those that may be given more
 for name, member in pairs(members) do
   member.known, member.warm, member.ended = known_by(member), set_of(member.warm), set_of(member.ended or {})
   member.suspect = name ~= me and member.beat + member.lease / 2 <= now
+  member.silent = name ~= me and math.min(member.heard or member.beat, member.beat) + member.lease / 2 <= now
   names[#names + 1] = name
 end
 table.sort(names)
@@ -401,7 +403,7 @@ local function pass_on(camera, lease)
     lease.heir_why = owner.takes and 'balance' or 'ends'
     write(camera.name, lease)
   end
-  if camera.cold or not owner.suspect and (standby.warm[camera.name] or not owner.warm[camera.name]) then
+  if camera.cold or not owner.silent and (standby.warm[camera.name] or not owner.warm[camera.name]) then
     grant(camera.name, camera.claim, 'handed_over')
   end
 end

@@ -102,7 +102,9 @@ def test_compose_refuses_a_misspelt_key(tmp_path: Path) -> None:
 def test_prometheus_finds_the_workers_and_the_rules_and_grafana_the_dashboard() -> None:
     services = compose(COMPOSE)["services"]
     scraped = yaml.safe_load((FOLDER / "prometheus.yaml").read_text())
-    mounts = {v["target"]: Path(v["source"]) for s in services.values() for v in s.get("volumes", []) if v["type"] == "bind"}
+    mounts = {
+        v["target"]: Path(v["source"]) for s in services.values() for v in s.get("volumes", []) if v["type"] == "bind"
+    }
 
     assert scraped["scrape_configs"][0]["dns_sd_configs"][0]["names"] == ["worker"]
     assert f"/etc/prometheus/{scraped['rule_files'][0]}" in mounts

@@ -300,13 +300,13 @@ class EngineBench:
 
     def _speed(self, case: Case, rates: list[float], samples: dict[str, list[float]]) -> dict[str, Value]:
         at_once = case.layout.streams * case.size
-        in_fp32, in_bf16 = (_better(samples, names) for names in (self.limit_names[:2], self.limit_names[2:]))
+        in_fp32, in_bf16 = self.limit_names[:2], self.limit_names[2:]
         return {
             "frames_per_s": figure(rates),
             "ms_per_batch": figure([1000 * at_once / rate for rate in rates]),
             "gflop_per_frame": self.gflop,
-            "share_of_limit": self._share(rates, in_fp32),
-            "share_of_bf16_limit": self._share(rates, in_bf16),
+            "share_of_limit": self._share(rates, _better(samples, in_fp32)),
+            "share_of_bf16_limit": self._share(rates, _better(samples, in_bf16)) if in_bf16 else None,
         }
 
     def _share(self, rates: list[float], best: list[float]) -> Figure | None:

@@ -18,6 +18,7 @@ from coatstream.results.previews import EVERY, QUALITY, preview_message, wished_
 
 MOST_ASKED: Final = 500  # wishes of one call
 REPEATED: Final = 4  # beats after which a picture is shown again where there is no newer one: who came late has none
+AFTER_TROUBLE: Final = 2.0  # seconds until a server in trouble is asked again: labels go first
 _TURN: Final = 0.8  # of a beat, for which a turn lasts
 
 
@@ -60,7 +61,7 @@ class PreviewPublisher:
             except REDIS_TROUBLE as trouble:  # others report the outage
                 if retries.failures == 0:
                     self._log.warning("no previews", trouble=str(trouble))
-                pause = max(EVERY, retries.failed(trouble))
+                pause = max(AFTER_TROUBLE, retries.failed(trouble))
             else:
                 retries.worked()
                 pause = EVERY

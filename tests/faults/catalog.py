@@ -200,7 +200,7 @@ CASES: tuple[Case, ...] = (
         "READONLY, NOREPLICAS, MISCONF, LOADING, WRONGPASS",
         "same process, not ready but healthy, at most 10 commands/s, resumed within 2 s",
         outages.refused,
-        quick={"seconds": 1.0},
+        quick={"seconds": 3.0},
         full={"seconds": 5.0},
     ),
     Case(

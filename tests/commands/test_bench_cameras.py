@@ -23,6 +23,7 @@ def camera(name: str, fps: float, priority: float) -> CameraSettings:
     return CameraSettings(name=name, url=SecretStr("rtsp://10.0.0.1/1"), fps=fps, priority=priority)
 
 
+@pytest.mark.slow
 def test_bench_cameras_prints_one_json_line_with_costs_limits_and_conditions(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -47,6 +48,7 @@ def test_bench_cameras_prints_one_json_line_with_costs_limits_and_conditions(
     assert found["machine"]["opencv"]
 
 
+@pytest.mark.slow
 def test_for_people_there_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     settings = SettingsTree(model=NOOP, cameras=(camera("door", 1, 1),))
 

@@ -56,6 +56,7 @@ def test_each_rule_is_there_once_and_has_its_paragraph_in_the_runbook() -> None:
     assert "CoatstreamModelRecompiles" in names(RULES)
 
 
+@pytest.mark.slow
 def test_promtool_accepts_the_rules_and_each_alert_fires_on_its_fault_and_not_in_a_healthy_hour() -> None:
     tested = (FOLDER / "tests" / "alerts.test.yaml").read_text("utf-8")
 

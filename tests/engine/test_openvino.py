@@ -121,6 +121,7 @@ def joined(parts: list[Scores]) -> Scores:
 # ---- what it says of pictures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-4), ("bf16", 0.05)])
 def test_coat_from_its_fused_graph_agrees_with_eager_float32(precision: str, bound: float) -> None:
     engine = converted(settings(COAT, precision=precision, embeddings=True))

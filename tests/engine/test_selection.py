@@ -110,6 +110,7 @@ def test_a_model_is_converted_once_for_all_precisions_and_layouts_even_where_not
     assert (engine.info.precision, conversions) == ("fp32", 1)
 
 
+@pytest.mark.slow
 def test_an_engine_that_disagrees_is_refused_in_one_line_and_the_reference_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +201,7 @@ def test_a_coat_is_fused_and_agrees(tmp_path: Path) -> None:
     assert not said(lines, "an engine is left out")
 
 
+@pytest.mark.slow
 def test_openvino_that_is_missing_is_named_with_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,6 +287,7 @@ def test_another_device_or_a_compiler_that_is_there_now_is_another_choice(
     assert key(engine="compile") != compiling
 
 
+@pytest.mark.slow
 def test_a_choice_without_a_measurement_holds_on_other_processors_and_layouts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

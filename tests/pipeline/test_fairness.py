@@ -109,6 +109,7 @@ async def test_underloaded_nobody_is_held_back_whatever_the_weights(
         assert seen.age[number] <= cam.fps * (len(cams) + max_size) * streams / rate + 1e-6  # no longer than a round
 
 
+@pytest.mark.slow
 @FEW
 @given(fleets, st.sampled_from([2.0, 5.0]))
 async def test_none_starves_each_gets_a_frame_within_a_bounded_time(cams: list[Cam], over: float) -> None:
@@ -121,6 +122,7 @@ async def test_none_starves_each_gets_a_frame_within_a_bounded_time(cams: list[C
             assert seen.gap[number] <= 6 * seen.seconds / fair[number] + 1 / cams[number].fps
 
 
+@pytest.mark.slow
 async def test_two_hundred_cameras_from_1_to_100_get_their_shares() -> None:
     cams = [Cam(5.0, (1, 3, 10, 100)[number % 4]) for number in range(200)]
 

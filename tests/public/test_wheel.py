@@ -15,6 +15,8 @@ from tests.support.absence import missing
 from tests.support.paths import PACKAGE, ROOT
 from tests.support.servers import ON_ONE_SERVER
 
+pytestmark = pytest.mark.slow  # each builds a wheel, or installs one
+
 DEPENDENCIES = Path(redis.__file__).parents[1]  # where ours are installed; visible to the fresh environment
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
@@ -88,7 +90,6 @@ def test_a_project_with_a_config_and_a_worker_of_its_own_can_use_the_producer(
     assert run(python, "main.py", cwd=tmp_path, environ={"REDIS_URL": redis_url}) == "mine mine 1\n"
 
 
-@pytest.mark.slow
 def test_each_example_passes_the_strictest_check_with_nothing_but_the_wheel(python: str, tmp_path: Path) -> None:
     for example in EXAMPLES:
         shutil.copy(example, tmp_path)

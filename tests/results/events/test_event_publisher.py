@@ -599,6 +599,7 @@ def present_after(found: Sequence[dict[str, Any]]) -> set[str]:
     return {camera for camera, event in last.items() if event == "tag.started"}
 
 
+@pytest.mark.slow
 @ON_ONE_SERVER
 def test_workers_that_are_killed_at_any_moment_lose_no_tag_and_say_none_twice(client: Client, redis_url: str) -> None:
     rng = random.Random(7)
@@ -629,6 +630,7 @@ def test_workers_that_are_killed_at_any_moment_lose_no_tag_and_say_none_twice(cl
     assert_in_turn(documents(client))
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_again_and_again_and_loses_the_end_of_its_file_has_every_tag_once() -> None:
     rng = random.Random(11)
     with (

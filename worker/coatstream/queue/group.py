@@ -86,6 +86,11 @@ class ConsumerGroup:
         self._consumer = consumer
         self._clock = clock
 
+    @property
+    def max_bytes(self) -> int:
+        """Of one picture: larger ones are refused."""
+        return self._settings.max_bytes
+
     def join(self) -> Missing:
         """Make the group where it is missing, and the stream with it. Returns what was missing."""
         queue = self.queue

@@ -18,7 +18,7 @@ from coatstream.queue.decoding import Taken
 from coatstream.queue.entry import source_or_default
 from coatstream.queue.group import ConsumerGroup, Missing, RawEntry
 from coatstream.queue.observer import QueueObserver
-from coatstream.queue.reply_size import UNSEEN, RecentSizes, ReplySize
+from coatstream.queue.reply_size import RecentSizes, ReplySize
 from coatstream.queue.shares import Shares
 
 TICK: Final = 0.25  # seconds between two looks at other workers' entries, and the longest wait for anything
@@ -55,6 +55,7 @@ class EntryReader:
         self._holdings = holdings
         self._observer = observer
         self._prefetch = prefetch
+        self._max_bytes = max(group.max_bytes for group in groups)
         self._block = min(block, TICK)
         self._monotonic = monotonic
         self._log = structlog.get_logger("queue")
@@ -165,9 +166,11 @@ class EntryReader:
         return group.read_whole(most) if self._unseen else group.read(most, room=self._room)
 
     @property
-    def _unseen(self) -> bool:
-        """Whether new entries may come without a look at their sizes: the first one fits, even if it is 32 MB."""
-        return self._sizes.alike and self._room >= MOST_BYTES // 2
+    def _unseen(self) -> int:
+        """How many new entries may come without a look at their sizes: all but the last fit, even if each has
+        `queue.max_bytes`. 0: look first.
+        """
+        return -(-self._room // self._max_bytes) if self._sizes.alike else 0
 
     def _read_all(
         self, found: list[Taken], group: ConsumerGroup, most: int, read: Callable[[int], Sequence[RawEntry]]
@@ -175,7 +178,7 @@ class EntryReader:
         """Call `read` with as many entries as a reply may carry, until there are `most` or no more. How many came."""
         came = 0
         while came < most and self._room > 0:
-            asked = min(self._reply.entries, most - came, UNSEEN if self._unseen else most)
+            asked = min(self._reply.entries, most - came, self._unseen or most)
             with self._reading(asked):
                 entries = read(asked)
             self._reply.arrived(len(entries))

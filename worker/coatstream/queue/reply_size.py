@@ -8,7 +8,6 @@ call again would end the same way.
 from collections import deque
 from typing import Final
 
-UNSEEN: Final = 2  # entries read without a look at their sizes, so that the bound and one entry are not exceeded
 WINDOW: Final = 64  # entries
 SMALL_MEAN: Final = 32 * 1024  # bytes; below it the script's copies cost less than a call for each two entries
 MOST_CAUTION: Final = 64  # full replies between two attempts at larger ones

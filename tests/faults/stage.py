@@ -140,7 +140,10 @@ class Stage:
             return
         fleet.replace_dead()
         for member in fleet.members:
-            self.until(partial(_balances, member), "the ledger of a worker balances", within=10.0)
+            try:
+                self.until(lambda member=member: not _unbalanced(member), "the ledger balances", within=10.0)  # type: ignore[misc]
+            except TookTooLong as late:
+                raise TookTooLong(f"{late}: {_unbalanced(member)}") from None
         self.findings.exactly("exit codes", sorted(set(fleet.drain())), [0])
 
     def audit(self, client: Client, found: frames.Outcomes, keys: frames.Keys = frames.KEYS) -> None:
@@ -153,14 +156,15 @@ class Stage:
         self.findings.exactly("left pending", len(frames.pending(client, keys)), 0)
 
 
-def _balances(member: Member) -> bool:
+def _unbalanced(member: Member) -> str:
+    """Why its ledger does not balance; empty: it does."""
     assert member.worker is not None
     member.catch_up()
     try:
         member.worker.assert_balanced()
-    except (AssertionError, OSError, httpx.HTTPError):  # its child may just be starting
-        return False
-    return True
+    except (AssertionError, OSError, httpx.HTTPError) as error:  # its child may just be starting
+        return f"{type(error).__name__} {error}"[:500]
+    return ""
 
 
 @contextmanager

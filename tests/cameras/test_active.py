@@ -349,6 +349,29 @@ async def test_a_camera_that_was_down_before_it_became_ours_is_said_to_be_and_it
 
 
 @ON_ONE_SERVER
+async def test_each_region_of_a_camera_has_a_gate_with_settings_of_its_own(client: Client) -> None:
+    corners = [[0, 0], [0.5, 0.5]]
+    regions = [
+        {"name": "gate", "at": corners, "reuse": {"enabled": True, "difference": 8}},
+        {"name": "till", "at": corners},
+        {"name": "sky", "at": corners, "reuse": {"enabled": False}},
+    ]
+    common = {"url": "rtsp://127.0.0.1:9/stream", "open_timeout": 2}
+    yard = CameraSettings.model_validate({"name": "yard", "view": regions, **common})
+    door = CameraSettings.model_validate({"name": "door", "reuse": {"enabled": True}, **common})
+    plain = CameraSettings.model_validate({"name": "plain", "reuse": {"enabled": False}, **common})
+
+    async with cameras_without_a_fleet(client, reuse={"enabled": True, "difference": 3}) as (cameras, _):
+        for camera in (yard, door, plain):
+            cameras.start(camera, CameraLease())
+        await until(lambda: len(cameras.policies) == 3)
+        found = {name: policy.gates and policy.gates.stats() for name, policy in cameras.policies.items()}
+
+    allowed = {name: {region: one.difference for region, one in (stats or {}).items()} for name, stats in found.items()}
+    assert allowed == {"yard": {"gate": 8, "till": 3}, "door": {"": 4}, "plain": {}}
+
+
+@ON_ONE_SERVER
 async def test_what_was_read_is_labelled_before_another_worker_gets_the_camera(client: Client, redis_url: str) -> None:
     clip = {"name": "clip", "url": str(CLIP), "fps": 0}  # a file waits for the model, and cannot be opened by a standby
     tree, stop = settings(redis_url, cameras=[clip], batch={"max_size": 4}, queue={"prefetch": 16}), asyncio.Event()

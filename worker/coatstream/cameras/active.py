@@ -82,7 +82,7 @@ class ActiveCameras:
             earlier.events.end_tags("ended")
         self._cameras[name] = camera
         self._ledger.name(name)
-        self.policies[name] = FramePolicy(camera.settings.max_age, camera.gate)
+        self.policies[name] = FramePolicy(camera.settings.max_age, camera.gates)
         self._intake.add(camera.process, weight=camera.settings.priority, observer=camera)
 
     def _leave(self, name: str, departure: Departure) -> None:

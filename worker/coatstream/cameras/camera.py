@@ -20,13 +20,14 @@ from coatstream.cameras.process.source import CameraProcess
 from coatstream.errors import BadFrame, DownReason, redact
 from coatstream.frames.frame import Frame, InputSpec, Label
 from coatstream.pipeline.consumed import Consumed
+from coatstream.pipeline.gates import WHOLE, CameraGates
 from coatstream.pipeline.metrics import PipelineMetrics
 from coatstream.pipeline.reuse import ChangeGate
 from coatstream.results.events.publisher import EventPublisher
 from coatstream.results.events.region_tags import CameraTags, RegionTags
 from coatstream.results.events.tag_classes import TagClasses, tag_classes
 from coatstream.results.events.tags import Tagger
-from coatstream.settings.model import CameraSettings, RegionSettings, SettingsTree
+from coatstream.settings.model import CameraSettings, RegionSettings, ReuseSettings, SettingsTree, TagSettings
 from coatstream.telemetry.ledger import DropReason
 from coatstream.telemetry.status import SourceStatus, State
 from coatstream.telemetry.telemetry import Telemetry
@@ -61,46 +62,67 @@ class CameraContext:
 
         Raises ConfigError for tags that this model cannot have.
         """
-        tags = camera.tags or self.settings.tags
+        tags, classes = self._tags_of_picture(camera)
         if isinstance(camera.view, str):
-            return Tagger(
-                camera.name, tags, self.classes_of(camera) if tags.enabled else TagClasses({}), fps=camera.fps
-            )
+            return Tagger(camera.name, tags, classes, fps=camera.fps)
         regions = {region.name: self._region_tagger(camera, region) for region in camera.view}
         return RegionTags(regions, Tagger(camera.name, tags, TagClasses({}), fps=camera.fps))
 
-    def consumed_of(self, camera: CameraSettings, tolerance: float) -> Consumed:
-        """Its tags, by which reusing its labels is judged; without tags its labels."""
-        tags = camera.tags or self.settings.tags
-        if not tags.enabled or not isinstance(camera.view, str):
-            return Consumed(tolerance=tolerance)
-        classes = self.classes_of(camera)
+    def gates_of(self, camera: CameraSettings) -> CameraGates | None:
+        """One for its picture, or one for each region; None: all its frames are classified.
 
-        def thresholds(tag: str) -> tuple[float, float]:
-            own = classes.thresholds(tag, tags)
-            return own.end_below, own.start_at
-
-        return Consumed(classes.scores, thresholds, tolerance)
+        Raises ConfigError for tags that this model cannot have.
+        """
+        reuse = camera.reuse or self.settings.reuse
+        if isinstance(camera.view, str):
+            gates = {WHOLE: _gate(reuse, *self._tags_of_picture(camera))} if reuse.enabled else {}
+        else:
+            gates = {
+                region.name: _gate(own, *self._tags_of_region(camera, region))
+                for region in camera.view
+                if (own := region.reuse or reuse).enabled
+            }
+        return CameraGates(gates) if gates else None
 
     def _region_tagger(self, camera: CameraSettings, region: RegionSettings) -> Tagger:
-        if (own := region.tags) is None:
-            own, classes = camera.tags or self.settings.tags, self.classes_of(camera)
-        else:
-            classes = tag_classes(own, self.labels, where=f"tags of {region.name} of camera {camera.name}")
-        return Tagger(camera.name, own, classes if own.enabled else TagClasses({}), fps=camera.fps)
+        return Tagger(camera.name, *self._tags_of_region(camera, region), fps=camera.fps)
+
+    def _tags_of_picture(self, camera: CameraSettings) -> tuple[TagSettings, TagClasses]:
+        tags = camera.tags or self.settings.tags
+        return tags, self.classes_of(camera) if tags.enabled else TagClasses({})
+
+    def _tags_of_region(self, camera: CameraSettings, region: RegionSettings) -> tuple[TagSettings, TagClasses]:
+        if region.tags is None:
+            return self._tags_of_picture(camera)
+        where = f"tags of {region.name} of camera {camera.name}"
+        return region.tags, tag_classes(region.tags, self.labels, where=where) if region.tags.enabled else TagClasses(
+            {}
+        )
+
+
+def _gate(reuse: ReuseSettings, tags: TagSettings, classes: TagClasses) -> ChangeGate:
+    """Judged by these tags; where they are switched off, by labels."""
+    if not tags.enabled:
+        return ChangeGate(reuse, rng=random.Random(), consumed=Consumed(tolerance=reuse.tolerance))
+
+    def thresholds(tag: str) -> tuple[float, float]:
+        own = classes.thresholds(tag, tags)
+        return own.end_below, own.start_at
+
+    return ChangeGate(reuse, rng=random.Random(), consumed=Consumed(classes.scores, thresholds, reuse.tolerance))
 
 
 class ActiveCamera:
     """The observer of its source, of the intake's reader and of its process; these call in its intake thread.
 
-    gate    None: all its frames are classified
+    gates   None: all its frames are classified
     ended   it has come to its own end: a file was read
     active  False: it is read no longer, though its intake thread may still have to end
     """
 
     def __init__(self, settings: CameraSettings, lease: CameraLease, context: CameraContext) -> None:
         """Raises ConfigError for what cannot be a camera, and for tags that this model cannot have."""
-        tree, reuse = context.settings, settings.reuse or context.settings.reuse
+        tree = context.settings
         self.settings = settings
         self.lease = lease
         self.shelf = PictureShelf.wanted(tree.pictures.enabled)
@@ -108,8 +130,7 @@ class ActiveCamera:
         tagger = context.tags_of(settings)
         self.events = CameraEvents(settings.name, lease, tagger, context.events, loop=context.loop, shelf=pictured)
         self.health = PictureHealth(settings.health or tree.health, settings.name, publish=self.events.picture)
-        consumed = context.consumed_of(settings, reuse.tolerance)
-        self.gate = ChangeGate(reuse, rng=random.Random(), consumed=consumed) if reuse.enabled else None
+        self.gates = context.gates_of(settings)
         self.process = CameraProcess(
             settings, context.spec, fork_server=context.fork_server, lease=lease, observer=self, shelf=self.shelf
         )
@@ -158,10 +179,10 @@ class ActiveCamera:
     def _look_at_gate(self) -> None:
         """Log why it saves nothing, where that is so and is news."""
         now = time.monotonic()
-        if self.gate is None or now < self._gate_looked_at + _LOOK_AT_GATE:
+        if self.gates is None or now < self._gate_looked_at + _LOOK_AT_GATE:
             return
         self._gate_looked_at, before = now, self._gate_why
-        self._gate_why = self.gate.stats().why
+        self._gate_why = self.gates.why
         if self._gate_why not in ("", before):
             self._log.info("reusing labels saves nothing", source=self.name, why=self._gate_why)
 

@@ -93,22 +93,35 @@ def _picture(cameras: Sequence[ActiveCamera]) -> Iterator[Metric]:
 
 
 def _reuse(cameras: Sequence[ActiveCamera]) -> Iterator[Metric]:
-    gates = [(camera.name, camera.gate.stats()) for camera in cameras if camera.gate]
+    """Of each gate: `region` is empty where one covers the whole picture."""
+    labels = ("source", "region")
+    gates = [
+        ([camera.name, region], stats)
+        for camera in cameras
+        if camera.gates
+        for region, stats in camera.gates.stats().items()
+    ]
     counters = (
-        ("reuse_considered_frames", "Frames that the change gate looked at.", "considered"),
-        ("reuse_frames", "Frames that got the labels of an earlier, like frame.", "reused"),
+        ("reuse_considered_frames", "Frames that a change gate looked at.", "considered"),
+        (
+            "reuse_frames",
+            "Frames that got the labels of an earlier, like frame.",
+            "reused",
+        ),
         ("reuse_checks", "Like frames that were classified all the same.", "checks"),
-        ("reuse_disagreements", "Of these, those that got another label.", "disagreements"),
+        ("reuse_disagreements", "Of these, those that told a consumer something else.", "disagreements"),
     )
     for metric, meaning, field in counters:
-        yield counter(metric, meaning, (([name], getattr(stats, field)) for name, stats in gates))
+        yield counter(metric, meaning, ((place, getattr(stats, field)) for place, stats in gates), labels=labels)
     yield gauge(
         "reuse_disagreement_ratio",
         "Running share of checks that disagreed; above reuse.budget the gate tightens.",
-        (([name], stats.rate) for name, stats in gates),
+        ((place, stats.rate) for place, stats in gates),
+        labels=labels,
     )
     yield gauge(
         "reuse_difference_levels",
         "Grey levels by which a like frame may differ now; at most reuse.difference.",
-        (([name], stats.difference) for name, stats in gates),
+        ((place, stats.difference) for place, stats in gates),
+        labels=labels,
     )

@@ -99,7 +99,8 @@ class Frame:
     vitals          cameras: measurements of the whole picture
     faults          cameras: what is wrong with the picture
     suspect         cameras: whether it looks sick, for however short a time, and so tells nothing of what is there
-    regions         cameras: the names of its views, where these are regions that were named
+    regions         cameras: the names of its regions, if it has any; each that is not `known` has a view
+    known           cameras: what is said of some regions without the model, by name (`pipeline.gates`)
     """
 
     source: str
@@ -116,6 +117,12 @@ class Frame:
     faults: tuple[PictureFault, ...] = ()
     suspect: bool = False
     regions: tuple[str, ...] = ()
+    known: "Mapping[str, Prediction]" = field(default_factory=dict, repr=False)
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """The regions that its views show, in their order."""
+        return tuple(name for name in self.regions if name not in self.known)
 
     @property
     def views(self) -> Pixels:

@@ -8,7 +8,7 @@ something else. Scores that are not finite are an error like one that is raised.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import structlog
@@ -17,11 +17,11 @@ from coatstream.engine.protocol import Engine, prepared_size
 from coatstream.errors import DeadReason, EngineBroken, redact
 from coatstream.frames.frame import Frame, Pixels, Prediction, ScoredLabel, Scores
 from coatstream.pipeline.batching import Batch
+from coatstream.pipeline.gates import WHOLE, CameraGates, together
 from coatstream.pipeline.joining import JoinedScores, joined
 from coatstream.pipeline.mailbox import QueuedFrame
 from coatstream.pipeline.memory_room import MemoryRoom, is_out_of_memory
 from coatstream.pipeline.metrics import PipelineMetrics
-from coatstream.pipeline.reuse import ChangeGate
 from coatstream.results.outcomes import Buried, Dropped, Outcome, Published
 from coatstream.telemetry.ledger import DropReason
 from coatstream.telemetry.status import Status
@@ -42,7 +42,7 @@ class FramePolicy:
     """
 
     max_age: float | None = None
-    gate: ChangeGate | None = None
+    gates: CameraGates | None = None
 
 
 _PLAIN = FramePolicy()
@@ -84,20 +84,19 @@ class Inference:
     def run(self, batch: Batch) -> list[Outcome]:
         """One outcome per frame, in their order. Raises EngineBroken."""
         self._metrics.left(batch.left_because)
-        outcomes = [self._without_model(queued) for queued in batch.queued]
-        to_classify = [queued for queued, outcome in zip(batch.queued, outcomes, strict=True) if outcome is None]
-        classified = iter(self._classify([queued.frame for queued in to_classify]))
-        return [outcome or next(classified) for outcome in outcomes]
+        considered = [self._without_model(queued) for queued in batch.queued]
+        classified = iter(self._classify([one for one in considered if isinstance(one, Frame)]))
+        return [next(classified) if isinstance(one, Frame) else one for one in considered]
 
-    def _without_model(self, queued: QueuedFrame) -> Outcome | None:
-        """The outcome of a frame that needs no model, or None."""
+    def _without_model(self, queued: QueuedFrame) -> Outcome | Frame:
+        """The outcome of a frame that needs no model, or what of it is to be classified."""
         self._metrics.observe("wait", max(0.0, self._monotonic() - queued.put_at))
         policy = self._policies.get(queued.reader, _PLAIN)
         reason = self._too_late(queued.frame, policy)
         if reason is not None:
             return Dropped(queued.frame.source, reason, queued.frame.receipt, queued.frame.frame_id)
-        reused = policy.gate.consider(queued.frame) if policy.gate else None
-        return Published(reused) if reused else None
+        answer = policy.gates.consider(queued.frame) if policy.gates else queued.frame
+        return answer if isinstance(answer, Frame) else Published(answer)
 
     def _too_late(self, frame: Frame, policy: FramePolicy) -> DropReason | None:
         now = self._clock()
@@ -152,17 +151,17 @@ class Inference:
         return self._published(frame, scores, 0)
 
     def _published(self, frame: Frame, scores: JoinedScores, row: int) -> Outcome:
-        prediction = prediction_of(frame, scores.frames, row, self._engine, shown=self._shown)
         if frame.regions:
             own = {
-                name: labels_of(scores.views, scores.starts[row] + place, self._engine)
-                for place, name in enumerate(frame.regions)
+                name: prediction_of(frame, scores.views, scores.starts[row] + place, self._engine, shown=self._shown)
+                for place, name in enumerate(frame.unknown)
             }
-            prediction = replace(prediction, regions=own)
+            prediction = together(frame, {**frame.known, **own})
+        else:
+            prediction = prediction_of(frame, scores.frames, row, self._engine, shown=self._shown)
+            own = {WHOLE: prediction}
         policy = self._policies.get(frame.source) if frame.receipt is None else None  # a camera's policy has its name
-        surprising = False
-        if policy is not None and policy.gate is not None:
-            surprising = policy.gate.classified(frame, prediction)
+        surprising = policy is not None and policy.gates is not None and policy.gates.classified(frame, own)
         if self._keep is not None:
             self._keep(frame, prediction, surprising)
         return Published(prediction)

@@ -236,6 +236,7 @@ class RegionSettings(Section):
     ]
     at: Annotated[tuple[Point, ...], Field(min_length=2, max_length=32)]
     tags: TagSettings | None = None
+    reuse: ReuseSettings | None = None
 
 
 class CameraSettings(Section):

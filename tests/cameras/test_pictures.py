@@ -49,7 +49,7 @@ async def test_a_tag_has_the_picture_of_the_frame_that_started_it(client: Client
 async def test_the_picture_of_a_camera_is_there_after_its_process_was_killed(client: Client, redis_url: str) -> None:
     async with working(settings(redis_url, cameras=[LIVE], tags=TAGS), FixedEngine()) as (service, _):
         await until(lambda: bool(events(client, "tag.started")))
-        [(_, stats, _)] = service.cameras.reports()
+        [(_, stats, *_)] = service.cameras.reports()
         assert stats.pid is not None
         os.kill(stats.pid, signal.SIGKILL)
         await until(lambda: any(event["state"] == "down" for event in events(client, "camera.state")))

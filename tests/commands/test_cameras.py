@@ -11,6 +11,7 @@ from coatstream.broker.connection import Client
 from coatstream.broker.fleet_keys import FleetKeys
 from coatstream.cameras.fleet.leases import Catalogue, CatalogueEntry, Leases
 from coatstream.commands import cameras
+from coatstream.results.reports import CameraReport, WorkerReport
 
 from tests.support.servers import ON_ONE_SERVER
 
@@ -99,8 +100,27 @@ def test_as_json_it_is_one_object_a_line(client: Client, capsys: pytest.CaptureF
             "worker": "host-1-ab",
             "fence": fence,
             "tags": [],
+            "gate": None,
         }
     ]
+
+
+def test_a_camera_whose_gate_saves_nothing_says_why(
+    client: Client, capsys: pytest.CaptureFixture[str], of_the_file: str
+) -> None:
+    lease(client, "roof")
+    client.hset(KEYS.states, "roof", '{"state": "live", "since": 5.5, "worker": "host-1-ab"}')
+    report = WorkerReport(
+        worker="host-1-ab",
+        at=client.time()[0],
+        started_at=0,
+        version="1",
+        cameras={"roof": CameraReport(gate="the picture changes")},
+    )
+    client.hset(KEYS.reports, report.worker, report.model_dump_json())
+
+    assert rows(capsys)[0]["gate"] == "the picture changes"
+    assert "reuse saves nothing: the picture changes" in run(capsys, "list")[1]
 
 
 def test_a_camera_that_nobody_reads_is_not_called_live_and_a_paused_one_is_paused(

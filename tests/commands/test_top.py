@@ -92,6 +92,13 @@ def test_what_strangers_write_is_text() -> None:
     assert "<script>" in text
 
 
+def test_a_gate_that_saves_nothing_says_why_beside_its_camera() -> None:
+    lines = screen(sight(camera("door", gate="the picture changes")), TopChoice(), where="r", width=160, height=24)
+
+    (door,) = (line.plain for line in lines if line.plain.startswith("door"))
+    assert door.rstrip().endswith("reuse saves nothing: the picture changes")
+
+
 def test_random_weights_and_an_outage_are_said_in_words() -> None:
     text = shown(sight(workers=(worker(weights="random"),), trouble="cannot reach Redis"), width=120)
 

@@ -58,7 +58,7 @@ async def test_a_camera_is_shown_with_its_state_tags_newest_label_and_worker(cli
     client.hset("cameras:states", "door", '{"state": "live", "since": 1700000000.0, "worker": "host-1-ab"}')
     client.hset("tags:door", "egret", '{"score":0.5,"started_at":1700000001.0,"first_frame_id":"f"}')
     client.hset("labels:latest", "door", json.dumps(label("door")))
-    cameras = {"door": CameraReport(fps=4.5, read_fps=25, sick=("blurred",))}
+    cameras = {"door": CameraReport(fps=4.5, read_fps=25, sick=("blurred",), gate="the picture changes")}
     client.hset("cameras:reports", "host-1-ab", report(cameras=cameras).model_dump_json())
 
     async with page_of(page_settings(redis_url)) as http:
@@ -74,6 +74,7 @@ async def test_a_camera_is_shown_with_its_state_tags_newest_label_and_worker(cli
     )
     assert door["tags"] == [{"tag": "egret", "score": 0.75, "since": 1700000001.0}]
     assert (door["fps"], door["read_fps"], door["wanted_fps"], door["sick"]) == (4.5, 25, 5, ["blurred"])
+    assert door["gate"] == "the picture changes"
     assert door["latest"]["labels"] == [{"label": "egret", "score": 0.75}]
     assert "hunter2" not in json.dumps(page)
     assert "secret" not in json.dumps(page)

@@ -173,9 +173,14 @@ class CameraManager:
                 fork_server.prepare()
             yield fork_server
 
-    def reports(self) -> Iterator[tuple[str, CameraStats, Collection[PictureFault]]]:
-        """Each camera that this worker reads, what its process has counted, and what is wrong with its picture."""
-        return ((camera.name, camera.process.stats(), camera.health.stats().sick) for camera in self._cameras())
+    def reports(self) -> Iterator[tuple[str, CameraStats, Collection[PictureFault], str]]:
+        """Each camera that this worker reads, what its process has counted, what is wrong with its picture, and why its
+        change gate saves nothing, if so.
+        """
+        return (
+            (one.name, one.process.stats(), one.health.stats().sick, one.gates.why if one.gates else "")
+            for one in self._cameras()
+        )
 
     def _cameras(self) -> list[ActiveCamera]:
         """A snapshot, for any thread."""

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from coatstream.broker.connection import Client, connect
+from coatstream.broker.fleet_keys import fleet_keys
 from coatstream.broker.preflight import check_server
 from coatstream.cameras.fleet.changes import FleetChanges, camera_of
 from coatstream.cameras.fleet.overview import CameraRow, FleetOverview
 from coatstream.commands.terminal import complain, date_and_time, print_json, print_rows, shown, table
-from coatstream.errors import ConfigError
+from coatstream.errors import REDIS_TROUBLE, ConfigError
+from coatstream.results.reports import read_reports
 from coatstream.settings.model import CameraSettings, SettingsTree
+from coatstream.web.snapshot import server_time
 
 COLUMNS: Final = ("camera", "url", "from", "state", "reason", "since", "worker", "fence", "tags")
 LONGEST_PASSWORD: Final = 4096  # characters
@@ -21,17 +24,27 @@ LONGEST_PASSWORD: Final = 4096  # characters
 def list_cameras(settings: SettingsTree, *, as_json: bool) -> int:
     """A table, or one JSON object a line. 1 if an entry in Redis is of no use, else 0."""
     with _connected(settings) as client:
-        view = FleetOverview(client, settings).read()
+        view, gates = FleetOverview(client, settings).read(), _gates(client, settings)
     if as_json:
         for row in view.rows:
-            print_json(_document(row))
+            print_json(_document(row, gates.get(row.camera)))
     else:
-        print_rows(table(*COLUMNS, right=("fence",)), map(_cells, view.rows), empty="no cameras")
+        cells = (_cells(row, gates.get(row.camera)) for row in view.rows)
+        print_rows(table(*COLUMNS, right=("fence",)), cells, empty="no cameras")
     for name, fault in view.faults.items():
         complain(f"camera {shown(name)} in Redis is left out: {shown(fault)}")
     if view.beyond:
         complain(f"{view.beyond} more cameras are in Redis than fleet.max_cameras")
     return int(bool(view.faults or view.beyond))
+
+
+def _gates(client: Client, settings: SettingsTree) -> dict[str, str]:
+    """Why change gates save nothing, as workers report it. A user without the right to read reports sees none of it."""
+    try:
+        reports = read_reports(client, fleet_keys(settings).reports, now=server_time(client))
+    except REDIS_TROUBLE:
+        return {}
+    return {name: one.gate for report in reports for name, one in report.cameras.items() if one.gate}
 
 
 def add_camera(
@@ -126,7 +139,7 @@ def _validated(values: Mapping[str, Any]) -> CameraSettings:
         raise ConfigError(f"{option}: {why}") from None
 
 
-def _document(row: CameraRow) -> dict[str, object]:
+def _document(row: CameraRow, gate: str | None) -> dict[str, object]:
     return {
         "camera": row.camera,
         "url": row.url,
@@ -138,13 +151,15 @@ def _document(row: CameraRow) -> dict[str, object]:
         "worker": row.worker or None,
         "fence": row.fence,
         "tags": sorted(row.tags),
+        "gate": gate,
     }
 
 
-def _cells(row: CameraRow) -> tuple[str, ...]:
+def _cells(row: CameraRow, gate: str | None) -> tuple[str, ...]:
     since = "" if row.since is None else date_and_time(row.since)
     fence = "" if row.fence is None else str(row.fence)
+    why = row.reason or row.message or (f"reuse saves nothing: {gate}" if gate else "")
     return (
-        *(row.camera, row.url, row.origin, row.state, row.reason or row.message, since, row.worker, fence),
+        *(row.camera, row.url, row.origin, row.state, why, since, row.worker, fence),
         ", ".join(sorted(row.tags)),
     )

@@ -181,6 +181,8 @@ def _camera(camera: ShownCamera, name: int, now: float) -> Text:
     if camera.sick:
         line.append(f"{', '.join(map(shown, camera.sick))}  ", style="red")
     line.append(shown(_what(camera, now)))
+    if camera.gate:
+        line.append(f"  reuse saves nothing: {shown(camera.gate)}", style="dim")
     return line
 
 

@@ -63,12 +63,14 @@ class CameraReport(_ReportPart):
     read_fps      pictures a second that were read
     last_picture  Unix seconds
     sick          what is wrong with its picture
+    gate          why its change gate saves nothing; empty: it saves, has seen too little, or there is none
     """
 
     fps: float = 0.0
     read_fps: float = 0.0
     last_picture: float | None = None
     sick: tuple[str, ...] = ()
+    gate: str = ""
 
 
 class FramesReport(_ReportPart):

@@ -25,7 +25,7 @@ from coatstream.telemetry.telemetry import Telemetry
 
 _PERCENTILE: Final = 0.95
 
-Cameras = Callable[[], Iterable[tuple[str, CameraStats, Collection[PictureFault]]]]
+Cameras = Callable[[], Iterable[tuple[str, CameraStats, Collection[PictureFault], str]]]
 
 
 @dataclass
@@ -93,7 +93,7 @@ class _ReportMaker:
 
     def _cameras(self) -> dict[str, CameraReport]:
         rows = list(self._facts.cameras())[:MOST_CAMERAS]
-        self._grabbed.append((time.monotonic(), {name: stats.grabbed for name, stats, _ in rows}))
+        self._grabbed.append((time.monotonic(), {name: stats.grabbed for name, stats, *_ in rows}))
         (began, before), (ended, _) = self._grabbed[0], self._grabbed[-1]
         seconds = max(0.001, ended - began)
         return {
@@ -102,6 +102,7 @@ class _ReportMaker:
                 read_fps=round((stats.grabbed - before.get(name, stats.grabbed)) / seconds, 2),
                 last_picture=stats.last_picture or None,
                 sick=tuple(sorted(fault.value for fault in sick)),
+                gate=gate,
             )
-            for name, stats, sick in rows
+            for name, stats, sick, gate in rows
         }

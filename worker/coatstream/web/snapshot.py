@@ -70,6 +70,7 @@ class ShownCamera(_ShownPart):
     read_fps: float | None = Field(description="pictures a second that are read")
     last_picture: float | None = Field(description="Unix seconds")
     sick: tuple[str, ...] = Field(description="what is wrong with its picture: black, frozen, ...")
+    gate: str = Field("", description="why its change gate saves nothing, if so")
     tags: tuple[ShownTag, ...]
     latest: LatestLabels | None
 
@@ -208,6 +209,7 @@ def _shown(row: CameraRow, report: CameraReport | None, latest: LatestLabels | N
         read_fps=report.read_fps if report else None,
         last_picture=report.last_picture if report else None,
         sick=report.sick if report else latest.picture if latest else (),
+        gate=report.gate if report else "",
         tags=tuple(_tag(name, tag, scores) for name, tag in sorted(row.tags.items())),
         latest=latest,
     )

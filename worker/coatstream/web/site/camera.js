@@ -50,6 +50,7 @@ function showFacts(list, found) {
     ["Address", found.url], ["Read by", found.worker || "no worker"],
     ["Labels", found.fps == null ? "" : `${rate(found.fps)} a second, ${rate(found.wanted_fps) || "all"} wanted`],
     ["Pictures read", found.read_fps == null ? "" : `${rate(found.read_fps)} a second`],
+    ["Reused labels", found.gate ? `saves nothing: ${found.gate}` : ""],
     ["Newest label", found.latest ? `${seconds(Math.max(0, now() - found.latest.at))} ago` : "none"],
     ["From", found.origin === "redis" ? "Redis (added at run time)" : "the settings file"],
   ].filter(([, text]) => text);

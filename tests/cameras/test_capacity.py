@@ -47,6 +47,14 @@ def test_a_camera_that_shows_the_whole_picture_asks_for_two_inputs_a_frame() -> 
     assert demand(regions) == 5
 
 
+def test_cameras_of_one_priority_get_the_same_frames_whatever_inputs_these_have() -> None:
+    small, wide = camera("small", fps=10), camera("wide", fps=10, view="whole")
+
+    shares = served([small, wide], engine_rate=15)
+
+    assert shares == pytest.approx({"small": 0.5, "wide": 0.5})  # 5 frames each are 5 + 10 inputs
+
+
 class SlowEngine(FixedEngine):
     """Takes 10 ms and 2 ms a frame, by a clock that is set."""
 

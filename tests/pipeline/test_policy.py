@@ -146,6 +146,35 @@ def test_a_loaded_machine_makes_batches_slower_than_measured_and_an_idle_one_no_
     assert policy.stats().slowdown == pytest.approx(1.0, rel=0.01)
 
 
+def test_frames_of_two_inputs_make_full_batches_half_as_large_and_are_no_slowdown() -> None:
+    policy = BatchPolicy(linear(), 16, target=0.1)
+    for number in range(100):
+        policy.took([number / 10] * 4, inputs=8)
+        policy.classified(8, linear().seconds(8))
+
+    stats = policy.stats()
+    assert stats.views == pytest.approx(2.0, rel=0.01)
+    assert stats.slowdown == pytest.approx(1.0, rel=0.01)
+    assert (stats.cap, stats.full) == (8, 16)
+
+    for number in range(100, 200):
+        policy.took([number / 10] * 4, inputs=4)
+
+    assert policy.stats().cap == 16
+
+
+def test_a_batch_of_frames_of_two_inputs_is_half_as_large_to_be_in_time() -> None:
+    cost = linear(0.0, 0.01)
+    one, two = BatchPolicy(cost, 16, target=0.1), BatchPolicy(cost, 16, target=0.1)
+    for number in range(100):
+        one.took([float(number)])
+        two.took([float(number)], inputs=2)
+
+    sizes = [policy.size(8, oldest=1000.0, now=1000.02) for policy in (one, two)]
+
+    assert sizes == [8, 4]
+
+
 def test_one_batch_that_hung_does_not_stop_all_waiting() -> None:
     policy = BatchPolicy(linear(), 16, target=0.1)
 

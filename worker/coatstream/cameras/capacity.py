@@ -129,8 +129,11 @@ def admit(
 
 
 def served(cameras: Iterable[CameraSettings], engine_rate: float) -> dict[str, float]:
-    """Share of its demand that each camera gets, 0..1, once the model cannot keep up."""
-    demands = {camera.name: (demand(camera), camera.priority) for camera in cameras}
+    """Share of its demand that each camera gets, 0..1, once the model cannot keep up.
+
+    Cameras get frames by priority, whatever inputs a frame has.
+    """
+    demands = {camera.name: (demand(camera), inputs_of(camera) * camera.priority) for camera in cameras}
     shares = water_fill(demands, engine_rate)
     return {name: shares[name] / asked if asked else 1.0 for name, (asked, _) in demands.items()}
 

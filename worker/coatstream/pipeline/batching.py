@@ -21,6 +21,11 @@ class Batch:
     queued: list[QueuedFrame]
     left_because: LeftBecause
 
+    @property
+    def inputs(self) -> int:
+        """Inputs of the model that its frames have: of some cameras more than one each."""
+        return sum(len(queued.frame.views) for queued in self.queued)
+
 
 async def gather(
     mailbox: Mailbox,
@@ -38,7 +43,7 @@ async def gather(
     else:
         batch = await _timely_batch(mailbox, policy, crowded=crowded, clock=clock)
     if batch is not None:
-        policy.took(queued.put_at for queued in batch.queued)
+        policy.took((queued.put_at for queued in batch.queued), inputs=batch.inputs)
     return batch
 
 

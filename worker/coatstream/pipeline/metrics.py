@@ -24,8 +24,8 @@ class PipelineMetrics:
     """What a frame's way through the pipeline shows. Called from any thread.
 
     age           seconds from capture to publication, of each published frame
-    batch_size    frames in a batch
-    fill_ratio    frames in a batch over the prepared size that it ran at
+    batch_size    inputs of the model in one of its batches
+    fill_ratio    the same over the prepared size that it ran at
     model_errors  calls of the model that raised
     """
 
@@ -37,11 +37,14 @@ class PipelineMetrics:
             registry=registry,
         )
         self.batch_size = Histogram(
-            "coatstream_batch_size_frames", "Frames in a batch.", buckets=_SIZE_BUCKETS, registry=registry
+            "coatstream_batch_size_frames",
+            "Inputs of the model in one of its batches: a frame has several where more than the middle is seen.",
+            buckets=_SIZE_BUCKETS,
+            registry=registry,
         )
         self.fill_ratio = Histogram(
             "coatstream_batch_fill_ratio",
-            "Frames in a batch over the prepared size that it ran at; the rest was padding.",
+            "Inputs in a batch over the prepared size that it ran at; the rest was padding.",
             buckets=_RATIO_BUCKETS,
             registry=registry,
         )
@@ -58,7 +61,7 @@ class PipelineMetrics:
         batches = Counter("coatstream_batches_total", "Batches by why they left.", ["reason"], registry=registry)
         self._memory_limit = Gauge(
             "coatstream_batch_memory_limit_frames",
-            "Frames of a batch at most for now, since a larger one found no memory; 0: no limit.",
+            "Inputs of a batch at most for now, since a larger one found no memory; 0: no limit.",
             registry=registry,
         )
         # All labels are made here, so that rate() begins at 0.
@@ -116,7 +119,7 @@ class EngineMetrics:
         self._model = Info("coatstream_model", "The model that classifies.", registry=registry)
         self._rate = Gauge(
             "coatstream_engine_rate_frames_per_second",
-            "What the engine does at its best batch size: the best measurement at a start, or the last while idle.",
+            "Inputs that the engine does at its best batch size: the best measurement at a start, or the last idle.",
             registry=registry,
         )
 
@@ -158,8 +161,9 @@ class BatchCollector(Collector):
                 "What a batch costs whatever its size: the line through the costs.",
                 stats.cost.fixed,
             ),
-            ("frame_cost_seconds", "What each frame adds to a batch: its slope.", stats.cost.per_frame),
-            ("full_frames", "Frames in a full batch: larger ones would only make frames older.", stats.cap),
+            ("frame_cost_seconds", "What each input adds to a batch: its slope.", stats.cost.per_frame),
+            ("full_frames", "Inputs in a full batch: larger ones would only make frames older.", stats.full),
+            ("inputs_per_frame", "Inputs of the model that a frame has on average, lately.", stats.views),
             ("expected_gap_seconds", "Mean time to the next frame lately.", stats.expected_gap),
             ("slowdown_ratio", "Times the measured cost that batches take lately.", stats.slowdown),
             ("margin_seconds", "Time that is kept for publishing, where there is a target.", stats.margin),

@@ -37,6 +37,7 @@ _SILENCE: Final = 15.0  # seconds that count of a longer one: a night's would ou
 _NEWEST: Final = 1 / 8  # weight of the newest batch in what batches take lately
 _DEVIATIONS: Final = 4.0  # mean ones, above the mean: hardly ever exceeded (as in TCP's timer)
 _SPARE: Final = 1.05  # times what arrives: what batches of a size must reach to keep up, since the gap is an estimate
+_ROUNDING: Final = 0.1  # of a frame: a mean that comes near a whole number counts as that
 _SLOWEST: Final = 4.0  # times the measured cost: one batch that hung tells nothing about the next
 
 
@@ -63,6 +64,8 @@ class BatchStats:
     """What was chosen, and why.
 
     cap           frames in a full batch
+    full          inputs of the model in one: a frame has several where a camera's whole picture is seen, or regions
+    views         inputs that a frame has on average, lately
     expected_gap  seconds to the next frame; infinite before the second one
     slowdown      times the measured cost that batches take lately
     margin        seconds that are kept for publishing
@@ -73,10 +76,14 @@ class BatchStats:
     expected_gap: float
     slowdown: float
     margin: float
+    full: int = 0
+    views: float = 1.0
 
 
 class BatchPolicy:
     """Called on the loop only.
+
+    Frames are what waits; what they cost goes by the inputs of the model that they have on average.
 
     `target`: seconds from arrival to label; None: take what is there, wait for `max_wait` at most. With a target a
     `max_wait` above 0 is another bound.
@@ -91,8 +98,9 @@ class BatchPolicy:
         max_wait: float = 0.0,
         cap_for: Callable[[BatchCost], int] | None = None,
     ) -> None:
-        """`cap_for`: the size of a full batch by other costs (see `learn`); None: `cap` again."""
-        self.cap = cap
+        """`cap`: inputs in a full batch. `cap_for`: the same by other costs (see `learn`); None: `cap` again."""
+        self._full = cap
+        self._views = 1.0
         self._cap_for = cap_for
         self.target = target
         self.max_wait = max_wait
@@ -110,12 +118,17 @@ class BatchPolicy:
 
         return cls(cost, cap_for(cost), target=batch.target_latency, max_wait=batch.max_wait, cap_for=cap_for)
 
+    @property
+    def cap(self) -> int:
+        """Frames in a full batch; at least one."""
+        return max(1, int(self._full / self._views + _ROUNDING))
+
     def learn(self, cost: BatchCost) -> None:
         """These are the costs from now on."""
         self._cost = cost
         if self._cap_for is not None:
-            self.cap = self._cap_for(cost)
-        self._measured = tuple(cost.seconds(size) if size else 0.0 for size in range(self.cap + 1))
+            self._full = self._cap_for(cost)
+        self._measured = tuple(cost.seconds(size) if size else 0.0 for size in range(self._full + 1))
 
     def stats(self) -> BatchStats:
         return BatchStats(
@@ -124,17 +137,25 @@ class BatchPolicy:
             expected_gap=self._arrivals.gap,
             slowdown=self._slowdown,
             margin=self._publishing.at_most,
+            full=self._full,
+            views=self._views,
         )
 
     # ---- what happened
 
-    def took(self, put_at: Iterable[float]) -> None:
-        """A batch has left, of frames that came at these times (monotonic seconds)."""
-        self._arrivals.add(put_at)
+    def took(self, put_at: Iterable[float], *, inputs: int | None = None) -> None:
+        """A batch has left, of frames that came at these times (monotonic seconds).
 
-    def classified(self, count: int, seconds: float) -> None:
-        """A batch of `count` was back from the engine after so long."""
-        times = self._slowdown * seconds / max(self._seconds(count), 1e-9)  # the measured cost
+        `inputs`: how many they have in all; None: one each.
+        """
+        times = list(put_at)
+        self._arrivals.add(times)
+        own = 1.0 if inputs is None else inputs / len(times)
+        self._views += _NEWEST * (own - self._views)
+
+    def classified(self, inputs: int, seconds: float) -> None:
+        """A batch of so many inputs was back from the engine after so long."""
+        times = seconds / max(self._of_inputs(inputs), 1e-9)
         # It was measured with nothing else to do; and frames that needed no model must not make it look faster.
         self._slowdown += _NEWEST * (min(max(times, 1.0), _SLOWEST) - self._slowdown)
 
@@ -174,7 +195,8 @@ class BatchPolicy:
 
     def _worth(self, waiting: int) -> float:
         """Seconds that waiting for one more frame may cost; 0 where the frame is expected to come later than that."""
-        saved = self._cost.saves(waiting) - waiting * self._cost.adds(waiting)
+        fixed, adds = self._cost.fixed, self._cost.adds(waiting)
+        saved = fixed + self._views * (self._cost.saves(waiting) - fixed - waiting * adds)
         worth = saved * self._slowdown / (waiting + 1)
         return worth if self._arrivals.gap <= worth else 0.0
 
@@ -182,7 +204,11 @@ class BatchPolicy:
         return self._cost.streams * size * self._arrivals.gap >= _SPARE * self._seconds(size)
 
     def _seconds(self, count: int) -> float:
-        return self._slowdown * (self._measured[count] if count <= self.cap else self._cost.seconds(count))
+        """Of so many frames."""
+        return self._slowdown * self._of_inputs(round(count * self._views))
+
+    def _of_inputs(self, count: int) -> float:
+        return self._measured[count] if count <= self._full else self._cost.seconds(count)
 
 
 class _Arrivals:

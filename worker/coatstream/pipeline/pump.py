@@ -118,7 +118,7 @@ class Pump:
             if not outcomes:
                 return
             done = await loop.run_in_executor(self._publishing, self._publish, outcomes)
-            self._policy.classified(len(batch.queued), classified - began)
+            self._policy.classified(batch.inputs, classified - began)
             self._policy.published(loop.time() - classified)
             for outcome, settled in zip(outcomes, done, strict=True):
                 if settled and isinstance(outcome, Published) and outcome.receipt is None:

@@ -29,7 +29,7 @@ class _ReportPart(BaseModel):
 
 
 class ModelReport(_ReportPart):
-    """The model as it runs. `rate`: frames a second that the engine did when it was measured."""
+    """The model as it runs. `rate`: inputs a second that the engine did when it was measured."""
 
     name: str
     weights: str
@@ -40,12 +40,12 @@ class ModelReport(_ReportPart):
 
 
 class BatchReport(_ReportPart):
-    """Batches of the last seconds.
+    """Batches of the last seconds, counted in inputs of the model: of some cameras a frame has several.
 
     per_second  batches
-    size        frames of one, on average
-    fill        share of the prepared size that was frames and not padding
-    full        frames of a full batch; 0: not known yet
+    size        inputs of one, on average
+    fill        share of the prepared size that was inputs and not padding
+    full        inputs of a full batch; 0: not known yet
     left        how many left, by why they did
     """
 

@@ -77,7 +77,7 @@ class _ReportMaker:
             frames_per_second=round(recent.rate(), 2),
             age=recent.mean("age"),
             age_p95=recent.quantile("age", _PERCENTILE),
-            batches=recent.batches(full=stats.cap if stats else 0),
+            batches=recent.batches(full=stats.full if stats else 0),
             stages=recent.stages(),
             frames=recent.frames,
             cameras=self._cameras(),

@@ -59,7 +59,7 @@ function figuresOf({ workers, queues }) {
   if (busy.length) {
     const batches = sum((worker) => worker.batches.per_second, busy) || 1;
     const weigh = (pick) => sum((worker) => pick(worker) * worker.batches.per_second, busy) / batches;
-    figures.push(["Batch", `${rate(weigh((worker) => worker.batches.size))} frames, ${Math.round(weigh((worker) => worker.batches.fill) * 100)} % filled`, reasons(busy)]);
+    figures.push(["Batch", `${rate(weigh((worker) => worker.batches.size))} inputs, ${Math.round(weigh((worker) => worker.batches.fill) * 100)} % filled`, reasons(busy)]);
     figures.push(["Age", seconds(Math.max(...busy.map((worker) => worker.age ?? 0))), "from capture to label, mean of the slowest replica"]);
     figures.push(["Stages", ["decode", "wait", "infer", "publish"].map((stage) => stageOf(busy, stage)).filter(Boolean).join(" · ")]);
   }

@@ -3,10 +3,12 @@
 A test that needs them runs where COATSTREAM_CONTAINERS=1 (`make deploy-check-image`): it takes minutes, root and 6 GB.
 """
 
+import atexit
 import hashlib
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -14,9 +16,11 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
+from coatstream.engine.cores import usable_cores
 
 from tests.support.absence import missing
 from tests.support.paths import ROOT
@@ -33,8 +37,6 @@ default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
 runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
-[network]
-network_backend = "netavark"
 """
 HARDENED = (
     "--no-healthcheck",
@@ -57,7 +59,15 @@ def needed() -> None:
             missing(f"no {tool} on this machine (apt-get install buildah podman runc mmdebstrap)")
 
 
-def tool(*command: str | Path, check: bool = True, conf: Path = Path("/etc/containers/containers.conf")) -> str:
+@cache
+def _conf() -> str:
+    folder = Path(tempfile.mkdtemp(prefix="coatstream-containers-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    (file := folder / "containers.conf").write_text(CONF, "ascii")
+    return str(file)
+
+
+def tool(*command: str | Path, check: bool = True) -> str:
     """What buildah or podman prints on stdout and stderr; where `check`, it must succeed."""
     done = subprocess.run(
         command,
@@ -66,7 +76,7 @@ def tool(*command: str | Path, check: bool = True, conf: Path = Path("/etc/conta
         text=True,
         timeout=2 * PATIENCE,
         check=False,
-        env=os.environ | {"CONTAINERS_CONF": str(conf)},
+        env=os.environ | {"CONTAINERS_CONF": _conf()},
         cwd=ROOT,
     )
     assert not check or done.returncode == 0, done.stdout[-4000:]
@@ -80,11 +90,37 @@ def build(context: Path, *arguments: str, tag: str = IMAGE, check: bool = True) 
     wheels = ("--volume", f"{context / 'wheels'}:/wheels:ro") if (context / "wheels").exists() else ()
     pip = "--cert /etc/ssl/certs/ca-certificates.crt" + (" --find-links /wheels" if wheels else "")
     fixed = ("buildah", "bud", "--isolation", "chroot", "--format", "docker", "--layers", "-f", recipe)
-    named = {"PYTHON_IMAGE": BASE, "WEIGHTS": "baked", "WEIGHTS_SHA256": digest, "PIP_ARGS": pip}
+    named = {"PYTHON_IMAGE": BASE, "VARIANT": "cpu", "WEIGHTS": "baked", "WEIGHTS_SHA256": digest, "PIP_ARGS": pip}
     named |= {"TORCH_INDEX": ""} if wheels else {}
     chosen = [part for name, value in named.items() for part in ("--build-arg", f"{name}={value}")]
     ignore = ("--ignorefile", str(recipe.with_name("Dockerfile.dockerignore")))
     return tool(*fixed, *ignore, *wheels, *chosen, *arguments, "-t", tag, context, check=check)
+
+
+def undisturbed(wall: float, processor: float) -> float:
+    """Seconds that something takes where no other program wants the cores: measured, or at most its processor time."""
+    return min(wall, processor / usable_cores())
+
+
+def processor_seconds(pid: int) -> float:
+    """Of a process and all its children, those that have ended too."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text("ascii", errors="replace").rpartition(")")[2].split()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()
+    except OSError:  # it has ended
+        return 0.0
+    own: float = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    return own + sum(processor_seconds(int(child)) for child in children)
+
+
+def packages(image: str) -> list[str]:
+    """What `pip freeze` would print, were there a pip."""
+    script = (
+        "from importlib.metadata import distributions; "
+        "print(*sorted(f'{d.name}=={d.version}' for d in distributions()), sep='\\n')"
+    )
+    plain = ("podman", "run", "--rm", "--no-healthcheck", "--network", "host", "--entrypoint", "python")
+    return tool(*plain, image, "-c", script).split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +158,10 @@ class Container:
         began = time.monotonic()
         tool("podman", "stop", "-t", str(grace), self.name)
         return int(self.inspect("{{.State.ExitCode}}")), time.monotonic() - began
+
+    def processor_seconds(self) -> float:
+        """That it has taken so far."""
+        return processor_seconds(int(self.inspect("{{.State.Pid}}")))
 
     def inspect(self, template: str) -> str:
         return tool("podman", "inspect", "--format", template, self.name).strip()

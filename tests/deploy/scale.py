@@ -14,12 +14,13 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import redis
 from coatstream.settings.model import QueueSettings
@@ -48,6 +49,7 @@ class Member:
     """One worker and what was done to it."""
 
     process: "subprocess.Popen[bytes]"
+    log: BinaryIO
     began: float
     stopping: float = 0.0
     killed: bool = False
@@ -61,13 +63,13 @@ class Outcome:
     exits: "collections.Counter[str]" = field(default_factory=collections.Counter)
     stops: list[float] = field(default_factory=list)
     replicas: list[int] = field(default_factory=list)
+    last_words: list[str] = field(default_factory=list)  # of those that ended as they should not, or late
 
 
 class Fleet:
     """The workers, and the stand-in for KEDA."""
 
-    def __init__(self, pair: SentinelPair, rng: random.Random, log: BinaryIO | None) -> None:
-        self._log = log  # of all workers
+    def __init__(self, pair: SentinelPair, rng: random.Random) -> None:
         self._pair = pair
         self._rng = rng
         self._members: list[Member] = []
@@ -89,8 +91,7 @@ class Fleet:
             self.stop(self._rng.choice(self.live()))
         for member in self._members:
             if member.frozen_until and now >= member.frozen_until:
-                member.frozen_until = 0.0
-                self._signal(member, signal.SIGCONT)
+                self._thaw(member)
         self._reap()
 
     def _wish(self, now: float, desired: int) -> None:
@@ -108,14 +109,15 @@ class Fleet:
     def start(self) -> None:
         variables = {f"COATSTREAM_{key}": value for key, value in SETTINGS.items()}
         variables |= {"COATSTREAM_REDIS__URL": self._pair.url, "OMP_NUM_THREADS": "1"}
+        log: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115  (for as long as the worker)
         process = subprocess.Popen(
             [sys.executable, "-m", "coatstream", "run"],
             env=os.environ | variables,
             stdout=subprocess.DEVNULL,
-            stderr=self._log or subprocess.DEVNULL,
+            stderr=log,
             start_new_session=True,
         )
-        self._members.append(Member(process, time.monotonic()))
+        self._members.append(Member(process, log, time.monotonic()))
 
     def stop(self, member: Member) -> None:
         member.stopping = time.monotonic()
@@ -128,6 +130,13 @@ class Fleet:
             member.killed = True
             self._signal(member, signal.SIGKILL)
         return bool(settled)
+
+    def _thaw(self, member: Member) -> None:
+        """A frozen worker hears SIGTERM only now."""
+        if member.frozen_until:
+            member.frozen_until = 0.0
+            self._signal(member, signal.SIGCONT)
+            member.stopping = member.stopping and time.monotonic()
 
     def freeze(self) -> bool:
         if settled := [m for m in self.live() if time.monotonic() - m.began > 5 and not m.frozen_until]:
@@ -147,8 +156,7 @@ class Fleet:
 
     def end(self) -> None:
         for member in self.live():
-            if member.frozen_until:
-                self._signal(member, signal.SIGCONT)
+            self._thaw(member)
             self.stop(member)
         ends = time.monotonic() + 60
         while self._members and time.monotonic() < ends:
@@ -161,13 +169,22 @@ class Fleet:
             code = member.process.returncode
             how = "SIGKILL" if member.killed else "SIGTERM" if member.stopping else "itself"
             self.outcome.exits[f"{how} -> {code}"] += 1
+            took = time.monotonic() - member.stopping if member.stopping else 0.0
             if member.stopping and not member.killed:
-                self.outcome.stops.append(time.monotonic() - member.stopping)
+                self.outcome.stops.append(took)
+            if not member.killed and (code or how == "itself" or took > LONGEST_DRAIN):
+                self.outcome.last_words.append(f"{how} -> {code} after {took:.1f} s: {_tail(member.log)}")
+            member.log.close()
 
     @staticmethod
     def _signal(member: Member, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
             os.killpg(member.process.pid, number)
+
+
+def _tail(log: BinaryIO, most: int = 2000) -> str:
+    log.seek(max(0, log.seek(0, os.SEEK_END) - most))
+    return log.read().decode(errors="replace")
 
 
 class Feeder(threading.Thread):
@@ -217,7 +234,6 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--freezes", type=int, default=5)
     parser.add_argument("--seed", type=int, default=4)
-    parser.add_argument("--log", type=argparse.FileType("ab", 0), help="a file for the workers' logs")
     options = parser.parse_args()
     with sentinel_pair() as pair:
         report = played(pair, options, random.Random(options.seed))
@@ -226,7 +242,7 @@ def main() -> int:
 
 
 def played(pair: SentinelPair, options: argparse.Namespace, rng: random.Random) -> dict[str, object]:
-    fleet, feeder = Fleet(pair, rng, options.log), Feeder(pair, options.frames, options.peak)
+    fleet, feeder = Fleet(pair, rng), Feeder(pair, options.frames, options.peak)
     acts = ["kill"] * options.kills + ["freeze"] * options.freezes + ["upgrade", "failover"]
     rng.shuffle(acts)
     places = sorted(rng.uniform(0.1, 0.9) * options.frames for _ in acts)
@@ -291,7 +307,7 @@ def _report(pair: SentinelPair, fed: int, outcome: Outcome) -> dict[str, object]
         "drain": bool(stops) and stops[-1] > LONGEST_DRAIN,
         "age": ages[-1] > MIN_IDLE + queueing,
     }
-    return report | {"broken": [name for name, is_so in broken.items() if is_so]}
+    return report | {"broken": [name for name, is_so in broken.items() if is_so], "last_words": outcome.last_words}
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +322,7 @@ class Label:
 
 def _labels(client: redis.Redis) -> Iterator[Label]:
     start = "-"
-    while rows := client.xrange("labels", min=start, count=5000):
+    while rows := cast("list[tuple[bytes, dict[bytes, bytes]]]", client.xrange("labels", min=start, count=5000)):
         for _, fields in rows:
             times = float(fields[b"captured_at"]), float(fields[b"published_at"])
             yield Label(fields[b"entry_id"], fields[b"frame_id"], *times)

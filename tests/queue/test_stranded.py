@@ -72,6 +72,38 @@ def test_after_adoption_every_entry_gets_one_outcome_and_the_sum_comes_out(
     assert_balanced(client)
 
 
+@pytest.mark.parametrize("by", ["create", "setid"])
+def test_a_position_beyond_the_newest_entry_passes_over_nothing_that_comes_after_the_look(
+    client: Client, by: str
+) -> None:
+    if by == "create":
+        client.xgroup_create("frames", QUEUE.group, "99999999999999-0", mkstream=True)
+        member(client).join()
+    else:
+        member(client).join()
+        client.xgroup_setid("frames", QUEUE.group, "99999999999999-0")
+    passed_over = add(client, 2)
+
+    assert adopt_stranded(client, QUEUE, every=0) == 2
+    new = add(client, 3)
+
+    assert read(client) == new
+    assert ids(member(client).reclaim(10, alone=False).entries) == passed_over
+    assert count_stranded(client, QUEUE) == 0
+
+
+def test_a_frame_with_the_lowest_id_survives_the_look(client: Client) -> None:
+    client.xadd("frames", {"image": b"x"}, id="0-1")
+    member(client).join()
+    assert read(client) == ["0-1"]
+
+    adopt_stranded(client, QUEUE, every=0)
+
+    assert client.xlen("frames") == 1
+    settler(client).settle([published("0-1")], now=NOW)
+    assert client.xlen("labels") == 1
+
+
 def test_entries_in_work_and_new_ones_are_left_alone(client: Client) -> None:
     member(client).join()
     add(client, 6)

@@ -1,6 +1,7 @@
 """A real worker whose log nobody reads, whose disk is full, whose output is closed: labels go on, and it drains."""
 
 import fcntl
+import functools
 import os
 import signal
 import subprocess
@@ -9,10 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import httpx
 import pytest
 from coatstream.broker.connection import Client
 
 from tests.support.pictures import grey_jpeg
+from tests.support.ports import HOST, free_port
 from tests.support.servers import ON_ONE_SERVER
 from tests.support.workers import eventually
 
@@ -45,6 +48,22 @@ def labels_after(client: Client, frames: int) -> None:
     eventually(lambda: client.xlen("labels") == before + frames, "labels of the new frames")
 
 
+def fill(say: int) -> None:
+    """Leave no room in a pipe."""
+    size = fcntl.fcntl(say, fcntl.F_SETPIPE_SZ, 4096)
+    os.set_blocking(say, False)
+    with suppress(BlockingIOError):
+        while os.write(say, b"x" * size):
+            pass
+    os.set_blocking(say, True)
+
+
+def answers(port: int) -> bool:
+    with suppress(httpx.TransportError):
+        return httpx.get(f"http://{HOST}:{port}/metrics", timeout=2).status_code == 200
+    return False
+
+
 def stop(process: "subprocess.Popen[bytes]") -> int:
     process.send_signal(signal.SIGTERM)
     return process.wait(60)
@@ -66,12 +85,7 @@ def test_a_reader_of_the_log_that_dies_ends_no_label(client: Client, redis_url: 
 
 def test_a_reader_of_the_log_that_sleeps_stops_neither_labels_nor_the_drain(client: Client, redis_url: str) -> None:
     hear, say = os.pipe()
-    size = fcntl.fcntl(say, fcntl.F_SETPIPE_SZ, 4096)
-    os.set_blocking(say, False)
-    with suppress(BlockingIOError):
-        while os.write(say, b"x" * size):
-            pass
-    os.set_blocking(say, True)
+    fill(say)
     with running(WORKER, redis_url, say) as process:
         os.close(say)
 
@@ -95,3 +109,27 @@ def test_output_that_is_closed_at_the_start_stops_no_label(client: Client, redis
         labels_after(client, 5)
 
         assert stop(process) == 0
+
+
+@pytest.mark.usefixtures("client")
+@pytest.mark.parametrize("reader", ["gone", "asleep"])
+@pytest.mark.parametrize("command", ["page", "queue"])
+def test_what_serves_without_a_worker_is_stopped_by_no_reader_of_its_log(
+    redis_url: str, command: str, reader: str
+) -> None:
+    hear, say = os.pipe()
+    port = free_port()
+    words = ["page", "--set", f"http.port={port}"] if command == "page" else ["queue", "--metrics", str(port)]
+    if reader == "gone":
+        os.close(hear)
+    else:
+        fill(say)
+    with running([sys.executable, "-m", "coatstream", *words], redis_url, say) as process:
+        os.close(say)
+
+        eventually(functools.partial(answers, port), "an answer to a scrape")
+
+        assert process.poll() is None
+        assert stop(process) == 0
+    if reader == "asleep":
+        os.close(hear)

@@ -126,7 +126,15 @@ def test_an_end_on_purpose_is_the_end_with_the_same_code(way: str, code: int) ->
 
 
 @pytest.mark.parametrize(
-    "crash", ["os._exit(0)", "os._exit(4)", "os.abort()", "os.kill(os.getpid(), signal.SIGRTMIN + 1)"]
+    "crash",
+    [
+        "os._exit(0)",
+        "os._exit(4)",
+        "os.abort()",
+        "os.kill(os.getpid(), signal.SIGRTMIN + 1)",
+        "sys.stderr = open(os.devnull, 'w'); sys.exit(0)",
+        "sys.stderr = open(os.devnull, 'w'); raise BrokenPipeError",
+    ],
 )
 def test_an_end_without_a_word_is_a_crash_and_the_next_child_is_there_at_once(crash: str) -> None:
     ended, out, errors = outcome(f"""
@@ -423,6 +431,38 @@ def test_what_is_wrong_at_the_start_of_the_child_is_no_crash(redis_url: str) -> 
     (fault,) = [line for line in done.stderr.splitlines() if '"event": "starting"' not in line]
     assert fault.startswith("coatstream: ")
     assert str(port) in done.stderr
+
+
+@ON_ONE_SERVER
+def test_a_bug_in_the_worker_is_a_crash_and_the_next_worker_goes_on(client: Client, redis_url: str) -> None:
+    script = (
+        "import asyncio, sys\n"
+        "from coatstream import cli\n"
+        "from coatstream.service import Service\n"
+        "run = Service.run\n"
+        "async def broken(self, stop):\n"
+        "    if self.telemetry.lineage.restarts == 0:\n"
+        "        raise BrokenPipeError(32, 'Broken pipe')\n"
+        "    await run(self, stop)\n"
+        "Service.run = broken\n"
+        "sys.exit(cli.run(['run', '--engine', 'noop', '--set', 'http.port=0']))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COATSTREAM_")}
+    environment |= {"COATSTREAM_REDIS__URL": redis_url, "COATSTREAM_LOG__FORMAT": "json"}
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        client.xadd("frames", {"image": jpeg(32, 32)})
+        eventually(lambda: client.xlen("labels") == 1, "a label by the second worker")
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+        process.communicate()
+
+    assert process.returncode == 0
+    assert "coatstream: a bug in coatstream: BrokenPipeError" in errors
+    assert errors.count("worker crashed") == errors.count("worker restarted") == 1
+    assert "Traceback" not in errors
 
 
 @ON_ONE_SERVER

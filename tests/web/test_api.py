@@ -196,6 +196,32 @@ async def test_a_picture_of_an_event_is_sent_once_and_then_its_tag_is_enough(cli
     assert gone.status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("named", "status"),
+    [
+        ("{tag}", 304),
+        ("W/{tag}", 304),
+        ('"other", {tag}', 304),
+        ('W/"other",W/{tag}', 304),
+        ("*", 304),
+        ('"other"', 200),
+        ("", 200),
+        ('"', 200),
+    ],
+)
+async def test_a_tag_counts_also_where_a_proxy_weakened_it_or_several_are_named(
+    client: Client, redis_url: str, named: str, status: int
+) -> None:
+    name = picture_id("frame", 1_700_000_000.0)
+    client.set(f"picture:{name}", b"\xff\xd8\xff\xe0jpeg")
+
+    async with page_of(page_settings(redis_url)) as http:
+        for path in (f"/api/pictures/{name}", "/"):
+            tag = (await http.get(path)).headers["etag"]
+            again = await http.get(path, headers={"if-none-match": named.format(tag=tag)})
+            assert (path, again.status_code) == (path, status)
+
+
 async def test_dead_letters_are_listed_filtered_shown_replayed_and_dropped(client: Client, redis_url: str) -> None:
     why = {"error": "no", "deliveries": "1", "entry_id": "1-1", "died_at": "1700000000.5", "worker": "w"}
     for number in range(30):

@@ -69,6 +69,13 @@ class Lifeline:
         finally:
             os._exit(code)
 
+    def crash(self) -> NoReturn:
+        """End this process without a word, so that the parent starts the next one: what went wrong was a bug."""
+        try:
+            drain_log()
+        finally:
+            os._exit(1)
+
     def _report(self, words: str) -> None:
         if self.pipe is not None:
             os.write(self.pipe, words.encode())
@@ -124,7 +131,7 @@ def supervise(run_child: RunChild, *, restarts_per_minute: int) -> int:
     """Run the worker in a child, and in another after each crash; returns the exit code. Raises NeverReady.
 
     `run_child` gets its worker's name, its lineage and its lifeline, with `STOP_SIGNALS` blocked until it has
-    handlers for them. It raises nothing: the code that it returns, or leaves with, is this process's too.
+    handlers for them. The code that it returns, or leaves with, is this process's too; if it raises, that is a crash.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored signals are inherited: no end of a child would be noticed
     signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)  # for good: a late signal shall not change the exit code
@@ -179,14 +186,13 @@ def _start(run_child: RunChild, lineage: Lineage) -> _WorkerProcess:
 
 
 def _live(parent: int, lifeline: Lifeline, run: Callable[[], int]) -> NoReturn:
-    """The child's whole life: it must never return into the parent's stack."""
-    code = 1
+    """The child's whole life: it must never return into the parent's stack. An exception is no wanted end."""
     try:
         if end_with_parent(parent):  # no worker without a parent
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
-            code = run()
+            lifeline.leave(run())
     finally:
-        lifeline.leave(code)
+        lifeline.crash()
 
 
 def _outlive(child: _WorkerProcess) -> _End:

@@ -53,12 +53,17 @@ def exit_code(call: Callable[[], int | None]) -> int:
         discard_stdout()
         return ExitCode.DONE
     except Exception as error:
-        if os.environ.get("COATSTREAM_LOG__LEVEL") == "debug":
-            print(redact(traceback.format_exc()), file=sys.stderr)
-        return _report(
-            f"a bug in coatstream: {type(error).__name__}: {error} (COATSTREAM_LOG__LEVEL=debug shows where)",
-            ExitCode.FAULT,
-        )
+        return report_bug(error)
+
+
+def report_bug(error: Exception) -> int:
+    """Print that an exception is a bug, and return the exit code. Call it while the exception is handled."""
+    if os.environ.get("COATSTREAM_LOG__LEVEL") == "debug":
+        print(redact(traceback.format_exc()), file=sys.stderr)
+    return _report(
+        f"a bug in coatstream: {type(error).__name__}: {error} (COATSTREAM_LOG__LEVEL=debug shows where)",
+        ExitCode.FAULT,
+    )
 
 
 def discard_stdout() -> None:

@@ -18,8 +18,8 @@ def run_page(settings: SettingsTree) -> int:
     """Serve until SIGTERM or Ctrl-C. 0. Raises ConfigError; Redis may come and go."""
     if settings.redis.url is None:
         raise ConfigError("redis.url is not set: give --redis URL, for example redis://localhost:6379/0")
-    logs.configure(settings.log)
-    asyncio.run(_serve(settings))
+    with logs.unstoppable(settings.log):
+        asyncio.run(_serve(settings))
     return 0
 
 

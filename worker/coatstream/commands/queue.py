@@ -1,7 +1,6 @@
 """`coatstream queue`: the queues at a glance, once or as they change, or as metrics. Loads no model."""
 
 import asyncio
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,6 +22,7 @@ from coatstream.queue.metrics import QueueMetrics
 from coatstream.queue.monitor import Monitor
 from coatstream.queue.overview import QueueOverview, overview
 from coatstream.settings.model import HttpSettings, QueueSettings, SettingsTree
+from coatstream.supervisor import STOP_SIGNALS
 from coatstream.telemetry import logs
 from coatstream.telemetry.metrics import StatusCollector
 from coatstream.telemetry.telemetry import Telemetry
@@ -121,9 +121,8 @@ def _parts(found: QueueOverview, limits: QueueSettings) -> Iterator[Any]:
 
 def serve_queue_metrics(settings: SettingsTree, port: int) -> int:
     """/metrics of the queues alone, with or without workers, until SIGTERM or Ctrl-C. 0. Raises ConfigError."""
-    logs.configure(settings.log)
     http = settings.http.model_copy(update={"port": port})
-    with suppress(KeyboardInterrupt):
+    with logs.unstoppable(settings.log), suppress(KeyboardInterrupt):
         asyncio.run(_serve(settings, http))
     return 0
 
@@ -135,12 +134,13 @@ async def _serve(settings: SettingsTree, http: HttpSettings) -> None:
     status.warm()  # there is no model to wait for
     telemetry.outages.up("start")
     stop = asyncio.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
+    for name in STOP_SIGNALS:
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
     with connect(settings.redis) as client:
         health = telemetry.outages.of("monitor")
         monitor = Monitor(client, queues, QueueMetrics(registry), health, labels=queues[0].labels)
         async with serve(make_app(registry, status), http) as port:
-            print(f"metrics of {len(queues)} queues: {link(http.host, port)}/metrics", flush=True)
+            with suppress(OSError):  # the reader of the line has gone, or its disk is full
+                print(f"metrics of {len(queues)} queues: {link(http.host, port)}/metrics", flush=True)
             with in_thread(monitor.run, "monitor"):
                 await stop.wait()

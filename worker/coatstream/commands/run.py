@@ -10,10 +10,12 @@ from functools import partial
 import structlog
 
 from coatstream import __version__
+from coatstream.commands.exit_codes import report_bug
 from coatstream.commands.summary import start_summary
 from coatstream.engine.memory import tune_allocator
-from coatstream.errors import ConfigError
+from coatstream.errors import CoatstreamError, ConfigError
 from coatstream.service import Service
+from coatstream.settings.errors import SettingsError
 from coatstream.settings.model import SettingsTree
 from coatstream.supervisor import STOP_SIGNALS, Lifeline, supervise
 from coatstream.telemetry import logs
@@ -65,7 +67,15 @@ def _serve(settings: SettingsTree, log: LogWriter, name: str, lineage: Lineage, 
     told = start_summary(settings)
     service = Service(settings, worker=name, lineage=lineage, on_warm=lifeline.ready, on_ready=told)
     service.telemetry.metrics.lost_lines(lambda: log.dropped)
-    asyncio.run(work(service, asyncio.Event(), lifeline))
+    try:
+        asyncio.run(work(service, asyncio.Event(), lifeline))
+    except (CoatstreamError, SettingsError, KeyboardInterrupt):
+        raise
+    except Exception as bug:
+        if not lifeline.supervised:
+            raise
+        report_bug(bug)
+        lifeline.crash()  # the next worker goes on: a bug that one frame meets must not end the work of all
     return int(not service.drained)
 
 

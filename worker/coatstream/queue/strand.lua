@@ -6,7 +6,7 @@
 -- Reply { entries found, 1 = look again at once }
 --
 -- Four ways lead here: XGROUP DELCONSUMER by hand drops what the consumer had pending, another tool acknowledges entries
--- that it did not delete, a group is made at `$`, or XGROUP SETID passes over what waits.
+-- that it did not delete, a group is made at `$` or a later id, or XGROUP SETID passes over what waits.
 -- Settled entries are deleted in the step that acknowledges them, so what lies in the stream up to the group's position
 -- is pending or stranded. Where this user may not delete, settled entries stay: `undeleted` in the books is the newest of
 -- them (settle.lua), and nothing up to it is adopted, since it would get a second label.
@@ -38,7 +38,8 @@ end
 
 local last = position()
 if not last or last == '0-0' then return {0, 0} end
-if adopt and type(redis.pcall('XDEL', frames, '0-1')) == 'table' then return {0, 0} end -- settled entries stay
+-- No stream takes the id 0-0, so this deletes nothing; 0-1 may be a frame.
+if adopt and type(redis.pcall('XDEL', frames, '0-0')) == 'table' then return {0, 0} end -- settled entries stay
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -75,6 +76,18 @@ local function more_outcomes_than_gone()
   return sum > info['entries-added']
 end
 if #found > 0 and undeleted == '' and more_outcomes_than_gone() then found = {} end
+
+-- A position beyond the newest id, set by hand, passes over every entry to come: from here on they are new again.
+local function newest_id()
+  local flat = redis.call('XINFO', 'STREAM', frames)
+  for i = 1, #flat, 2 do
+    if flat[i] == 'last-generated-id' then return flat[i + 1] end
+  end
+end
+local newest = newest_id()
+if padded(last) > padded(newest) then
+  redis.pcall('XGROUP', 'SETID', frames, group, newest) -- pcall: without this right each entry is found by a look
+end
 
 for _, id in ipairs(found) do
   redis.call('XCLAIM', frames, group, NOBODY, 0, id, 'IDLE', LONG_IDLE, 'RETRYCOUNT', 0, 'FORCE', 'JUSTID')

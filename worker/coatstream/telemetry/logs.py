@@ -4,13 +4,15 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 import structlog
 
 from coatstream.errors import redact
 from coatstream.settings.model import LogSettings
+from coatstream.telemetry.log_writer import LogWriter
 
 
 def configure(settings: LogSettings) -> None:
@@ -38,6 +40,20 @@ def configure(settings: LogSettings) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
     for handler in logging.getLogger().handlers:
         handler.addFilter(Throttle())
+
+
+@contextmanager
+def unstoppable(settings: LogSettings) -> Iterator[None]:
+    """The same for a command that serves until it is stopped: a log that is stuck, full or closed costs lines only."""
+    before, writer = sys.stderr, LogWriter()
+    sys.stderr = writer
+    configure(settings)
+    writer.start()
+    try:
+        yield
+    finally:
+        writer.drain()
+        sys.stderr = before
 
 
 class Throttle(logging.Filter):

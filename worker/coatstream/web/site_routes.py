@@ -11,6 +11,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from coatstream.web.access import SESSION, Access
+from coatstream.web.entity_tags import has_already
 from coatstream.web.guard import COOKIE, client_of, try_token
 
 _KINDS: Final = {
@@ -60,7 +61,7 @@ class _SiteFile:
         self.route = Route("/" if name == "index.html" else f"/{name}", self._answer, methods=["GET"])
 
     async def _answer(self, request: Request) -> Response:
-        if request.headers.get("if-none-match") == self._headers["etag"]:
+        if has_already(request, self._headers["etag"]):
             return Response(status_code=304, headers=self._headers)
         return Response(self._data, headers=self._headers)
 

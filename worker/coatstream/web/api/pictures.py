@@ -19,6 +19,7 @@ from coatstream.results.pictures import EventPictures
 from coatstream.settings.model import QueueSettings
 from coatstream.web.api.backend import Desk, absent
 from coatstream.web.api.dead import Letter, Stream, letters_of
+from coatstream.web.entity_tags import has_already
 
 router = APIRouter(tags=["pictures"])
 
@@ -71,6 +72,6 @@ def _pixels(picture: LetterPicture, queue: QueueSettings) -> Pixels:
 def _answer(request: Request, data: bytes) -> Response:
     etag = f'"{hashlib.sha256(data).hexdigest()[:20]}"'
     headers = {"etag": etag, "cache-control": "private, max-age=86400, immutable"}
-    if request.headers.get("if-none-match") == etag:
+    if has_already(request, etag):
         return Response(status_code=304, headers=headers)
     return Response(data, media_type="image/jpeg", headers=headers)

@@ -3,6 +3,7 @@
 `python -m tests.cameras.clips FOLDER` writes them all and says how far this package's pictures are off.
 """
 
+import re
 import struct
 import subprocess
 import sys
@@ -79,6 +80,17 @@ def _damaged_at(place: float) -> Callable[[bytes], bytes]:
 
 def _cut_at(place: float) -> Callable[[bytes], bytes]:
     return lambda data: data[: int(place * len(data))]
+
+
+def _without_slice(number: int) -> Callable[[bytes], bytes]:
+    """A raw HEVC stream that has lost one of its slices (ITU-T H.265, 7.4.2.2: types up to 31)."""
+
+    def edit(data: bytes) -> bytes:
+        units = re.split(rb"(?=\x00\x00\x00\x01|(?<!\x00)\x00\x00\x01)", data)
+        slices = [unit for unit in units if unit and unit[unit.index(1) + 1] >> 1 < 32]
+        return b"".join(unit for unit in units if unit is not slices[number])
+
+    return edit
 
 
 def _turned(a: int, b: int, c: int, d: int) -> Callable[[bytes], bytes]:
@@ -219,6 +231,16 @@ def _colours() -> Iterator[Clip]:
     yield Clip(
         "10-bit-vp9.webm", ("-c:v", "libvpx-vp9", "-deadline", "realtime", "-profile:v", "2", "-pix_fmt", "yuv420p10le")
     )
+    bars = f"testsrc2=size=176x144:rate={RATE}:duration=0.5"
+    x265 = ("-c:v", "libx265", "-preset", "ultrafast", *_QUIET)
+    yield Clip("10-bit-bars.mkv", (*x265, "-pix_fmt", "yuv420p10le"), source=bars)
+    full = ("-color_range", "pc", "-colorspace", "bt709", "-vf", "scale=out_range=pc:out_color_matrix=bt709")
+    yield Clip("10-bit-bars-full.mp4", (*x265, "-pix_fmt", "yuv420p10le", *full), source=bars)
+    yield Clip("sar-bars.mp4", (*_H264, "-vf", "setsar=12/11"), (192, 144), source=bars)
+    dv = ("-c:v", "dvvideo", "-pix_fmt", "yuv411p", "-aspect", "4:3", "-r", "30000/1001")
+    yield Clip("dv-ntsc-bars.dv", dv, (640, 480), source=bars.replace("176x144", "720x480"))
+    for matrix in ("ycgco", "bt2020c", "chroma-derived-nc"):  # that libswscale refuses
+        yield Clip(f"matrix-{matrix}.mkv", (*_H264, "-colorspace", matrix), source=bars)
     yield Clip("grey.mkv", ("-c:v", "ffv1", "-pix_fmt", "gray"))
     yield Clip("rgb.avi", ("-c:v", "rawvideo", "-pix_fmt", "bgr24"))
 
@@ -267,6 +289,9 @@ def _damaged() -> Iterator[Clip]:
         yield Clip(f"damaged-{name}.ts", (*_H264, "-g", "5"), edit=_damaged_at(place))
         yield Clip(f"damaged-{name}.avi", ("-c:v", "mpeg4", "-q:v", "3", "-g", "5"), edit=_damaged_at(place))
         yield Clip(f"damaged-{name}.mkv", (*_H264, "-g", "5"), edit=_damaged_at(place))
+    x265 = ("-c:v", "libx265", "-preset", "ultrafast", "-x265-params", "log-level=none:keyint=5:min-keyint=5")
+    yield Clip("damaged-lost-key-frame.265", x265, edit=_without_slice(0))
+    yield Clip("damaged-lost-picture.265", x265, edit=_without_slice(6))
     yield Clip("cut-off.ts", (*_H264, "-g", "5"), edit=_cut_at(0.7))
     yield Clip("cut-off.mkv", (*_H264, "-g", "5"), edit=_cut_at(0.7))
 

@@ -53,6 +53,18 @@ def test_a_file_is_read_as_the_ffmpeg_command_shows_it(clip: Clip, tmp_path: Pat
         assert damage == 0
 
 
+@pytest.mark.parametrize("name", ["damaged-lost-key-frame.265", "damaged-lost-picture.265"])
+def test_pictures_that_lack_the_one_they_build_on_are_shown_and_counted(name: str, tmp_path: Path) -> None:
+    if shutil.which("ffmpeg") is None:
+        missing("no ffmpeg command")
+    path = next(clip for clip in CLIPS if clip.name == name).make(tmp_path)
+
+    pictures, damage = read(path)
+
+    assert len(pictures) == 9
+    assert 0 < damage < 9
+
+
 def test_a_file_whose_size_changes_shows_each_part_at_its_own(tmp_path: Path) -> None:
     if shutil.which("ffmpeg") is None:
         missing("no ffmpeg command")

@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 from av import VideoCodecContext, VideoFrame, VideoStream
 from av.buffer import Buffer
+from av.filter import Graph
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from coatstream.frames.frame import Pixels
@@ -16,12 +17,18 @@ _ODDEST: Final = 16  # times as wide as high a pixel may be, or as high as wide;
 _MOST: Final = 50_000_000  # pixels that a frame may be stretched to, as queue.max_pixels
 
 
+_PLAIN: Final = frozenset({"yuv420p", "yuvj420p"})  # converted without a look at where their colours are sampled
+_MATRICES: Final = frozenset(range(10)) - {8}  # that libswscale converts from; H.273, 8.3, names more
+_CONSTANT: Final = 10  # BT.2020 with constant luminance
+
+
 class Renderer:
     """Renders the frames of one track. Keeps one scaler, which libswscale sets up anew only where sizes change."""
 
     def __init__(self, stream: VideoStream) -> None:
         self._codec: VideoCodecContext = stream.codec_context
         self._scaler = VideoReformatter()
+        self._tags = _Tags()
         container, coded = stream.sample_aspect_ratio, self._codec.sample_aspect_ratio
         # FFmpeg prefers what the container says of the pixels' shape to what the pictures say.
         self._fixed = container if container and container != coded else None
@@ -50,7 +57,7 @@ class Renderer:
             width, height = frame.width, frame.height
         scaled = (width, height) != (frame.width, frame.height)
         rgb = self._scaler.reformat(
-            frame,
+            self._tags.corrected(frame, scaled=scaled),
             width=width,
             height=height,
             format="rgb24",
@@ -72,6 +79,43 @@ class Renderer:
 
 def _side(length: Fraction) -> int:
     return max(1, min(_WIDEST, round(length)))
+
+
+class _Tags:
+    """Takes from frames what libswscale obeys by itself since FFmpeg 8, unlike the ffmpeg command and most players.
+
+    It moves colours by a quarter of a pixel where a frame says how they were sampled, but only where it scales or the
+    frame has 10 bits; and it refuses frames of a rare matrix, for which it has a default otherwise.
+    """
+
+    def __init__(self) -> None:
+        self._graph: Graph | None = None
+        self._made_for: tuple[int, int, str, int] | None = None
+
+    def corrected(self, frame: VideoFrame, *, scaled: bool) -> VideoFrame:
+        """The same pixels. Takes 3 us."""
+        matrix = int(frame.colorspace)
+        if not scaled and matrix in _MATRICES and frame.format.name in _PLAIN:
+            return frame
+        wanted = frame.width, frame.height, frame.format.name, matrix
+        if self._graph is None or wanted != self._made_for:
+            self._graph, self._made_for = self._new_graph(frame, matrix), wanted
+        self._graph.vpush(frame)
+        return self._graph.vpull()
+
+    @staticmethod
+    def _new_graph(frame: VideoFrame, matrix: int) -> Graph:
+        graph = Graph()
+        tags = "chroma_location=unspecified"
+        if matrix not in _MATRICES:
+            tags += ":colorspace=" + ("bt2020nc" if matrix == _CONSTANT else "unknown")
+        source = graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1, 1000)
+        )
+        source.link_to(setter := graph.add("setparams", tags))
+        setter.link_to(graph.add("buffersink"))
+        graph.configure()
+        return graph
 
 
 class _Turn:

@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Final
 
 import av
 from av import Packet, VideoCodecContext, VideoFrame, VideoStream
+from av.codec.context import Flags
 from av.container import InputContainer
 from av.error import EOFError as EndOfFile
 from av.error import ExitError, FFmpegError, InvalidDataError
@@ -110,6 +111,8 @@ class Video(Costs):
         codec.thread_count = 1
         if self._keyframes_only:
             codec.skip_frame = "NONKEY"
+        if codec.name == "hevc":  # else it passes over pictures whose reference is lost, and tells nothing of it
+            codec.flags |= Flags.output_corrupt
         if codec.name == "mjpeg":
             codec.options = {"err_detect": "explode"}  # else the rest of a picture that is cut off is old memory
         return chosen
@@ -170,7 +173,8 @@ class Video(Costs):
             self._renderer.note(frame)
             self._keyframes += frame.key_frame
             self.damaged += frame.is_corrupt
-            self._ready.append(frame)
+            if self._keyframes or not frame.is_corrupt or self._read_timeout is None:
+                self._ready.append(frame)  # of a stream that is joined, what comes before its first key frame is grey
 
     def _time_of(self, frame: VideoFrame) -> float | None:
         return None if frame.pts is None else frame.pts * self._tick  # `frame.time` is NaN for a decoder's last frames

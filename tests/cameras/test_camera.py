@@ -16,6 +16,7 @@ import pytest
 import trustme
 from coatstream.cameras.capture.camera import Camera
 from coatstream.errors import BadFrame, DeadReason, DownReason, SourceLost
+from coatstream.frames.encoding import encode_jpeg
 from coatstream.frames.frame import Frame, Pixels
 from coatstream.frames.opencv import cv2
 from coatstream.pipeline.source import Source
@@ -361,6 +362,12 @@ def test_a_file_that_loops_ends_when_told_to_stop(red_clip: Path) -> None:
     stop.set()
 
     assert list(frames) == []
+
+
+def test_an_empty_file_is_lost_as_that(tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").touch()
+
+    assert why_lost(camera(tmp_path / "empty.mp4")) == "camera 'door' cannot be opened: it is empty"
 
 
 def test_a_file_that_is_not_there_is_a_loss(tmp_path: Path) -> None:
@@ -763,6 +770,20 @@ def test_a_folder_gives_each_picture_with_the_time_at_which_it_was_written(tmp_p
     assert heard.frames[0].captured_at == 1_700_000_000
     assert all(is_red(frame.pixels) and frame.vitals is not None for frame in heard.frames)
     assert [fault.reason for fault in heard.bads] == [DeadReason.UNDECODABLE]
+
+
+def test_a_picture_of_a_folder_that_lacks_a_part_is_counted_and_marked(tmp_path: Path) -> None:
+    noise = np.random.default_rng(1).integers(0, 255, (240, 320, 3), np.uint8)
+    whole = encode_jpeg(noise, quality=90)
+    (tmp_path / "a.jpg").write_bytes(whole)
+    (tmp_path / "b.jpg").write_bytes(whole[: len(whole) // 2] + b"\xff\xd9")
+    for path in tmp_path.iterdir():
+        os.utime(path, (1e9, 1e9))
+
+    heard = hear(tmp_path, 2, backlog=True)
+
+    assert [frame.vitals.damage for frame in heard.frames if frame.vitals] == [0, 1]
+    assert heard.damage == 1
 
 
 def test_a_folder_that_is_quiet_stops_at_once(tmp_path: Path) -> None:

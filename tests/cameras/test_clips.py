@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from coatstream.cameras.capture.camera import Camera
+from coatstream.errors import DownReason
 from coatstream.frames.frame import Pixels
 from coatstream.settings.model import CameraSettings
 
 from tests.cameras.clips import Clip, clips, frames_of
+from tests.cameras.heic import tiled
 from tests.support.absence import missing
+from tests.support.cameras.heard import hear
 
 CLIPS = list(clips())
 LEVEL = 2.0  # grey levels that a picture may be off ffmpeg's on average
@@ -63,6 +66,17 @@ def test_pictures_that_lack_the_one_they_build_on_are_shown_and_counted(name: st
 
     assert len(pictures) == 9
     assert 0 < damage < 9
+
+
+def test_of_a_picture_of_tiles_no_tile_is_taken_for_the_whole(tmp_path: Path) -> None:
+    if shutil.which("ffmpeg") is None:
+        missing("no ffmpeg command")
+
+    whole, parts = hear(tiled(tmp_path, 1)), hear(tiled(tmp_path, 2))
+
+    assert whole.sizes == [(64, 64)]
+    assert (parts.sizes, parts.reason) == ([], DownReason.CODEC)
+    assert "made of tiles" in (parts.words or "")
 
 
 def test_a_file_whose_size_changes_shows_each_part_at_its_own(tmp_path: Path) -> None:

@@ -5,10 +5,11 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
-from coatstream.cameras.capture.parts import PartSplitter, boundary_of
+from coatstream.cameras.capture.parts import PartSplitter, WholeBody, boundary_of
 from coatstream.errors import DeadReason, DownReason
 from coatstream.frames.opencv import cv2
 from hypothesis import given
@@ -88,6 +89,23 @@ def test_an_algorithm_that_is_not_known_is_named_and_is_no_wrong_password() -> N
     assert "SHA3-512" in (heard.words or "")
 
 
+@pytest.mark.parametrize("scheme", ["NTLM", "Negotiate", 'Bearer realm="cam"'])
+def test_a_scheme_that_is_not_known_is_named_and_is_no_wrong_password(scheme: str) -> None:
+    with OddCamera([PLAIN]) as server:
+        heard = hear(server.url(f"asks/{quote(scheme)}"), 1, username=USER, password=PASSWORD)
+
+    assert heard.reason is DownReason.REFUSED
+    assert f"it asks for {scheme.split(maxsplit=1)[0]!r} authentication, which is not known here" in (heard.words or "")
+
+
+def test_of_two_challenges_in_one_line_the_digest_is_seen() -> None:
+    challenge = 'Negotiate, Digest realm="cam", nonce="n", algorithm=SHA3-512'
+    with OddCamera([PLAIN]) as server:
+        heard = hear(server.url(f"asks/{quote(challenge)}"), 1, username=USER, password=PASSWORD)
+
+    assert "SHA3-512" in (heard.words or "")
+
+
 def test_a_redirect_within_the_host_is_followed_and_one_that_leaves_it_is_not() -> None:
     with OddCamera([PLAIN]) as server:
         within = hear(server.url("redirect/plain"), 2)
@@ -132,6 +150,25 @@ def test_a_snapshot_that_is_refused_now_and_then_is_damage_and_not_the_end() -> 
         heard = hear(server.url("snap.jpg"), 3, fps=20)
 
     assert (len(heard.sizes), heard.damage, heard.reason) == (3, 2, None)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".bmp"])
+def test_a_snapshot_of_another_kind_than_jpeg_is_asked_for_again_too(suffix: str) -> None:
+    picture = cv2.imencode(suffix, np.full((120, 160, 3), (0, 120, 255), np.uint8))[1].tobytes()
+    with OddCamera([picture, PLAIN]) as server:
+        heard = hear(server.url("snap.jpg"), 4, fps=20)
+
+    assert heard.sizes == [(160, 120)] * 4
+    assert len(server.requests) == 4
+    assert {int(frame.pixels[60, 80, 1]) // 10 for frame in heard.frames} == {12} or suffix == ".webp"
+
+
+def test_a_snapshot_that_is_larger_than_any_picture_may_be_is_one_damaged_picture() -> None:
+    body = WholeBody(max_bytes=10)
+
+    assert list(body.feed(bytes(8))) == []
+    assert list(body.feed(bytes(8))) == [b""]
+    assert (body.rest(), body.rest()) == (None, None)
 
 
 def test_a_snapshot_that_is_refused_for_good_is_lost_after_the_read_timeout() -> None:

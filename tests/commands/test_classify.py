@@ -6,8 +6,10 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from coatstream.cli import run
+from coatstream.frames.encoding import encode_jpeg
 
 from tests.support.paths import ASSETS
 
@@ -118,6 +120,22 @@ def test_what_cannot_be_read_is_one_line_each_and_the_rest_goes_on(
     *errors, summary = captured.err.splitlines()
     assert [path in line for path, line in zip(paths, errors, strict=True)] == [True] * 3
     assert summary == "coatstream: 1 frames read, 0 damaged, 3 skipped"
+
+
+def test_a_picture_that_lacks_a_part_is_told_and_the_call_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = np.random.default_rng(1).integers(0, 255, (240, 320, 3), np.uint8)
+    whole = encode_jpeg(noise, quality=90)
+    (tmp_path / "part.jpg").write_bytes(whole[: len(whole) // 2] + b"\xff\xd9")
+
+    code = run(["classify", str(tmp_path / "part.jpg"), "--json", "--engine", "noop"])
+
+    said = capsys.readouterr()
+    assert code == 1
+    assert len(documents(said.out)) == 1
+    assert "part.jpg: a part of it is damaged or missing" in said.err
+    assert "1 frames read, 1 damaged, 0 skipped" in said.err
 
 
 def test_a_damaged_clip_is_read_on_and_told_with_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

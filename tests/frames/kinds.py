@@ -73,6 +73,9 @@ def _pngs() -> Iterator[Kind]:
         yield Kind(f"png-{mode}", saved(photo(mode), "PNG"))
     for bits in (1, 2, 4):
         yield Kind(f"png-palette-{bits}", saved(photo().quantize(2**bits), "PNG", bits=bits))
+    for alone in (False, True):  # the picture is the animation's first one, or no part of it
+        name, more = f"png-animated-{alone}", [photo().rotate(180)]
+        yield Kind(name, saved(photo(), "PNG", save_all=True, append_images=more, default_image=alone))
     yield Kind("png-transparent-colour", saved(photo("L"), "PNG", transparency=7))
     wide = (np.asarray(photo("L")).astype(np.uint16) << 8) + 77
     yield Kind("png-16-grey", saved(Image.fromarray(wide), "PNG"))

@@ -81,6 +81,25 @@ def test_bytes_that_are_no_picture_are_undecodable(data: bytes) -> None:
     assert caught.value.reason is DeadReason.UNDECODABLE
 
 
+@pytest.mark.parametrize(
+    ("form", "named"),
+    [
+        ("GIF", "it is GIF"),
+        ("AVIF", "it is AVIF"),
+        ("JPEG2000", "it is JPEG 2000"),
+        ("ICO", "it is ICO"),
+        ("PPM", "it is a picture of the PNM family"),
+        ("QOI", "it is QOI"),
+        ("TGA", "nor TIFF$"),
+    ],
+)
+def test_a_picture_of_another_kind_is_refused_by_its_name(form: str, named: str) -> None:
+    with pytest.raises(BadFrame, match=named) as caught:
+        decode(encoded(Image.fromarray(noise(64, 64)), form), **LIMITS)
+
+    assert caught.value.reason is DeadReason.UNDECODABLE
+
+
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
 @pytest.mark.parametrize(
     ("mangle", "named"),

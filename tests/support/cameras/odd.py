@@ -56,6 +56,8 @@ class OddCamera:
                 self._play(request, _HEAD, PARTS["plain"])
         elif kind == "redirect":
             _answer(request, 302, f"Location: {rest}" if "://" in rest else f"Location: /{rest}?token=1")
+        elif kind == "asks":
+            _answer(request, 401, f"WWW-Authenticate: {unquote(rest)}")
         elif kind == "snap.jpg":
             self._snapshot(request)
         elif kind == "hls" and self.folder is not None:
@@ -134,6 +136,7 @@ PARTS: dict[str, Callable[[bytes], bytes]] = {
     "nothing": _part,
     "no-length-0": lambda jpeg: _part(jpeg, "Content-Length: 0"),
     "too-short": lambda jpeg: _part(jpeg, f"Content-Length: {len(jpeg) - 100}"),
+    "much-too-long": lambda jpeg: _part(jpeg, "Content-Type: image/jpeg", "Content-Length: 9999999"),
     "too-long": lambda jpeg: _part(jpeg, f"Content-Length: {len(jpeg) + 100}"),
     "line-feeds": lambda jpeg: _part(b"", "Content-Type: image/jpeg").replace(b"\r", b"")[:-1] + jpeg + b"\n",
 }

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from coatstream.cameras.capture.camera import Camera
+from coatstream.cameras.capture.jpegs import is_whole
 from coatstream.commands.terminal import complain, passed_over, table
 from coatstream.engine.loading import exact, load_engine
 from coatstream.engine.protocol import Engine
@@ -73,6 +74,11 @@ class _Reading:
     def pass_over(self, path: Path) -> None:
         self.others.append(path.name)
 
+    def note_damage(self, path: str) -> None:
+        """A picture was read, and a part of it is missing."""
+        self.damaged += 1
+        self.faults.append(f"{path}: a part of it is damaged or missing")
+
     def note(self, path: str, camera: Camera) -> None:
         """A clip was read to its end."""
         if camera.damaged:
@@ -97,7 +103,7 @@ def _frames(
     for path in paths:
         try:
             clip = kind_of(Path(path)) == "clip"
-            for frame in _clip(path, engine, fps, reading) if clip else [_picture(path, engine, limits)]:
+            for frame in _clip(path, engine, fps, reading) if clip else [_picture(path, engine, limits, reading)]:
                 reading.frames += 1
                 yield frame
         except (CoatstreamError, OSError) as error:
@@ -106,10 +112,13 @@ def _frames(
             reading.faults.append(redact(f"{readable_name(path)}: {reason}"))
 
 
-def _picture(path: str, engine: Engine, limits: QueueSettings) -> Frame:
+def _picture(path: str, engine: Engine, limits: QueueSettings, reading: _Reading) -> Frame:
     if (size := Path(path).stat().st_size) > limits.max_bytes:
         raise ConfigError(f"{size} bytes are more than queue.max_bytes ({limits.max_bytes})")
-    image = decode(Path(path).read_bytes(), max_bytes=limits.max_bytes, max_pixels=limits.max_pixels)
+    data = Path(path).read_bytes()
+    image = decode(data, max_bytes=limits.max_bytes, max_pixels=limits.max_pixels)
+    if not is_whole(data):
+        reading.note_damage(readable_name(path))
     return Frame(
         source=readable_name(path),
         frame_id=readable_name(Path(path).name),

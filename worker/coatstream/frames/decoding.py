@@ -5,6 +5,7 @@ reads JPEG headers itself, because PIL's parser and a search for scans would add
 """
 
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -134,7 +135,9 @@ def _by_pillow(reader: type[ImageFile], data: bytes) -> Pixels:
     except Exception as error:  # a parser at work on a stranger's bytes: whatever it raises means the same
         raise _undecodable(data, f"damaged, cut off or of an unknown kind ({type(error).__name__})") from None
     if wide.dtype.kind != "u" or wide.itemsize != 2:
-        raise _undecodable(data, f"its pixels are of {8 * wide.itemsize} bits ({mode}); 8 and 16 can be read")
+        raise _undecodable(
+            data, "its pixels have signs, fractions or more than 16 bits; plain ones of 8 and 16 can be read"
+        )
     return np.repeat((wide >> 8).astype(np.uint8)[:, :, np.newaxis], 3, axis=2)
 
 
@@ -175,7 +178,8 @@ def _head(data: bytes) -> _Head:
     """Raises BadFrame."""
     reader = next((reader for magic, reader in _READERS if data.startswith(magic)), None)
     if reader is None:
-        raise _undecodable(data, "neither JPEG, PNG, WebP, BMP nor TIFF")
+        other = next((f"; it is {name}" for start, name in _OTHERS if start.match(data)), "")
+        raise _undecodable(data, f"neither JPEG, PNG, WebP, BMP nor TIFF{other}")
     try:
         with reader(io.BytesIO(data)) as picture:
             width, height = picture.size
@@ -185,8 +189,10 @@ def _head(data: bytes) -> _Head:
     except MemoryError:
         raise
     except Exception as error:  # a parser at work on a stranger's bytes: whatever it raises means the same
-        raise _undecodable(data, f"its header is damaged or of an unknown kind ({type(error).__name__})") from None
-    return _Head(width, height, orientation, reader if reader in _PILLOWS else None)
+        raise _undecodable(
+            data, f"its header is damaged, cut off or of an unknown kind ({type(error).__name__})"
+        ) from None
+    return _Head(width, height, orientation, reader if reader in _PILLOWS or _has_default_image(data) else None)
 
 
 def _orientation(picture: ImageFile, data: bytes) -> int:
@@ -197,6 +203,12 @@ def _orientation(picture: ImageFile, data: bytes) -> int:
     if data.startswith(_PNG) and not exif:
         exif = next((body for kind, body in _png_chunks(data) if kind == b"eXIf"), b"")
     return orientation_in(bytes(exif).removeprefix(b"Exif\0\0"))
+
+
+def _has_default_image(data: bytes) -> bool:
+    """Whether the picture of an animated PNG is no part of its animation, from which OpenCV would take the first."""
+    kinds = [kind for kind, _ in _png_chunks(data)] if data.startswith(_PNG) else []
+    return b"acTL" in kinds and b"fcTL" not in kinds[: kinds.index(b"IDAT")] if b"IDAT" in kinds else False
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -230,6 +242,24 @@ def _check_structure(data: bytes) -> None:
     elif data.startswith(SOI[:2]) and (scans := scans_of(data)) > _MAX_SCANS:
         raise _undecodable(data, f"{scans} scans, more than the {_MAX_SCANS} allowed")
 
+
+_OTHERS: Final = tuple(  # how a picture begins that is of none of the kinds
+    (re.compile(start, re.DOTALL), name)
+    for start, name in (
+        (rb"GIF8", "GIF"),
+        (rb".{4}ftypavi[fs]", "AVIF"),
+        (rb".{4}ftyp(?:hei|hev|mif|msf)", "HEIC"),
+        (rb"\xff\x0a|.{4}JXL ", "JPEG XL"),
+        (rb".{4}jP  |\xff\x4f\xff\x51", "JPEG 2000"),
+        (rb"P[1-7Ff]\s", "a picture of the PNM family"),
+        (rb"\x00\x00\x01\x00[^\x00]\x00", "ICO"),
+        (rb"qoif", "QOI"),
+        (rb"8BPS", "a Photoshop file"),
+        (rb"%PDF", "PDF"),
+        (rb".{4}ftyp|\x1a\x45\xdf\xa3|RIFF.{4}AVI ", "a clip"),
+        (rb"(?i)\s*<(?:!doctype|html|\?xml|svg)", "text of the web"),
+    )
+)
 
 _JPEG_START: Final = b"\xff\xd8\xff"
 _MANGLED: Final = "\N{REPLACEMENT CHARACTER}".encode()

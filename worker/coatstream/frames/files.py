@@ -80,6 +80,11 @@ def kind_of(path: Path) -> FileKind | None:
     return "picture" if _PICTURE.match(start) else "clip" if _CLIP.match(start) else None
 
 
+def is_other_picture(start: bytes) -> bool:
+    """Whether what begins so is a picture that is read, of another kind than JPEG."""
+    return not start.startswith(b"\xff\xd8") and _PICTURE.match(start) is not None
+
+
 def expand(paths: Iterable[str], passed_over: Callable[[Path], None] = lambda path: None) -> Iterator[str]:
     """The paths in the order given; a folder stands for the pictures and clips in it and below, in name order.
 

@@ -125,11 +125,11 @@ class Camera:
     def _grabbed(self, reader: PictureReader) -> None:
         self.pictures += 1
         self._observer.grabbed()
-        self._tell_damage(reader)
+        self._tell_damage(reader.damaged)
 
-    def _tell_damage(self, reader: PictureReader) -> None:
-        if (new := reader.damaged - self._told) > 0:
-            self._told = reader.damaged
+    def _tell_damage(self, so_far: int) -> None:
+        if (new := so_far - self._told) > 0:
+            self._told = so_far
             self.damaged += new
             self._observer.damaged(new)
 
@@ -158,7 +158,7 @@ class Camera:
                     return
                 if show.sampler.is_due(at) and (frame := self._maker.take(reader)):
                     yield frame
-            self._tell_damage(reader)
+            self._tell_damage(reader.damaged)
             if not reader.grabbed and not stop.is_set():
                 raise Trouble(DownReason.CODEC, "it holds no picture that can be decoded")
 
@@ -171,12 +171,16 @@ class Camera:
             backlog, clock, monotonic = self._settings.backlog, self._clock, self._monotonic
             self._folder = Folder(self._address.location, backlog=backlog, clock=clock, monotonic=monotonic)
         self._observer.step(Step.READING)
+        self._told = self._maker.damage
         try:
             for found in self._folder.pictures(stop):
                 self.pictures += 1
                 self._observer.grabbed()
-                if sampler.is_due(self._monotonic()) and (frame := self._maker.take_file(self._folder, found)):
-                    yield frame
+                if sampler.is_due(self._monotonic()):
+                    frame = self._maker.take_file(self._folder, found)
+                    self._tell_damage(self._maker.damage)
+                    if frame:
+                        yield frame
         except OSError as error:
             why = (error.strerror or "it is gone").lower()
             raise Trouble(DownReason.UNREACHABLE, f"its folder cannot be read: {why}") from None

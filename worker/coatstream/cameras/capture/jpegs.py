@@ -1,4 +1,4 @@
-"""JPEG pictures over HTTP: a stream of them (Motion JPEG), or one that is asked for again and again (a snapshot)."""
+"""Pictures over HTTP: a stream of JPEGs (Motion JPEG), or a snapshot of any kind, asked for again and again."""
 
 import threading
 import time
@@ -9,12 +9,14 @@ from typing import Final
 from av import CodecContext, Packet
 from av.error import FFmpegError, InvalidDataError
 
-from coatstream.cameras.capture.parts import PartSplitter, boundary_of
+from coatstream.cameras.capture.parts import PartSplitter, WholeBody, boundary_of
 from coatstream.cameras.capture.reader import Cause, Costs, Trouble
 from coatstream.cameras.capture.web import WebAnswer, WebClient, refusal
 from coatstream.errors import BadFrame, DownReason
 from coatstream.frames.decoding import decode
+from coatstream.frames.files import is_other_picture
 from coatstream.frames.frame import Pixels
+from coatstream.frames.jpeg import SOI
 from coatstream.settings.model import QueueSettings
 
 _BOUNDS: Final = QueueSettings()  # of a picture: those of a picture in the queue
@@ -57,7 +59,7 @@ class Jpegs(Costs):
         self._part = b""
         self._answer = answer
         self._pieces = pieces
-        self._splitter = self._new_splitter()
+        self._splitter: PartSplitter | WholeBody | None = None  # until the answer begins
         self._in_answer = 0  # pictures in the present answer
 
     @property
@@ -84,8 +86,9 @@ class Jpegs(Costs):
     def _read_on(self) -> bool:
         """Some more bytes, or another snapshot. False: there is nothing more. Raises Trouble."""
         if (piece := next(self._pieces, None)) is not None:
+            self._splitter = self._splitter or self._splitter_for(piece)
             parts = list(self._splitter.feed(piece))
-        elif (rest := self._splitter.rest()) is not None:
+        elif self._splitter and (rest := self._splitter.rest()) is not None:
             parts = [rest]
         else:
             return self._ask_again()
@@ -111,7 +114,9 @@ class Jpegs(Costs):
         self._answer.close()
         self._client.close()
 
-    def _new_splitter(self) -> PartSplitter:
+    def _splitter_for(self, start: bytes) -> PartSplitter | WholeBody:
+        if self._may_be_asked_again and is_other_picture(start):
+            return WholeBody(max_bytes=_BOUNDS.max_bytes)
         return PartSplitter(self._boundary, max_bytes=_BOUNDS.max_bytes)
 
     def _ask_again(self) -> bool:
@@ -123,7 +128,7 @@ class Jpegs(Costs):
             return False
         self._answer.close()
         self._answer = self._client.get(since=self._head)
-        self._in_answer, self._splitter, self._pieces = 0, self._new_splitter(), iter(())
+        self._in_answer, self._splitter, self._pieces = 0, None, iter(())
         if self._answer.status == 200:
             self._head, self._pieces = self._answer.headers, self._answer.pieces()
         elif self._answer.status == 304:  # the same picture as before
@@ -149,16 +154,18 @@ class Jpegs(Costs):
             raise Trouble(cause.reason, cause.words)
 
 
-def is_whole(jpeg: bytes) -> bool:
-    """Whether every pixel of a JPEG that can be decoded came from it.
+def is_whole(picture: bytes) -> bool:
+    """Whether every pixel of a picture that can be decoded came from it: other kinds than JPEG always are whole.
 
     libjpeg fills up what is missing, and OpenCV and Pillow do not tell; FFmpeg does. An eighth of the size will do.
     """
+    if not picture.startswith(SOI):
+        return True
     decoder = CodecContext.create("mjpeg", "r")
     decoder.thread_count = 1
     decoder.options = {"err_detect": "explode", "lowres": "3"}
     try:
-        decoder.decode(Packet(jpeg))
+        decoder.decode(Packet(picture))
     except InvalidDataError:
         return False
     except FFmpegError:  # of a kind that only libjpeg knows

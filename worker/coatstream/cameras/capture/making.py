@@ -8,6 +8,7 @@ from itertools import count
 from typing import Final
 
 from coatstream.cameras.capture.folder import Folder, Found
+from coatstream.cameras.capture.jpegs import is_whole
 from coatstream.cameras.capture.reader import PictureReader
 from coatstream.cameras.capture.steps import CaptureObserver
 from coatstream.cameras.capture.vitals import measure
@@ -23,7 +24,7 @@ class FrameMaker:
     """Makes the frames of one camera, session by session.
 
     lost    pictures that were due but could not be converted or prepared
-    damage  of the present reader, as far as frames have told of it; keyframes likewise
+    damage  of the present reader or folder, as far as frames have told of it; keyframes likewise
     """
 
     def __init__(
@@ -75,7 +76,9 @@ class FrameMaker:
             return None
         finally:
             self._observer.observe("decode", time.thread_time() - before)
-        frame = self._made(picture, found.written / 1e9, measure(picture, damage=0))
+        damage = int(not is_whole(data))
+        self.damage += damage
+        frame = self._made(picture, found.written / 1e9, measure(picture, damage=damage))
         return None if frame is None else replace(frame, meta=json.dumps({"file": name}))
 
     def _made(self, picture: Pixels, captured_at: float, vitals: Vitals) -> Frame | None:

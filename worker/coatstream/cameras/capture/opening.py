@@ -22,6 +22,7 @@ from coatstream.cameras.capture.video import Video, file_options, stream_options
 from coatstream.cameras.capture.web import WebAnswer, WebClient, authorities, refusal
 from coatstream.cameras.capture.web_file import WebFile
 from coatstream.errors import DownReason
+from coatstream.frames.files import is_other_picture
 from coatstream.settings.model import CameraSettings
 
 HLS_READ: Final = 30.0  # seconds: three segments of HLS at their usual longest
@@ -83,8 +84,11 @@ class Opener:
         """A plain file, opened by Python: FFmpeg sees bytes and no path, so a playlist in it leads nowhere."""
         path = Path(location)
         try:
-            if not stat.S_ISREG(path.stat().st_mode):  # a pipe's open would wait for a writer
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):  # a pipe's open would wait for a writer
                 raise Trouble(DownReason.REFUSED, "it is not a plain file")
+            if not status.st_size:
+                raise Trouble(DownReason.CODEC, "it is empty")
             file = stack.enter_context(path.open("rb"))
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else None
@@ -132,7 +136,7 @@ class Opener:
         pieces = answer.pieces()
         head = self._first(pieces)
         whole = chain([head], pieces)
-        if _is_picture(answer, head):
+        if is_other_picture(head) or _is_picture(answer, head):
             return Jpegs(
                 client,
                 answer,

@@ -41,6 +41,7 @@ class PartSplitter:
         self._max_bytes = max_bytes
         dashes = rb"-{0,8}" if boundary is not None and len(boundary) > 3 else rb"-+"
         self._boundary = None if boundary is None else _line(dashes + re.escape(boundary))
+        self._mark = boundary or b""  # is in every boundary
         self._at = _At.START
         self._length = 0  # of the part, by its header; 0: unknown
         self._searched = 0  # bytes of the content in which there is no boundary
@@ -75,7 +76,8 @@ class PartSplitter:
         if not newline and len(self._buffer) < _OVERLAP and not self._buffer.startswith(SOI[:2]):
             return False
         if line.startswith(b"--") and line.strip(b"-\r\n \t"):
-            self._boundary = _line(re.escape(bytes(line.rstrip()[:_OVERLAP])))
+            self._mark = bytes(line.rstrip()[:_OVERLAP])
+            self._boundary = _line(re.escape(self._mark))
         has_headers = line[:8].lower().startswith((b"content-", b"x-"))  # no boundary before the first part
         self._at = _At.HEADERS if has_headers else _At.BETWEEN
         return True
@@ -116,7 +118,7 @@ class PartSplitter:
         buffer, length = self._buffer, self._length
         if length:
             if len(buffer) < length:
-                return None
+                return self._before_its_length()
             if buffer.startswith(SOI) and buffer.endswith(EOI, 0, length):
                 return self._taken(length, length, _At.BETWEEN)
         end = self._end.end_of(buffer)
@@ -130,11 +132,44 @@ class PartSplitter:
             return self._taken(again, again, _At.BETWEEN)
         return self._taken(0, len(buffer), _At.BETWEEN) if len(buffer) > self._max_bytes else None
 
+    def _before_its_length(self) -> bytes | None:
+        """A picture whose length says too much: a boundary stands right behind its end."""
+        buffer, begun = self._buffer, self._searched
+        self._searched = len(buffer)
+        if not self._mark or buffer.find(self._mark, max(0, begun - _OVERLAP)) < 0:
+            return None
+        end = self._end.end_of(buffer)
+        boundary = self._boundary.search(buffer, end) if self._boundary and end is not None else None
+        if end is None or boundary is None or buffer[end : boundary.start()].strip(b"\r\n"):
+            return None
+        return self._taken(end, boundary.end(), _At.HEADERS)
+
     def _taken(self, end: int, gone: int, at: _At) -> bytes:
         part = bytes(self._buffer[:end])
         del self._buffer[:gone]
         self._at = at
         return part
+
+
+class WholeBody:
+    """A splitter for a body that is one picture, of another kind than JPEG. Of a longer one, an empty part is left."""
+
+    def __init__(self, *, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._buffer: bytearray | None = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """No part yet."""
+        if self._buffer is not None:
+            self._buffer += data
+            if len(self._buffer) > self._max_bytes:
+                self._buffer = bytearray()
+                yield b""
+
+    def rest(self) -> bytes | None:
+        """The picture, once."""
+        picture, self._buffer = self._buffer, None
+        return bytes(picture) if picture else None
 
 
 def _line(boundary: bytes) -> re.Pattern[bytes]:

@@ -103,6 +103,10 @@ class Video(Costs):
             return not disposition & _STILL, bool(disposition & Disposition.default), area
 
         chosen = max(tracks, key=rank)
+        if chosen.disposition & Disposition.dependent:
+            raise Trouble(
+                DownReason.CODEC, "its picture is made of tiles, as HEIC's often are; convert it to JPEG or PNG"
+            )
         if (codec := _decoder(chosen)) is None:
             raise Trouble(DownReason.CODEC, "its pictures are of a kind that cannot be decoded here")
         for stream in container.streams:

@@ -1,5 +1,6 @@
 """Asks cameras over HTTP: credentials, redirects within the host, certificates, deadlines. Reads no pictures."""
 
+import re
 import ssl
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ _AUTHORITIES: Final = (  # where systems keep them; FFmpeg looks nowhere by itse
     "/etc/ssl/ca-bundle.pem",
     "/etc/ssl/cert.pem",
 )
+_NEXT_CHALLENGE: Final = re.compile(r",\s*(?=(?:basic|digest|bearer|ntlm|negotiate)\b)", re.IGNORECASE)
 _SPOKEN: Final = frozenset({"MD5", "MD5-SESS", "SHA", "SHA-SESS", "SHA-256", "SHA-256-SESS", "SHA-512", "SHA-512-SESS"})
 
 STATUSES: Final = {
@@ -86,10 +88,14 @@ class _Credentials(httpx.Auth):
         elif unknown := next(filter(None, map(_algorithm, challenges)), None):
             words = f"it asks for digest authentication with {unknown[:32]!a}, which is not known here"
             raise Trouble(DownReason.REFUSED, words)
+        elif challenges:
+            words = f"it asks for {challenges[0].split()[0][:32]!a} authentication, which is not known here"
+            raise Trouble(DownReason.REFUSED, words)
 
 
 def _challenges(response: httpx.Response) -> list[str]:
-    return response.headers.get_list("www-authenticate")
+    headers = response.headers.get_list("www-authenticate")
+    return [challenge for header in headers for challenge in _NEXT_CHALLENGE.split(header) if challenge.strip()]
 
 
 def _algorithm(challenge: str) -> str | None:

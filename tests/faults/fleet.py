@@ -5,6 +5,7 @@ import os
 import queue
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 START_ATTEMPTS = 5
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Member:
     """One process: the parent that was started, and the child that works where there is one.
 
@@ -44,9 +45,11 @@ class Member:
         return self.process.poll() is None
 
     def kill_child(self) -> None:
-        """SIGKILL for the process that works; its parent starts another one."""
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+        """SIGKILL for the process that works, where one is there; its parent starts another one."""
+        working = processes.children(self.process.pid)  # none: the parent is just about to start the next one
+        for pid in working if self.worker else [self.process.pid]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def kill(self) -> None:
         """SIGKILL for all of it, as when the machine goes."""
@@ -55,6 +58,7 @@ class Member:
         for pid in working:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        self.process.wait(timeout=PATIENCE)  # or it may count as alive, and nobody replaces it
 
     def stop(self) -> None:
         """SIGTERM: it drains and ends."""
@@ -118,6 +122,7 @@ class Fleet:
     ended: list[int] = field(default_factory=list)
     _starter: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4))
     _starting: list[Future[Member]] = field(default_factory=list)
+    _joining: threading.Lock = field(default_factory=threading.Lock)  # a member joins in the starter's thread
     _open: list[AbstractContextManager[Member]] = field(default_factory=list)
 
     def start(self, number: int) -> list[Member]:
@@ -139,14 +144,16 @@ class Fleet:
             else:
                 member.kind = kind
                 self._open.append(context)
-                self.members = sorted([*self.members, member], key=lambda member: member.kind)
+                with self._joining:
+                    self.members = sorted([*self.members, member], key=lambda member: member.kind)
                 return member
         raise AssertionError("unreachable")
 
     def replace_dead(self, *, wait: bool = True) -> None:
         """Start one for each that has ended. Without waiting they join when they are ready, or at the next wait."""
-        dead = [member for member in self.members if not member.alive]
-        self.members = [member for member in self.members if member.alive]
+        with self._joining:
+            dead = [member for member in self.members if not member.alive]
+            self.members = [member for member in self.members if member not in dead]
         self.ended += [member.process.returncode for member in dead]
         self._starting += [self._starter.submit(self._start, member.kind) for member in dead]
         if wait or not self.members:

@@ -143,7 +143,7 @@ class Stage:
             try:
                 self.until(lambda member=member: not _unbalanced(member), "the ledger balances", within=10.0)  # type: ignore[misc]
             except TookTooLong as late:
-                raise TookTooLong(f"{late}: {_unbalanced(member)}") from None
+                raise TookTooLong(f"{late}: {_unbalanced(member)}; {_whereabouts(member)}") from None
         self.findings.exactly("exit codes", sorted(set(fleet.drain())), [0])
 
     def audit(self, client: Client, found: frames.Outcomes, keys: frames.Keys = frames.KEYS) -> None:
@@ -165,6 +165,14 @@ def _unbalanced(member: Member) -> str:
     except (AssertionError, OSError, httpx.HTTPError) as error:  # its child may just be starting
         return f"{type(error).__name__} {error}"[:500]
     return ""
+
+
+def _whereabouts(member: Member) -> str:
+    """What a member that does not answer is at: its processes, where the harness asks, what it said last."""
+    assert member.worker is not None
+    said = [entry["event"] for entry in member.worker.log[-8:]]
+    code, port = member.process.poll(), member.worker.port
+    return f"ended with {code}, works in {member.pid}, asked at port {port}, said last {said}"
 
 
 @contextmanager

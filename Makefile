@@ -119,7 +119,7 @@ deploy-check: $(DEV)
 	$(BIN)/python -m deploy.check
 	$(BIN)/python -m pytest tests/deploy -m "not slow" --no-cov
 
-# Some minutes, and 6 GB of disk. Needs root, buildah, podman, runc, mmdebstrap (Debian's packages).
+# Some minutes, and 6 GB of disk. Needs root, buildah, podman, runc, catatonit, mmdebstrap (Debian's packages).
 deploy-check-image: $(DEV)
 	COATSTREAM_CONTAINERS=1 $(BIN)/python -m pytest tests/deploy -m slow --no-cov -rP
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import redis
 from coatstream.settings.model import QueueSettings
@@ -32,7 +32,8 @@ from tests.support.redis_servers import SentinelPair, sentinel_pair
 STREAM_LENGTH, LEAST, MOST = 100, 1, 6
 SYNC, WINDOW, STEP = 3.0, 10.0, 5.0  # seconds: between looks, of calm before fewer are wanted, between two that go
 FROZEN = 25.0  # seconds of a freeze: longer than queue.min_idle
-MIN_IDLE = QueueSettings().min_idle  # seconds that what a lost worker holds stays with it
+QUEUE = QueueSettings()
+MIN_IDLE = QUEUE.min_idle  # seconds that what a lost worker holds stays with it
 LONGEST_DRAIN = 5.0  # seconds from SIGTERM to the exit
 SETTINGS = {
     "MODEL__ENGINE": "noop",
@@ -63,6 +64,7 @@ class Outcome:
     exits: "collections.Counter[str]" = field(default_factory=collections.Counter)
     stops: list[float] = field(default_factory=list)
     replicas: list[int] = field(default_factory=list)
+    losses: dict[bytes, int] = field(default_factory=dict)  # of an entry: how many workers were lost that had it
     last_words: list[str] = field(default_factory=list)  # of those that ended as they should not, or late
 
 
@@ -249,7 +251,7 @@ def played(pair: SentinelPair, options: argparse.Namespace, rng: random.Random) 
     feeder.start()
     calm = 0.0
     while feeder.is_alive() or calm < WINDOW + MOST * STEP:
-        length = _length(pair)
+        length = _length(pair, fleet.outcome.losses)
         fleet.tick(length)
         if places and feeder.fed >= places[0] and _act(acts[0], fleet, pair):
             places.pop(0), acts.pop(0)
@@ -259,13 +261,23 @@ def played(pair: SentinelPair, options: argparse.Namespace, rng: random.Random) 
     return _report(pair, feeder.fed, fleet.outcome)
 
 
-def _length(pair: SentinelPair) -> int:
-    """As KEDA's fallback has it: while Redis cannot be asked, as many as were wanted last."""
+def _length(pair: SentinelPair, losses: dict[bytes, int]) -> int:
+    """As KEDA's fallback has it: while Redis cannot be asked, as many as were wanted last. Notes in `losses` what idles:
+    living workers renew their leases.
+    """
     try:
         with redis.Redis(HOST, pair.primary_port(), socket_timeout=1) as client:
-            return int(client.xlen("frames"))
+            length = int(client.xlen("frames"))
+            with suppress(redis.ResponseError):  # no worker has made the group yet
+                losses |= {entry["message_id"]: int(entry["times_delivered"]) for entry in _idle(client)}
+            return length
     except redis.RedisError:
         return STREAM_LENGTH * 2
+
+
+def _idle(client: redis.Redis) -> list[Any]:
+    half = int(MIN_IDLE / 2 * 1000)
+    return cast("list[Any]", client.xpending_range("frames", QUEUE.group, "-", "+", 1000, idle=half))
 
 
 def _act(act: str, fleet: Fleet, pair: SentinelPair) -> bool:
@@ -296,6 +308,7 @@ def _report(pair: SentinelPair, fed: int, outcome: Outcome) -> dict[str, object]
         "age_max": round(ages[-1], 2),
         "backlog_over_capacity_max": round(queueing, 2),
         "beyond_it_max": round(beyond, 2),
+        "lost_workers_of_one_frame_max": max(outcome.losses.values(), default=0),
         "exits": dict(outcome.exits),
         "sigterm_to_exit_max": round(stops[-1], 2) if stops else 0.0,
         "replicas": [min(outcome.replicas), max(outcome.replicas), outcome.replicas[-1]],
@@ -305,7 +318,10 @@ def _report(pair: SentinelPair, fed: int, outcome: Outcome) -> dict[str, object]
         "doubled": report["doubled"] != 0,
         "exits": any(not how.startswith("SIGKILL") and how != "SIGTERM -> 0" for how in outcome.exits),
         "drain": bool(stops) and stops[-1] > LONGEST_DRAIN,
-        "age": ages[-1] > MIN_IDLE + queueing,
+        "age": any(
+            label.published - label.captured > MIN_IDLE * max(1, outcome.losses.get(label.entry, 0)) + queueing
+            for label in labels
+        ),
     }
     return report | {"broken": [name for name, is_so in broken.items() if is_so], "last_words": outcome.last_words}
 

@@ -54,9 +54,9 @@ def needed() -> None:
     """Skip where containers were not asked for; their tools must be there where they were."""
     if os.environ.get("COATSTREAM_CONTAINERS") != "1":
         pytest.skip("builds an image: make deploy-check-image")
-    for tool in ("buildah", "podman", "runc", "mmdebstrap"):
+    for tool in ("buildah", "podman", "runc", "catatonit", "mmdebstrap"):
         if shutil.which(tool) is None:
-            missing(f"no {tool} on this machine (apt-get install buildah podman runc mmdebstrap)")
+            missing(f"no {tool} on this machine (apt-get install buildah podman runc catatonit mmdebstrap)")
 
 
 @cache

@@ -262,8 +262,9 @@ def played(pair: SentinelPair, options: argparse.Namespace, rng: random.Random) 
 
 
 def _length(pair: SentinelPair, losses: dict[bytes, int]) -> int:
-    """As KEDA's fallback has it: while Redis cannot be asked, as many as were wanted last. Notes in `losses` what idles:
-    living workers renew their leases.
+    """As KEDA's fallback has it: while Redis cannot be asked, as many as were wanted last.
+
+    Notes what idles: living workers renew their leases.
     """
     try:
         with redis.Redis(HOST, pair.primary_port(), socket_timeout=1) as client:

@@ -18,6 +18,7 @@ import numpy as np
 from coatstream.engine.protocol import Engine
 from coatstream.frames.frame import Pixels
 from coatstream.frames.opencv import cv2
+from numpy.typing import NDArray
 
 CACHE: Final = Path(tempfile.gettempdir()) / "coatstream-clips"
 VTEST: Final = Path("/usr/share/doc/opencv-doc/examples/data/vtest.avi")
@@ -175,7 +176,7 @@ def pasted(background: Pixels, photo: Photo, side: int, place: float) -> Pixels:
     return picture
 
 
-def noisy(picture: Pixels, rng: np.random.Generator, deviation: float = 6.0) -> Pixels:
+def noisy(picture: NDArray[np.floating[Any]] | Pixels, rng: np.random.Generator, deviation: float = 6.0) -> Pixels:
     """As another picture of the same: with a sensor's noise."""
     noise = rng.standard_normal(picture.shape, np.float32) * np.float32(deviation)
     return np.asarray(np.clip(picture + noise, 0, 255), np.uint8)

@@ -143,6 +143,25 @@ def test_a_real_clip_with_a_soft_close_up_is_well() -> None:
     assert seen.health.stats().usual is not None
 
 
+@pytest.mark.parametrize("light", [0.04, 0.05, 0.06, 0.08])
+def test_a_dark_scene_of_hardly_any_contrast_is_neither_black_nor_covered(light: float) -> None:
+    ground = np.full((360, 640, 3), 112.0)
+    for left, top in np.random.default_rng(3).integers(70, 290, (16, 2)):
+        ground[top : top + 30, 2 * left : 2 * left + 30] = 62  # craters
+    scene = measure(pixels(ground * light, 3), damage=0)
+
+    assert Seen().watch(scene, 20) == ()
+
+
+def test_a_dark_scene_of_several_colours_is_no_surface_that_is_lit_from_one_side() -> None:
+    ramp = 12 + 5 * np.sin(np.arange(640) / 640 * 6 * np.pi)[None, :, None] * np.ones((360, 1, 1))
+    one, many = ramp * np.array([0.9, 1.0, 1.1]), ramp * np.array([0.0, 1.19, 1.0])
+    many[:, 320:] = ramp[:, 320:] * np.array([2.6, 1.0, 0.4])  # as bright, and blue
+
+    assert Seen().watch(measure(pixels(one, 2), damage=0), 20) == (COVERED,)
+    assert Seen().watch(measure(pixels(many, 2), damage=0), 20) == ()
+
+
 # ---- what is sick
 
 

@@ -5,7 +5,8 @@ the camera can be reached: no pictures at all is a fault of the link.
 
 The thresholds come from 184 pictures: photos of scikit-image and OpenCV and six clips, each also darkened to 15, 8 and
 4 % with noise, fogged to 40, 20 and 10 % of its contrast and blurred; and a wall, a hand and a lens cap, each with
-noise and with the date written over. python -m bench health prints these figures again.
+noise and with the date written over. python -m bench health PATH... prints these figures again, and without paths the
+bars that are held.
 
     frozen   Nothing new: the very same pixels between the margins, in which a clock may run, or a loop of up to eight
              pictures. A live sensor's noise changes them with each picture, unless the camera compresses so hard that
@@ -13,14 +14,14 @@ noise and with the date written over. python -m bench health prints these figure
              did). So it counts once a keyframe has come meanwhile, or after 40 s. The other way round, a still that is
              encoded anew comes out different: each keyframe rounds it otherwise. So what is found is what repeats
              pictures: a stuck grabber, an MJPEG camera, a recorder that sends its last picture.
-    black    Neither light nor structure between the margins. More than 2 grey levels are left of 44 photos of 45 at
-             4 % of their light.
+    black    Neither light nor structure between the margins: one grey level, or two and hardly a step between
+             neighbours. Of 43 photos at 4 % of their light three have no more than two levels, and steps enough.
     covered  One plain surface: in the middle of the thumbnail hardly any cell differs from its neighbour. The margins,
              where the date is written, do not count. Fog leaves edges (3 levels and more in every clip at 10 % of its
              contrast), a clock on a white wall leaves 36. A wall without anything on it is a covered lens for us. In
              the dark scenes have small steps too (at 4 % of the light 1 step in 20 is above one level), so a dim
-             surface must have fewer than 1 in 200, or be lit unevenly and have none above two. Of 45 photos at 4, 5, 6
-             and 8 % of their light one is taken for covered then.
+             surface must have fewer than 1 in 200, or be lit unevenly, have one colour and none above two. Of 43
+             photos at 4, 5, 6 and 8 % of their light none is taken for covered then.
     blurred  Sharpness for its contrast, which light and fog take away alike, so that their quotient stays: clear
              pictures have .24 (98 % of them more than .010), blurred by 1 % of the width .002. Some scenes are soft by
              nature (the close-up of a bird: .005), so it must also be an eighth of what is usual for this camera. A
@@ -36,6 +37,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from coatstream.frames.frame import PictureFault, Vitals
 from coatstream.results.events.event import Event, EventKind, Publish
@@ -46,7 +48,8 @@ _BLACK_SPREAD: Final = 2.0  # grey levels between the 2nd and the 98th percentil
 _PLAIN_STEP: Final = 2.0  # grey levels between neighbours of the thumbnail
 _PLAIN_SHARE: Final = 0.02  # of the steps
 _DIM_SHARE: Final = 0.005  # of them, in the dark
-_LIT_SPREAD: Final = 10  # grey levels over a dim surface that is lit from one side
+_LIT_SPREAD: Final = 6  # grey levels over a dim surface that is lit from one side
+_ONE_COLOUR: Final = 6  # levels of Cr and of Cb over such a surface: a hand in dim light has 3
 _MARGIN: Final = 6  # rows of the thumbnail at the top and at the bottom where a date may be written
 
 _SOFT: Final = 0.006  # sharpness for its contrast
@@ -243,7 +246,9 @@ class _Rhythm:
 def is_black(vitals: Vitals) -> bool:
     """Neither light nor structure."""
     low, high = spread(vitals)
-    return high < _DARK and high - low <= _BLACK_SPREAD
+    if high >= _DARK or high - low > _BLACK_SPREAD:
+        return False
+    return high - low < _BLACK_SPREAD or float(np.mean(_steps(vitals) > 1)) < _DIM_SHARE
 
 
 def spread(vitals: Vitals) -> tuple[int, int]:
@@ -254,15 +259,26 @@ def spread(vitals: Vitals) -> tuple[int, int]:
 
 def is_covered(vitals: Vitals) -> bool:
     """One plain surface. In the dark, where a scene has small steps too, it must be all the plainer."""
-    middle = vitals.thumbnail[_MARGIN:-_MARGIN].astype(np.int16)
-    across, down = np.abs(np.diff(middle, axis=1))[:-1], np.abs(np.diff(middle, axis=0))[:, :-1]
-    steps = np.maximum(across, down)
+    steps = _steps(vitals)
     large = float(np.mean(steps > _PLAIN_STEP))
     if vitals.brightness >= _DARK:
         return large < _PLAIN_SHARE
     low, high = spread(vitals)
-    is_lit = high - low >= _LIT_SPREAD and large < _DIM_SHARE
+    is_lit = high - low >= _LIT_SPREAD and large < _DIM_SHARE and _colours(vitals) <= _ONE_COLOUR
     return not is_black(vitals) and (is_lit or float(np.mean(steps > 1)) < _DIM_SHARE)
+
+
+def _steps(vitals: Vitals) -> NDArray[np.int16]:
+    """Between each cell of the thumbnail and its neighbours, without the margins; the larger one. Grey levels."""
+    middle = vitals.thumbnail[_MARGIN:-_MARGIN].astype(np.int16)
+    across, down = np.abs(np.diff(middle, axis=1))[:-1], np.abs(np.diff(middle, axis=0))[:, :-1]
+    return np.maximum(across, down)
+
+
+def _colours(vitals: Vitals) -> float:
+    """Levels from the 2nd to the 98th percentile of Cr or Cb without the margins, whichever has more."""
+    low, high = np.percentile(vitals.colours[:, _MARGIN:-_MARGIN].reshape(2, -1), (2, 98), axis=1)
+    return float((high - low).max())
 
 
 class _Stillness:

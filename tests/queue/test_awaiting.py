@@ -13,10 +13,12 @@ from coatstream.broker.keys import queues_of
 from coatstream.errors import (
     BadFrame,
     CoatstreamError,
+    ConfigError,
     DeadReason,
     FrameDead,
     FrameDropped,
     NoOutcome,
+    RedisUnavailable,
 )
 from coatstream.frames.frame import Receipt
 from coatstream.queue.producing.awaiting import MOST_IDLE
@@ -215,6 +217,51 @@ def test_a_frame_that_was_in_already_gets_no_label_of_an_earlier_frame_of_its_na
         worker.release()
         assert waiting.result(60).entry_id == entry_id
         assert producer.duplicates == 2
+
+
+@pytest.mark.parametrize("call", ["classify", "wait_for"])
+def test_a_server_that_hangs_takes_no_longer_than_the_time_out(
+    client: Client, redis_url: str, world: World, worker: Worker, call: str
+) -> None:
+    with producing(world, redis_url) as producer:
+        producer.classify(picture(frame_id="f1"), timeout=20)
+        client.execute_command("CLIENT PAUSE 3000 ALL")
+        begun = time.monotonic()
+        with pytest.raises((NoOutcome, RedisUnavailable), match="no reply came"):
+            if call == "classify":
+                producer.classify(picture(), timeout=0.5)
+            else:
+                producer.wait_for("other", source="door", timeout=0.5)
+        took = time.monotonic() - begun
+
+    assert took < 1.5
+
+
+def test_two_sources_that_number_their_frames_alike_are_told_apart(
+    redis_url: str, world: World, worker: Worker
+) -> None:
+    with producing(world, redis_url) as producer:
+        for source in ("door", "gate"):
+            producer.put(picture(source=source, frame_id="7"))
+        found = [producer.wait_for("7", source=source, timeout=20) for source in ("door", "gate")]
+
+    assert [(label.source, label.frame_id) for label in found] == [("door", "7"), ("gate", "7")]
+
+
+def test_a_repetition_without_a_frame_id_hears_of_the_first(redis_url: str, world: World, worker: Worker) -> None:
+    with producing(world, redis_url) as producer:
+        first, again = (producer.classify(picture(sequence=5), timeout=20) for _ in range(2))
+
+    assert again == first
+
+
+def test_a_time_out_that_is_no_number_is_refused_and_an_endless_one_is_none(
+    redis_url: str, world: World, worker: Worker
+) -> None:
+    with producing(world, redis_url) as producer:
+        with pytest.raises(ConfigError, match="timeout"):
+            producer.classify(picture(), timeout=float("nan"))
+        assert producer.classify(picture(), timeout=float("inf")).labels
 
 
 def test_what_strangers_say_on_a_channel_changes_nothing(

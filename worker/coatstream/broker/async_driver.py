@@ -13,7 +13,7 @@ from redis.backoff import NoBackoff
 
 from coatstream.broker.cluster import Cluster
 from coatstream.broker.connection import connect, connection_options, sentinel_options
-from coatstream.broker.driver import BEATS
+from coatstream.broker.driver import BEATS, time_left
 from coatstream.broker.failures import REDIRECTIONS, RefusedCall, calls, is_stale
 from coatstream.broker.location import location
 from coatstream.broker.steps import Call, Command, Do, Enter, Steps, Wait
@@ -56,13 +56,13 @@ class AsyncDriver:
             if cluster is not None:
                 await asyncio.to_thread(cluster.close)
 
-    async def run(self, steps: Steps[T]) -> T:
-        """All steps. Raises what the generator raises."""
+    async def run(self, steps: Steps[T], *, deadline: float | None = None) -> T:
+        """All steps. Raises what the generator raises. `deadline`: as `Driver.run`."""
         try:
             step = next(steps)
             while True:
                 try:
-                    result = await self._do(step)
+                    result = await self._do(step, deadline)
                 except BaseException as error:
                     step = steps.throw(error)
                 else:
@@ -105,10 +105,10 @@ class AsyncDriver:
         [(host, port)] = place.hosts
         return Redis(host=host, port=port, db=place.db, **options)
 
-    async def _do(self, step: Call | Wait | Enter | Do) -> Any:
+    async def _do(self, step: Call | Wait | Enter | Do, deadline: float | None) -> Any:
         match step:
             case Call():
-                return await self._call(step)
+                return await self._call(step, time_left(deadline))
             case Wait(event=asyncio.Event() as event, seconds=seconds):
                 return event.is_set() or await _within(event.wait(), seconds)
             case Enter(lock=asyncio.Lock() as lock, seconds=seconds):
@@ -118,17 +118,10 @@ class AsyncDriver:
                 return await function(*arguments)
         raise AssertionError(step)
 
-    async def _call(self, call: Call) -> list[Any]:
+    async def _call(self, call: Call, within: float | None) -> list[Any]:
         try:
             with calls(call.what):
-                pool = self.pool(call.key)
-                connection = await pool.get_connection()
-                self._busy.add(connection)
-                try:
-                    replies = await _exchange(connection, call.commands)
-                finally:
-                    self._busy.discard(connection)
-                    await pool.release(connection)
+                replies = await self._round_trip(call, within)
         except RedisUnavailable:
             await self._look_around()
             raise
@@ -138,6 +131,20 @@ class AsyncDriver:
         if moved:
             raise RedisUnavailable(f"{call.what}: the cluster has moved {call.key} to another node")
         return replies
+
+    async def _round_trip(self, call: Call, within: float | None) -> list[Any]:
+        pool = self.pool(call.key)
+        try:
+            async with asyncio.timeout(within):
+                connection = await pool.get_connection()
+                self._busy.add(connection)
+                try:
+                    return await _exchange(connection, call.commands)
+                finally:
+                    self._busy.discard(connection)
+                    await pool.release(connection)
+        except TimeoutError as error:
+            raise TimeoutError(str(error) or "no reply came within the time that was left") from None
 
     async def _look_around(self) -> None:
         """Drop idle connections; of a cluster ask anew who has which slot."""

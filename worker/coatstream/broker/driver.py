@@ -1,6 +1,7 @@
 """Drives steps on the calling thread, over a client's pool of connections."""
 
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from coatstream.errors import RedisUnavailable
 T = TypeVar("T")
 
 BEATS: int = 3  # pings of a silent subscription within the socket's time-out
+LEAST: float = 0.05  # seconds that a reply may take, however near the caller's deadline is
 
 
 class Driver:
@@ -26,13 +28,16 @@ class Driver:
         self._client = client
         self._busy: set[Any] = set()  # connections that wait for a reply
 
-    def run(self, steps: Steps[T]) -> T:
-        """All steps, in this thread. Raises what the generator raises."""
+    def run(self, steps: Steps[T], *, deadline: float | None = None) -> T:
+        """All steps, in this thread. Raises what the generator raises.
+
+        deadline  on the monotonic clock: no reply is waited for longer, even where a socket's time-out is
+        """
         try:
             step = next(steps)
             while True:
                 try:
-                    result = self._do(step)
+                    result = self._do(step, deadline)
                 except BaseException as error:
                     step = steps.throw(error)
                 else:
@@ -55,10 +60,10 @@ class Driver:
         owner = client.node_of(client.slot_of([key])) if isinstance(client, Cluster) else client
         return owner.connection_pool
 
-    def _do(self, step: Call | Wait | Enter | Do) -> Any:
+    def _do(self, step: Call | Wait | Enter | Do, deadline: float | None) -> Any:
         match step:
             case Call():
-                return self._call(step)
+                return self._call(step, time_left(deadline))
             case Wait(event=threading.Event() as event, seconds=seconds):
                 return event.wait(seconds)
             case Enter(lock=lock, seconds=seconds):
@@ -67,13 +72,13 @@ class Driver:
                 return function(*arguments)
         raise AssertionError(step)
 
-    def _call(self, call: Call) -> list[Any]:
+    def _call(self, call: Call, within: float | None) -> list[Any]:
         with calls(call.what, self._client):
             pool = self.pool(call.key)
             connection = pool.get_connection()
             self._busy.add(connection)
             try:
-                replies = exchange(connection, call.commands)
+                replies = exchange(connection, call.commands, within)
             except (
                 AttributeError,
                 TypeError,
@@ -91,11 +96,22 @@ class Driver:
         return replies
 
 
-def exchange(connection: Any, commands: Sequence[Command]) -> list[Any]:
-    """One round trip. A connection on which it failed is closed: what was not read would be the next call's reply."""
+def time_left(deadline: float | None) -> float | None:
+    """Seconds for one reply; None: as long as the socket's time-out."""
+    return None if deadline is None else max(LEAST, deadline - time.monotonic())
+
+
+def exchange(connection: Any, commands: Sequence[Command], within: float | None = None) -> list[Any]:
+    """One round trip. A connection on which it failed is closed: what was not read would be the next call's reply.
+
+    within  seconds in which the reply must begin, where that is less than the socket's time-out
+    """
     replies: list[Any] = []
     try:
         connection.send_packed_command(connection.pack_commands(commands))
+        limit = connection.socket_timeout
+        if within is not None and (limit is None or within < limit) and not connection.can_read(within):
+            raise TimeoutError("no reply came within the time that was left")
         for _ in commands:
             try:
                 replies.append(connection.read_response())

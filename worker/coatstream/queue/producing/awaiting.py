@@ -5,6 +5,8 @@ is down, or for want of a right. So the streams are searched as well: at once fo
 each new connection, while nothing comes, and once more before a caller's time is up.
 """
 
+import hashlib
+import math
 import secrets
 import threading
 import time
@@ -20,6 +22,7 @@ from coatstream.broker.steps import Do, Enter, Lock, Signal, Steps, Wait, checke
 from coatstream.errors import (
     REDIS_TROUBLE,
     CoatstreamError,
+    ConfigError,
     FrameDead,
     FrameDropped,
     NoOutcome,
@@ -37,6 +40,7 @@ MOST_IDLE: Final = 64  # sources that stay subscribed though nothing waits for t
 PATIENCE: Final = 1.0  # seconds of silence before the streams are looked into; doubled each time
 LONGEST_PATIENCE: Final = 8.0
 DEAF_PATIENCE: Final = 0.05  # the same for a frame whose channel is not known
+LONGEST: Final = 86_400.0 * 365  # seconds of a time-out; locks take no infinite one
 LAST_LOOK: Final = 0.25  # seconds before the end of a time-out, or a quarter of it
 PAGE, PAGES = 500, 40  # labels of one look at a stream, and looks: 20,000 labels
 LETTERS: Final = 32  # dead letters of one look
@@ -134,7 +138,7 @@ class Awaiting:
     def classify(self, picture: Picture, within: float) -> Steps[LabelDocument]:
         """Put a frame, and wait for what becomes of it."""
         deadline = time.monotonic() + within
-        picture = picture if picture.frame_id else replace(picture, frame_id=secrets.token_hex(16))
+        picture = picture if picture.frame_id else replace(picture, frame_id=_name_for(picture))
         ticket = self._ticket(picture.frame_id, picture.source)
         try:
             yield from self._subscribe(ticket, deadline)
@@ -153,6 +157,8 @@ class Awaiting:
         """Wait for what becomes of a frame that was put before."""
         deadline = time.monotonic() + within
         known = self._outbox.recent.get(frame_id)
+        if known and source not in (None, known.source):
+            known = None  # another source counts its frames by the same names
         ticket = self._ticket(frame_id, source or (known.source if known else None))
         try:
             yield from self._subscribe(ticket, deadline)
@@ -393,6 +399,20 @@ class _Page:
     letters: str
     more: bool
     there: str
+
+
+def seconds_of(timeout: float) -> float:
+    """A caller's time-out, which a sum may have made negative or infinite. Raises ConfigError."""
+    if math.isnan(timeout):
+        raise ConfigError("timeout is not a number: give seconds")
+    return min(max(0.0, timeout), LONGEST)
+
+
+def _name_for(picture: Picture) -> str:
+    """A frame id for a picture without one. A repetition is given the same, so that it hears of the first."""
+    if picture.sequence is None:
+        return secrets.token_hex(16)
+    return hashlib.sha256(f"{picture.sequence} {picture.source}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def _behind(ids: Sequence[bytes], nothing: str) -> tuple[str, str]:

@@ -24,7 +24,7 @@ from coatstream.broker.preflight import check_rights, check_server, check_slots,
 from coatstream.broker.steps import Enter, Lock, Signal, Steps
 from coatstream.errors import ConfigError
 from coatstream.queue.producing.admission import admission_keys, admission_rights, admission_types
-from coatstream.queue.producing.awaiting import Awaiting, Subscription
+from coatstream.queue.producing.awaiting import Awaiting, Subscription, seconds_of
 from coatstream.queue.producing.outbox import AS_USUAL, Outbox, Terms
 from coatstream.queue.producing.picture import Picture
 from coatstream.results.documents import LabelDocument
@@ -164,10 +164,11 @@ class Producer(_Counts):
         Raises FrameDead (a dead letter now), FrameDropped (expired, or deleted from the queue), NoOutcome (nothing is
         known yet; it is a TimeoutError too), BadFrame, QueueFull, RedisUnavailable and RedisRefuses. The user must be
         allowed to read the streams. Without the right to subscribe to `<labels>:<source>` and `failures:<source>` an
-        answer comes a second late. A server that hangs may add `redis.socket_timeout` to the time.
+        answer comes a second late.
         """
+        within = seconds_of(timeout)
         self._listen()
-        return self._driver.run(self._awaiting.classify(picture, timeout))
+        return self._driver.run(self._awaiting.classify(picture, within), deadline=time.monotonic() + within)
 
     def wait_for(self, frame_id: str, *, timeout: float = 30.0, source: str | None = None) -> LabelDocument:
         """Wait for the label of a frame that was put before, by its `frame_id`, or by its entry's id where it has none.
@@ -175,8 +176,9 @@ class Producer(_Counts):
         `source` is needed for quick answers about frames that another producer put: for those, the last 20,000 labels
         are looked through. Raises FrameDead, FrameDropped and NoOutcome.
         """
+        within = seconds_of(timeout)
         self._listen()
-        return self._driver.run(self._awaiting.wait_for(frame_id, timeout, source))
+        return self._driver.run(self._awaiting.wait_for(frame_id, within, source), deadline=time.monotonic() + within)
 
     def close(self) -> None:
         """End the waits for labels. `connect` does so on leaving."""
@@ -247,13 +249,17 @@ class AsyncProducer(_Counts):
 
     async def classify(self, picture: Picture, *, timeout: float = 30.0) -> LabelDocument:
         """As `Producer.classify`."""
+        within = seconds_of(timeout)
         self._listen()
-        return await self._driver.run(self._awaiting.classify(picture, timeout))
+        return await self._driver.run(self._awaiting.classify(picture, within), deadline=time.monotonic() + within)
 
     async def wait_for(self, frame_id: str, *, timeout: float = 30.0, source: str | None = None) -> LabelDocument:
         """As `Producer.wait_for`."""
+        within = seconds_of(timeout)
         self._listen()
-        return await self._driver.run(self._awaiting.wait_for(frame_id, timeout, source))
+        return await self._driver.run(
+            self._awaiting.wait_for(frame_id, within, source), deadline=time.monotonic() + within
+        )
 
     async def aclose(self) -> None:
         """End all waits. `connect` does so on leaving."""

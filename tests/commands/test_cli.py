@@ -134,3 +134,18 @@ cli.main()
     assert done.returncode == 0
     assert [line.strip() for line in done.stdout.splitlines()[1:]] == [b"T" + umlaut + b"r \\u732b", b'{"a":"\\u732b"}']
     assert done.stderr == b"coatstream: T" + umlaut + b"r \\ud83d\\udc31 \\udce9\n"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["tags", "groups"], ["tags", "groups", "--json"]], ids=" ".join)
+def test_a_full_disk_under_the_output_is_no_bug(words: list[str]) -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(
+            [sys.executable, "-m", "coatstream", *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    assert (done.returncode, done.stderr) == (1, "coatstream: output cannot be written: No space left on device\n")

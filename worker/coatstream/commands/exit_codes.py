@@ -4,6 +4,7 @@
 start. No line holds a traceback or a credential.
 """
 
+import errno
 import os
 import sys
 import traceback
@@ -52,8 +53,19 @@ def exit_code(call: Callable[[], int | None]) -> int:
             raise
         discard_stdout()
         return ExitCode.DONE
+    except OSError as error:
+        return (
+            _report(f"output cannot be written: {error.strerror}", ExitCode.FAULT)
+            if _is_full(error)
+            else report_bug(error)
+        )
     except Exception as error:
         return report_bug(error)
+
+
+def _is_full(error: OSError) -> bool:
+    """Whether a disk, a quota or a file has no more room: no bug of ours."""
+    return error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 def report_bug(error: Exception) -> int:

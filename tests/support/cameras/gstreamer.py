@@ -9,11 +9,15 @@ gi.require_version("GstRtspServer", "1.0")
 from gi.repository import GLib, Gst, GstRtspServer  # type: ignore[import-not-found]  # noqa: E402  (after versions)
 
 H264 = "x264enc tune=zerolatency speed-preset=ultrafast key-int-max=25 threads=1 {} ! rtph264pay name=pay0 pt=96"
+H265 = "x265enc tune=zerolatency speed-preset=ultrafast key-int-max=25 ! rtph265pay name=pay0 pt=96 config-interval=1"
+SOUND = "audiotestsrc is-live=true ! mulawenc ! rtppcmupay name=pay0 pt=0"
 SOURCE = "videotestsrc is-live=true pattern=ball ! video/x-raw,width=320,height={},framerate=25/1{}"
 STREAMS = {
     "/h264": f"{SOURCE.format(240, '')} ! {H264.format('')} config-interval=1",
     "/wide": f"{SOURCE.format(360, ',pixel-aspect-ratio=2/1')} ! {H264.format('')} config-interval=1",
     "/interlaced": f"{SOURCE.format(240, '')} ! interlace field-pattern=2:2 ! {H264.format('interlaced=true')}",
+    "/h265": f"{SOURCE.format(240, ',format=I420_10LE')} ! {H265}",
+    "/sound-first": f"{SOUND} {SOURCE.format(240, '')} ! {H264.format('').replace('pay0', 'pay1')}",
     "/jpeg": f"{SOURCE.format(240, ',format=I420')} ! jpegenc ! rtpjpegpay name=pay0 pt=26",
     "/vp8": f"{SOURCE.format(240, '')} ! vp8enc deadline=1 ! rtpvp8pay name=pay0 pt=96",
 }

@@ -338,7 +338,7 @@ async def test_a_camera_that_was_down_before_it_became_ours_is_said_to_be_and_it
         lease.grant(7, until=float("inf"))
         cameras.tick()
         await until(lambda: client.hexists("cameras:states", "yard"))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not events(client, "tag.ended"):
                 cameras.tick()
                 await asyncio.sleep(0.01)

@@ -250,7 +250,7 @@ async def test_a_batch_does_not_wait_for_long_for_frames_whose_decoding_does_not
     fixture = Fixture(FixedEngine(), MemorySettler(), max_size=4)
     fixture.holdings.add("frames", [f"{number}-0" for number in range(4)])
 
-    async with fixture.pumping(), asyncio.timeout(5):
+    async with fixture.pumping(), asyncio.timeout(60):
         fixture.mailbox.put(make_frame("0", source="s0", entry_id="0-0"), reader="queue", live=False)
         while fixture.ledger.total().published < 1:
             await asyncio.sleep(0.001)
@@ -280,7 +280,7 @@ class HoldsBlack(FixedEngine):
 
     def classify(self, pixels: Pixels) -> Scores:
         if pixels[0].max() == 0:
-            assert self.let_go.wait(20)
+            assert self.let_go.wait(60)
         return super().classify(pixels)
 
 
@@ -290,14 +290,14 @@ async def test_a_slow_batch_holds_up_neither_the_other_stream_nor_more_than_one_
     fixture.put(6)
 
     async with fixture.pumping():
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(engine.batches) < 2 or fixture.mailbox.waiting > 3:
                 await asyncio.sleep(0.005)
         for _ in range(50):  # the pump has every chance to take one more
             await asyncio.sleep(0)
         waiting, passed, published = fixture.mailbox.waiting, len(engine.batches), fixture.published()
         engine.let_go.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(fixture.published()) < 6:
                 await asyncio.sleep(0.005)
 

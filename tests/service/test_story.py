@@ -40,7 +40,7 @@ async def working(tree: SettingsTree, engine: FixedEngine) -> AsyncIterator[tupl
 
 async def until(holds: Callable[[], bool]) -> None:
     """Let the worker work until something holds."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not holds():
             await asyncio.sleep(0.005)
 

@@ -370,7 +370,7 @@ def test_an_engine_that_is_none_is_refused_in_one_line(word: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)  # four processes that load torch, beside other tests
+@pytest.mark.timeout(600)  # four processes that load torch, beside other tests
 def test_bench_engine_reports_every_engine_and_size_beside_the_machines_limits(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -403,7 +403,7 @@ def test_bench_engine_reports_every_engine_and_size_beside_the_machines_limits(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_sizes_that_outlast_their_time_and_engines_that_refuse_the_model_are_left_out_and_said_so(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

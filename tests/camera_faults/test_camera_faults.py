@@ -12,7 +12,7 @@ SEED = 1
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_what_is_promised_of_cameras_holds_under(case: Case) -> None:
     row = run_case(case, "quick", VALKEY, SEED)
@@ -22,7 +22,7 @@ def test_what_is_promised_of_cameras_holds_under(case: Case) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_harness_sees_workers_that_all_read_all_cameras() -> None:
     case = case_named("C4")
     unshared = replace(

@@ -19,7 +19,7 @@ OFFLINE = CLEAN | {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": "/nonexistent
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_the_demo_labels_a_camera_and_the_queue_and_its_ledger_balances() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "coatstream", "demo", "--seconds", "15"],
@@ -51,7 +51,7 @@ def test_the_demo_labels_a_camera_and_the_queue_and_its_ledger_balances() -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_on_a_terminal_a_table_is_shown_and_ctrl_c_ends_it_with_0() -> None:
     master, slave = pty.openpty()
     process = subprocess.Popen(

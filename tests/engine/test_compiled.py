@@ -105,7 +105,7 @@ def tiny() -> TimmClassifier:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_it_says_what_eager_says_from_any_thread_and_compiles_nothing_meanwhile(tmp_path: Path) -> None:
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         missing("no C++ compiler on this machine (apt-get install g++)")

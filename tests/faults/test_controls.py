@@ -10,7 +10,7 @@ SEED = 1
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("control", CONTROLS, ids=lambda control: f"{control.case}-{control.protocol.name.lower()}")
 def test_the_harness_sees_that_this_protocol_is_bad(control: Control) -> None:
     case = case_named(control.case)

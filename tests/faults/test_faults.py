@@ -17,7 +17,7 @@ QUICK = [
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("case", "kind"), QUICK)
 def test_what_is_promised_holds_under(case: Case, kind: str) -> None:
     servers.binary(kind)

@@ -21,7 +21,7 @@ LITE0 = {"name": "tf_efficientnet_lite0.in1k", "weights": "package:efficientnet-
 
 @pytest.mark.slow
 @ON_ONE_SERVER
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 async def test_photos_through_the_queue_get_the_labels_of_timms_own_path(client: Client, redis_url: str) -> None:
     photos = photo_files()
     for file in photos:

@@ -1,9 +1,10 @@
 """What strangers write cannot steer the terminal that shows it."""
 
+import io
 import json
 
 import pytest
-from coatstream.commands.terminal import shown, shown_json
+from coatstream.commands.terminal import a_console, shown, shown_json
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +22,21 @@ from hypothesis import strategies as st
 )
 def test_control_characters_are_shown_as_escapes(text: str, safe: str) -> None:
     assert shown(text) == safe
+
+
+def test_a_cell_is_as_wide_as_what_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Escapes that came only with the writing made rows of 60 columns 800 wide."""
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+
+    assert shown("T\u00fcr") == "T\\u00fcr"
+
+
+def test_where_the_terminal_is_dumb_its_true_width_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+
+    assert a_console().width == 60
 
 
 @given(st.text(), st.booleans())

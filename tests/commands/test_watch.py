@@ -22,6 +22,7 @@ from coatstream.errors import ConfigError
 from coatstream.results.events.event import Event, EventKind
 from coatstream.results.events.protocol import EventStore, PendingEvent
 from coatstream.settings.model import EventsSettings, RedisSettings
+from rich.cells import cell_len
 
 from tests.support.absence import missing
 from tests.support.settled import NOW, publish
@@ -221,6 +222,27 @@ def test_a_terminal_gets_colours(
     assert out.count("\n") == 1
     assert "\x1b[" in out
     assert "[red]" in out
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+@pytest.mark.parametrize("source", ["a" * 128, "\u732b" * 60, "[red]"], ids=["long", "wide", "markup"])
+def test_a_line_fits_the_terminal_and_keeps_its_label(
+    redis_url: str,
+    client: Client,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    columns: int,
+    source: str,
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(columns))
+
+    watch(redis_url, client, lambda: publish(client, "1", source=source), "--count", "1")
+
+    (line,) = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert cell_len(line) <= columns
+    assert line.endswith("ms")
+    assert source[:3] in line
 
 
 def test_a_broken_connection_is_one_line_and_no_label_is_missed(

@@ -106,6 +106,9 @@ def test_a_picture_of_another_kind_is_refused_by_its_name(form: str, named: str)
     [
         (base64.b64encode, "base64 text"),
         (base64.encodebytes, "base64 text"),
+        (lambda data: base64.urlsafe_b64encode(data).rstrip(b"="), "base64 text"),
+        (lambda data: b"0x" + data.hex().upper().encode(), "hexadecimal text"),
+        (lambda data: b"\\x" + data.hex().encode(), "hexadecimal text"),
         (lambda data: b'"' + base64.b64encode(data) + b'"', "base64 text"),
         (lambda data: b"data:image/jpeg;base64," + base64.b64encode(data), "a data URL"),
         (lambda data: data.decode("utf-8", "replace").encode(), "taken for UTF-8 text"),

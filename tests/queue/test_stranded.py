@@ -128,6 +128,16 @@ def test_a_stranded_entry_behind_many_in_work_is_found_by_the_looks_that_follow(
     assert found == [0, 0, 1]
 
 
+def test_stranded_entries_behind_hundreds_in_work_are_counted(client: Client) -> None:
+    member(client).join()
+    add(client, 700)
+    read(client, "busy", 600)
+    client.xgroup_setid("frames", QUEUE.group, "$")
+
+    assert count_stranded(client, QUEUE) == 100
+    assert count_stranded(client, QUEUE, looks=1) == 0
+
+
 def test_all_workers_together_look_once_in_a_while(client: Client) -> None:
     deleted_consumer(client)
     adopt_stranded(client, QUEUE, every=3600)

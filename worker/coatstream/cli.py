@@ -60,7 +60,7 @@ def main() -> None:
 _SLOW: Final = {  # commands whose libraries and model take seconds to load
     "run": "starting the worker",
     "demo": "starting a server, and a worker whose model takes some seconds to load",
-    "check": "testing settings, Redis, the model and every camera",
+    "check": "testing settings, Redis, model and cameras",
     "classify": "loading the model",
     "prepare": "choosing an engine: half a minute or so",
     "bench": "loading models",

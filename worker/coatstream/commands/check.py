@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
-from rich.console import Console
 from rich.markup import escape
 
 from coatstream.broker.connection import address, connect
@@ -21,7 +20,7 @@ from coatstream.cameras.fleet.lease import CameraLease
 from coatstream.cameras.process.forkserver import ForkServer
 from coatstream.cameras.process.source import CameraProcess
 from coatstream.commands.audit_view import fullness, losses_of, room_of, sum_of
-from coatstream.commands.terminal import print_json, table
+from coatstream.commands.terminal import a_console, print_json, table
 from coatstream.engine.loading import load_engine
 from coatstream.engine.protocol import Engine
 from coatstream.errors import CoatstreamError, ConfigError, SourceLost, redact
@@ -268,4 +267,4 @@ def _show(findings: list[Finding]) -> None:
     marks = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "fault": "[red]fault[/]"}
     for finding in findings:
         made.add_row(marks[finding.verdict], escape(finding.what), escape(finding.detail))
-    Console(soft_wrap=False).print(made)
+    a_console().print(made)

@@ -1,12 +1,13 @@
 """What commands print: text from strangers made harmless, tables, times, JSON lines, one line on stderr."""
 
 import json
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.table import Table
 from rich.text import Text
 
@@ -18,13 +19,14 @@ _WIDE: Final = 1000  # characters: without a terminal a row is one line, for gre
 
 def shown(text: str) -> str:
     """`text` with an escape for each character that is not plain to see: control characters (they steer a terminal),
-    line breaks, and the marks that reverse the direction of writing.
+    line breaks, and the marks that reverse the direction of writing; and for each that stdout's encoding lacks, so that
+    a table knows how wide its cells are.
     """
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
-    )
+    if not text.isprintable():
+        text = "".join(
+            character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+        )
+    return text if text.isascii() or _has_all(text) else "".join(map(_written, text))
 
 
 def shown_json(text: str) -> str:
@@ -47,9 +49,30 @@ def complain(text: str) -> None:
     print(f"coatstream: {text}", file=sys.stderr, flush=True)
 
 
+def _has_all(text: str) -> bool:
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def _written(character: str) -> str:
+    return character if _has_all(character) else json_escape(character)
+
+
+def a_console() -> Console:
+    """The terminal, at its true width: rich takes 80 columns where TERM is dumb."""
+    console = Console(highlight=False)
+    if console.is_dumb_terminal:
+        size = shutil.get_terminal_size()
+        console.size = ConsoleDimensions(size.columns, size.lines)
+    return console
+
+
 def wide_console() -> Console:
     """The terminal; without one as wide as any row."""
-    console = Console(highlight=False)
+    console = a_console()
     if not console.is_terminal:
         console.width = _WIDE
     return console

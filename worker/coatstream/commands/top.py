@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 
 from coatstream.broker.connection import Client, address, connect
@@ -16,7 +16,7 @@ from coatstream.broker.failures import calls
 from coatstream.broker.fleet_keys import fleet_keys
 from coatstream.broker.preflight import check_server
 from coatstream.commands.exit_codes import discard_stdout
-from coatstream.commands.terminal import wide_console
+from coatstream.commands.terminal import a_console, wide_console
 from coatstream.commands.top_view import Sight, TopChoice, screen
 from coatstream.errors import REDIS_TROUBLE
 from coatstream.results.events.reader import PublishedEvent, parse_event
@@ -70,7 +70,7 @@ def _print(sight: Sight, where: str) -> None:
 
 def _follow(look: Callable[[], Sight], where: str) -> None:
     """The screen again after each second and each key."""
-    console = Console(highlight=False)
+    console = a_console()
     sight, choice, due = Sight(), TopChoice(), 0.0
     with Live(console=console, screen=True, auto_refresh=False) as live, _keys_as_they_come():
         while True:

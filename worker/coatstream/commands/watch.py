@@ -2,16 +2,16 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
-from rich.console import Console
+from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from coatstream.broker.connection import Client, connect
 from coatstream.broker.fleet_keys import fleet_keys
 from coatstream.broker.preflight import check_server, check_types
 from coatstream.commands.exit_codes import discard_stdout
-from coatstream.commands.terminal import complain, shown, shown_json, time_of_day
+from coatstream.commands.terminal import a_console, complain, shown, shown_json, time_of_day
 from coatstream.errors import RedisUnavailable, Retries
 from coatstream.results.events.reader import EventReader, PublishedEvent
 from coatstream.results.labels import LabelReader, PublishedLabel, streams_of
@@ -60,7 +60,11 @@ def run_watch(
     return 0
 
 
-_Feed = tuple[Callable[[], Sequence[Any]], Callable[[Any], Text]]  # reads the next items, makes a line of one
+_Feed = tuple[Callable[[], Sequence[Any]], Callable[[Any, int], Text]]  # reads the next items, makes a line of one
+
+NARROWEST: Final = 60  # columns that a line is made to fit into
+_UNBOUNDED: Final = 0  # columns: no terminal
+_SOURCE, _WHAT = 16, 32  # columns, where there are enough of them
 
 
 def _labels(client: Client, settings: SettingsTree, after: str | None, block: float) -> _Feed:
@@ -81,13 +85,13 @@ def _events(client: Client, settings: SettingsTree, after: str | None, block: fl
 
 def _show(
     read: Callable[[], Sequence[_ItemT]],
-    line: Callable[[_ItemT], Text],
+    line: Callable[[_ItemT, int], Text],
     *,
     source: str | None,
     count: int,
     as_json: bool,
 ) -> None:
-    console = Console(highlight=False)
+    console = a_console()
     shown_so_far = 0
     for item in _follow(read):
         if source is not None and item.source != source:
@@ -95,9 +99,10 @@ def _show(
         if as_json:
             print(shown_json(item.json), flush=True)
         elif console.is_terminal:
-            console.print(line(item), soft_wrap=True)
+            fits = console.width >= NARROWEST
+            console.print(line(item, console.width if fits else _UNBOUNDED), soft_wrap=not fits)
         else:  # print, because rich ends a process with code 1 when its reader has gone
-            print(line(item).plain, flush=True)
+            print(line(item, _UNBOUNDED).plain, flush=True)
         shown_so_far += 1
         if shown_so_far == count:
             return
@@ -118,32 +123,43 @@ def _follow(read: Callable[[], Sequence[_ItemT]]) -> Iterator[_ItemT]:
             yield from items
 
 
-def _label_line(label: PublishedLabel) -> Text:
+def _label_line(label: PublishedLabel, width: int) -> Text:
     """When it was published, source, label, score, and the frame's age at that time."""
+    source, what = _fitted(shown(label.source), shown(label.label), width - 37 if width else _UNBOUNDED)
     return Text.assemble(
         (time_of_day(label.published_at), "dim"),
         "  ",
-        (f"{shown(label.source):<16}", "cyan"),
+        (source, "cyan"),
         "  ",
-        (f"{shown(label.label):<32}", "bold"),
+        (what, "bold"),
         f"  {label.score:6.1%}",
         (f"  {1000 * (label.published_at - label.captured_at):7.0f} ms", "dim"),
     )
 
 
-def _event_line(event: PublishedEvent) -> Text:
+def _event_line(event: PublishedEvent, width: int) -> Text:
     """When it happened, source, kind, the event's one word and its detail."""
-    what, more = _told(event.kind, event.detail)
+    word, more = _told(event.kind, event.detail)
+    source, what = _fitted(shown(event.source), shown(word), width - 32 if width else _UNBOUNDED)
     return Text.assemble(
         (time_of_day(event.at), "dim"),
         "  ",
-        (f"{shown(event.source):<16}", "cyan"),
+        (source, "cyan"),
         "  ",
         f"{shown(event.kind):<14}",
         "  ",
-        (f"{shown(what):<32}", "bold"),
+        (what if more else what.rstrip(), "bold"),
         (f"  {shown(more)}" if more else "", "dim"),
     )
+
+
+def _fitted(source: str, what: str, room: int) -> tuple[str, str]:
+    """Both, padded to the width of their columns; with `room` columns for both together, cut off to these."""
+    if not room:
+        return f"{source:<{_SOURCE}}", f"{what:<{_WHAT}}"
+    for_what = min(_WHAT, max(room - max(_SOURCE, cell_len(source)), 2 * room // 3))
+    for_source = min(max(_SOURCE, cell_len(source)), room - for_what)
+    return set_cell_size(source, for_source), set_cell_size(what, for_what)
 
 
 def _told(kind: str, detail: Any) -> tuple[str, str]:

@@ -267,8 +267,16 @@ _AS_TEXT: Final = (  # how a picture begins that was made text of, and what the 
     (b"data:", "a data URL; send the bytes that its base64 text stands for"),
     (b"b'\\x", "Python's notation of bytes; send the bytes themselves"),
     (b'b"\\x', "Python's notation of bytes; send the bytes themselves"),
-    *((magic.hex().encode(), "hexadecimal text; send the bytes that it stands for") for magic in (_JPEG_START, _PNG)),
-    *((text, "base64 text; send the bytes that it stands for") for text in (b"/9j/", b"iVBORw0K", b"UklGR")),
+    *(
+        (start + digits, "hexadecimal text; send the bytes that it stands for")
+        for magic in (_JPEG_START.hex(), _PNG.hex())
+        for digits in (magic.encode(), magic.upper().encode())
+        for start in (b"", b"0x", b"\\x")
+    ),
+    *(
+        (text, "base64 text; send the bytes that it stands for")
+        for text in (b"/9j/", b"_9j_", b"iVBORw0K", b"UklGR", b"SUkqA", b"TU0AK")
+    ),
     *(
         (magic.decode("latin-1").encode(), "Latin-1 text that was encoded as UTF-8; send the bytes as they are")
         for magic in (_JPEG_START, _PNG[:4])

@@ -18,6 +18,7 @@ LATEST_MOMENT: Final = 10_000_000_000.0  # Unix seconds: the year 2286; what is 
 
 PixelFormat = Literal["bgr24", "rgb24", "gray8"]
 _DECIMAL = re.compile(rb"\d{1,12}(\.\d{0,20})?")
+_FINER = re.compile(rb"\d{11,19}(\.\d{0,20})?")  # than seconds: what other languages' clocks give
 _COUNT = re.compile(rb"\d{1,6}")
 _BYTES = re.compile(rb"\d{1,12}")
 
@@ -114,9 +115,15 @@ def _unix_seconds(fields: Mapping[bytes, bytes], name: bytes) -> float | None:
         return None
     moment = float(text) if _DECIMAL.fullmatch(text) else math.nan
     if not moment < LATEST_MOMENT:
-        hint = ": milliseconds, perhaps" if _DECIMAL.fullmatch(text) else ""
+        hint = f": {_unit_of(text)}, perhaps" if _FINER.fullmatch(text) else ""
         raise _invalid(f"{name.decode()} is {_quoted(text)}, not Unix seconds as a decimal number{hint}")
     return moment
+
+
+def _unit_of(text: bytes) -> str:
+    """Of a moment of our time, by its number of digits."""
+    digits = len(text.partition(b".")[0])
+    return "milliseconds" if digits < 15 else "microseconds" if digits < 18 else "nanoseconds"
 
 
 def _meta(text: bytes | None) -> str | None:

@@ -3,7 +3,8 @@
 --
 -- KEYS  1 frames in  2 gate  3 books
 -- ARGV  1 consumer group  2 ms between two looks of all workers together  3 '1' = adopt, '0' = only count
--- Reply { entries found, 1 = look again at once }
+--       4 the entry behind which counting begins, or ''
+-- Reply { entries found, 1 = look again at once, where this look ended or '' }
 --
 -- Four ways lead here: XGROUP DELCONSUMER by hand drops what the consumer had pending, another tool acknowledges entries
 -- that it did not delete, a group is made at `$` or a later id, or XGROUP SETID passes over what waits.
@@ -37,17 +38,19 @@ local function padded(id)
 end
 
 local last = position()
-if not last or last == '0-0' then return {0, 0} end
+if not last or last == '0-0' then return {0, 0, ''} end
 -- No stream takes the id 0-0, so this deletes nothing; 0-1 may be a frame.
-if adopt and type(redis.pcall('XDEL', frames, '0-0')) == 'table' then return {0, 0} end -- settled entries stay
+if adopt and type(redis.pcall('XDEL', frames, '0-0')) == 'table' then return {0, 0, ''} end -- settled entries stay
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local marks = redis.call('HMGET', books, 'strand_at', 'strand_from', 'undeleted')
 local looked = tonumber(marks[1] or '')
-if adopt and looked and now >= looked and now - looked < every then return {0, 0} end -- a clock that went back counts not
+if adopt and looked and now >= looked and now - looked < every then return {0, 0, ''} end -- a clock that went back counts not
 
-local from = adopt and marks[2] and padded(marks[2]) and ('(' .. marks[2]) or '-'
+local begin = ARGV[4]
+if adopt then begin = marks[2] and padded(marks[2]) and marks[2] or '' end
+local from = begin ~= '' and '(' .. begin or '-'
 local undeleted, found, bytes = marks[3] and padded(marks[3]) or '', {}, 0
 local seen = nil
 for _ = 1, MOST do
@@ -62,7 +65,7 @@ for _ = 1, MOST do
   if bytes >= MOST_BYTES then break end
   from = '(' .. seen
 end
-if not adopt then return {#found, seen and 1 or 0} end
+if not adopt then return {#found, seen and 1 or 0, seen or ''} end
 
 -- Workers of earlier releases settle where they may not delete, and write no `undeleted`. Then the books have more
 -- outcomes than entries are gone, and some of what was found has its label.
@@ -98,4 +101,4 @@ if #found > 0 then
 end
 -- What was found is seldom alone, so the next look goes on at once.
 redis.pcall('HSET', books, 'strand_at', #found > 0 and seen and 0 or now, 'strand_from', seen or '')
-return {#found, #found > 0 and seen and 1 or 0}
+return {#found, #found > 0 and seen and 1 or 0, seen or ''}

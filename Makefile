@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 DEV := $(VENV)/.ready-dev
 BENCH := $(VENV)/.ready-bench
 LINES := docs/performance.jsonl
-RUNS ?= engine host pipeline queue cameras preparation footprint
+RUNS ?= engine host pipeline queue cameras preparation footprint tags health
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 COLLECT := $(BIN)/python -m bench.collect $(LINES)
 
@@ -72,7 +72,7 @@ check: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# All of them take about half an hour. `make bench RUNS="engine host"` runs some; the page keeps the others' last figures.
+# All of them take about three quarters of an hour. `make bench RUNS="engine host"` runs some; the page keeps the others' last figures.
 # The peers are other software, with an environment of their own: PEERS=1.
 bench: $(BENCH)
 	for run in $(RUNS) $(if $(PEERS),peers); do $(MAKE) --no-print-directory bench-$$run || exit; done
@@ -97,6 +97,12 @@ bench-cameras: $(BENCH)
 
 bench-preparation: $(BENCH)
 	$(COLLECT) preparation -- $(BIN)/python -m bench preparation
+
+bench-tags: $(DEV) $(BENCH)
+	$(COLLECT) tags -- $(BIN)/python -m bench tags --only places --only regions --only cost --only cuts
+
+bench-health: $(DEV) $(BENCH)
+	$(COLLECT) health -- $(BIN)/python -m bench health
 
 bench-footprint: $(BENCH)
 	$(COLLECT) footprint -- $(BIN)/python -m bench footprint

@@ -146,6 +146,26 @@ BARS = (
     Bar("process start to ready, warm caches", "footprint", "start", "seconds_to_ready", "at most", 6.0, "s"),
     Bar("memory at 1080p, batch 32, full load", "footprint", "memory", "most_mb", "at most", 1000.0, "MB"),
     Bar("its growth", "footprint", "memory", "growth_mb_per_minute", "at most", 1.0, "MB a minute"),
+    *(
+        Bar(
+            f"{place}, {height} of the height, view whole: of 24",
+            "tags",
+            f"places_{height}_whole",
+            place,
+            "at least",
+            bound,
+        )
+        for height, bounds in (("100%", (23, 23, 23)), ("75%", (17, 10, 16)))
+        for place, bound in zip(("left", "middle", "right"), bounds, strict=True)
+    ),
+    Bar("10 % of the area, in a region of 13 %: of 12", "tags", "region_10%", "found", "at least", 10),
+    Bar("tags at cuts of 3 s: recall", "tags", "cuts", "recall", "at least", 0.86, "%"),
+    Bar("... precision", "tags", "cuts", "precision", "at least", 0.89, "%"),
+    Bar("... a start is said after", "tags", "cuts", "said", "at most", 1.2, "s"),
+    Bar("... an end is said after", "tags", "cuts", "gone", "at most", 1.6, "s"),
+    Bar("view whole over centre at 16:9: the engine's time", "tags", "cost", "engine", "at most", 2.1),
+    Bar("... the camera's process, CPU time", "tags", "cost", "process", "at most", 1.2),
+    Bar("picture health: bars missed", "health", "all", "missed", "at most", 0),
 )
 
 

@@ -16,6 +16,7 @@ contrast.
 """
 
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +26,7 @@ import numpy as np
 import typer
 from coatstream.cameras.capture.vitals import measure
 from coatstream.cameras.health import is_black, is_covered, spread
+from coatstream.commands.bench.report import machine
 from coatstream.errors import ConfigError
 from coatstream.frames.files import expand, kind_of
 from coatstream.frames.frame import Pixels, Vitals
@@ -67,6 +69,8 @@ def main(
     parts = set(only or PARTS)
     held = [row for part in PARTS if part in parts for row in _ROWS[part](minutes, vtest)]
     print(f"{sum(held)} of {len(held)} bars are held")
+    missed = len(held) - sum(held)
+    print(json.dumps({"bench": "health", "case": "all", "rows": len(held), "missed": missed, "machine": machine()}))
     if not all(held):
         raise typer.Exit(1)
 

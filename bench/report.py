@@ -70,6 +70,14 @@ TITLES = {
         "the engine `noop`, beside a bare XADD and XREAD of the same entries.",
     ),
     "footprint": ("Start and memory", ""),
+    "tags": (
+        "Tags",
+        "`places_...`: of 12 photos on 2 backgrounds, how many are found at the left, in the middle and at the right, "
+        "by their height and the camera's view; a third input, of the middle, would find all 24 of full height there "
+        "at three times the cost. `region_...`: of 12, by their area. `cuts`: seconds and shares at cuts of 3 s. "
+        "`cost`: the whole of 16:9 over its middle.",
+    ),
+    "health": ("Picture health", "Rows that are printed, and how many of them missed their bar."),
 }
 
 

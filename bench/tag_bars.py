@@ -1,22 +1,27 @@
 """The bars of tags, measured with real weights on scenes of which the truth is known (`python -m bench tags`)."""
 
 import random
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from threading import Event as StopEvent
 from typing import Final
 
 import numpy as np
+from coatstream.cameras.capture.camera import Camera
 from coatstream.cameras.capture.vitals import measure
 from coatstream.cameras.health import PictureHealth
 from coatstream.engine.protocol import Engine
-from coatstream.frames.frame import Frame, Prediction
+from coatstream.frames.frame import Frame, InputSpec, Prediction
 from coatstream.frames.views import Region, View, look
 from coatstream.pipeline.inference import prediction_of
 from coatstream.pipeline.joining import joined
 from coatstream.results.events.event import Event, EventKind
 from coatstream.results.events.tag_classes import tag_classes
 from coatstream.results.events.tags import Tagger
-from coatstream.settings.model import HealthSettings, TagSettings
+from coatstream.settings.model import CameraSettings, HealthSettings, TagSettings
 
 from bench.scenes import Photo, Shot, backgrounds, noisy, pasted, score_of
 from tests.support.doubles import SettableClock
@@ -115,6 +120,35 @@ def in_region(engine: Engine, photos: Sequence[Photo], *, area: float, grow: flo
         seen = look(picture[:, :, ::-1], engine.spec, (Region("object", corners),))
         found += score_of(engine, [seen], photo.index) >= FOUND
     return found
+
+
+# ---- what the whole picture costs
+
+
+def engine_cost(engine: Engine, rounds: int = 15) -> float:
+    """Times the engine's time for one input that two take: the median over rounds in which both have their turn."""
+    rng = np.random.default_rng(0)
+    inputs = rng.integers(0, 255, (2, engine.spec.height, engine.spec.width, 3), np.uint8)
+
+    def seconds(count: int) -> float:
+        began = time.perf_counter()
+        engine.classify(inputs[:count])
+        return time.perf_counter() - began
+
+    return float(np.median([seconds(2) / seconds(1) for _ in range(rounds)]))
+
+
+def process_cost(clip: Path, spec: InputSpec, rounds: int = 7) -> float:
+    """Times the CPU time for the view `centre` that `whole` takes to read, measure and prepare a clip at 5 fps."""
+    settings = CameraSettings.model_validate({"name": "clip", "url": str(clip)})
+
+    def seconds(view: View) -> float:
+        began = time.process_time()
+        for _ in Camera(settings, prepare=partial(look, spec=spec, view=view)).frames(StopEvent()):
+            pass
+        return time.process_time() - began
+
+    return float(np.median([seconds("whole") / seconds("centre") for _ in range(rounds)]))
 
 
 # ---- when a tag is there

@@ -1,6 +1,8 @@
 """What tags make of labels that flicker: real weights, real pictures, known times. Prints one block per clip.
 
-    python -m bench tags [--fps 10] [--set min_duration=1 ...] [--only places|regions|cuts|single|cover|wrong|clips ...]
+    python -m bench tags [--fps 10] [--set min_duration=1 ...] [--only PART ...]
+
+Parts are places, regions, cost, cuts, single, cover, wrong and clips. Of each bar there is a line of JSON, too.
 
 Two clips go through EfficientNet-Lite0: the package's own of a cockatoo that comes close and turns, and one that is
 made here from a part of it and photos, with noise and a moving crop, so that it is known what is there when.
@@ -13,12 +15,13 @@ import itertools
 import json
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
+from coatstream.commands.bench.report import machine
 from coatstream.commands.demo import FALLBACK_MODEL, FALLBACK_WEIGHTS
 from coatstream.engine.loading import load_engine
 from coatstream.engine.protocol import Engine
@@ -38,7 +41,7 @@ from tests.support.doubles import SettableClock
 
 ASSETS = Path(__file__).parents[1] / "worker" / "coatstream" / "assets"
 COCKATOO = ASSETS / "cockatoo_360p.mp4"
-PARTS = ("places", "regions", "cuts", "single", "cover", "wrong", "clips")
+PARTS = ("places", "regions", "cost", "cuts", "single", "cover", "wrong", "clips")
 TOP_K = 50  # as a worker asks the engine for tags
 SIZE = (640, 360)
 CLIP_FPS = 10
@@ -106,16 +109,38 @@ def print_bars(engine: Engine, settings: TagSettings, parts: set[str], vtest: Pa
             for view in ("centre", "whole"):
                 found = bars.places(engine, known, share=share, view=view)
                 print(f"places: {share:.0%} of the height, {view}: left, middle, right {found} of {2 * len(known)}")
+                left, middle, right = found
+                print_line(f"places_{share:.0%}_{view}", left=left, middle=middle, right=right, of=2 * len(known))
     for area in (0.25, 0.1, 0.04) if "regions" in parts else ():
-        print(f"regions: {area:.0%} of the area: {bars.in_region(engine, known, area=area)} of {len(known)}")
+        in_region = bars.in_region(engine, known, area=area)
+        print(f"regions: {area:.0%} of the area: {in_region} of {len(known)}")
+        print_line(f"region_{area:.0%}", found=in_region, of=len(known))
+    if "cost" in parts:
+        print_cost(engine)
     if "cuts" in parts:
-        print(f"cuts of {bars.CUT:g} s: {bars.cuts(engine, known, settings)}")
+        cuts = bars.cuts(engine, known, settings)
+        print(f"cuts of {bars.CUT:g} s: {cuts}")
+        print_line("cuts", **asdict(cuts))
     if "single" in parts:
         print(f"tags of single frames, of {len(known)} each: {bars.singles(engine, known, settings)}")
     if "cover" in parts:
         print(f"one tag over a cover of 3 s: {bars.covered_for_a_while(engine, known, settings)} of {len(known)}")
     if "wrong" in parts:
         print_wrong(engine, settings, vtest)
+
+
+def print_line(case: str, **figures: float) -> None:
+    """For docs/performance.md."""
+    print(json.dumps({"bench": "tags", "case": case, **figures, "machine": machine()}), flush=True)
+
+
+def print_cost(engine: Engine) -> None:
+    """Of the whole of 16:9, over that of its middle."""
+    sizes = [ASSETS / f"camera_{height}p.mp4" for height in (360, 720, 1080)]
+    process = {clip.stem: round(bars.process_cost(clip, engine.spec), 3) for clip in sizes}
+    times = round(bars.engine_cost(engine), 3)
+    print(f"cost of whole over centre: {times} times in the engine, in the camera's process {process}")
+    print_line("cost", engine=times, process=max(process.values()))
 
 
 def print_wrong(engine: Engine, settings: TagSettings, vtest: Path) -> None:

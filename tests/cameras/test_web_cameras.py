@@ -189,17 +189,18 @@ def test_a_picture_that_is_wanted_is_asked_for_at_once() -> None:
 # HLS
 
 
+@pytest.mark.parametrize("playlist", ["live.m3u8", "live"])
 @pytest.mark.parametrize("name", ["segment%d", "segment%d.jpg", "segment%d.ts"])
-def test_segments_of_hls_have_any_name(tmp_path: Path, name: str) -> None:
+def test_playlist_and_segments_of_hls_have_any_name(tmp_path: Path, playlist: str, name: str) -> None:
     if shutil.which("ffmpeg") is None:
         missing("no ffmpeg command")
     arguments = ["-c:v", "libx264", "-g", "10", "-pix_fmt", "yuv420p", "-f", "hls", "-hls_time", "1"]
     source = f"movie={ASSETS / 'cockatoo_360p.mp4'},fps=10,scale=176:144,setsar=1,trim=duration=3"
-    files = ["-hls_segment_filename", str(tmp_path / name), str(tmp_path / "live.m3u8")]
+    files = ["-hls_segment_filename", str(tmp_path / name), str(tmp_path / playlist)]
     command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", source, *arguments, *files]
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL, timeout=60)
     with OddCamera([], tmp_path) as server:
-        heard = hear(server.url("hls/live.m3u8"), 5)
+        heard = hear(server.url(f"hls/{playlist}"), 5)
 
     assert heard.sizes == [(176, 144)] * 5
 

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
         "rtsp://cam:554/user=admin_password=s3cret_channel=1_stream=0.sdp?real_stream",
         "rtsp://cam/user=s3cret&password=&channel=1",
         "http://cam/videostream.cgi?loginuse=admin&loginpas=s3cret",
+        "http://cam/live?ticket=s3cret&pin=s3cret&hash=s3cret&code=s3cret",
         "http://cam/snap?u=admin&p=s3cret",
         "http://cam/snap?usr=s3cret&pw=s3cret&psw=s3cret",
         "rtsp://cam/admin:s3cret/live",

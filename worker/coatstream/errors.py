@@ -173,7 +173,10 @@ class Retries:
 _USERINFO = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)[^\s\"'<>]*@", re.IGNORECASE)
 # Cameras take them in the path too: /user=admin_password=x_channel=1, /admin:x/live. A value ends where another key
 # begins.
-_LONG_KEY = r"[\w-]*(?:pass|pwd|psw|secret|token|auth|signature|api_?key|loginuse|loginpas|credential|session|ticket|jwt|cookie)[\w-]*"
+_LONG_KEY = (
+    r"[\w-]*(?:pass|pwd|psw|secret|token|auth|signature|api_?key|loginuse|loginpas|credential|session|ticket|jwt|cookie)"
+    r"[\w-]*"
+)
 _SHORT_KEY = r"(?:key|sig|hash|code|pin|basic|user(?:name)?|usr|login|pw|u|p|k)"
 _SECRET = re.compile(
     rf"(?P<key>(?:[?&;/#_]{_LONG_KEY}|[?&;/#]{_SHORT_KEY}|_(?:user(?:name)?|usr|pw))=).*?(?=_\w+=|[&;/#\s\"'<>]|$)",

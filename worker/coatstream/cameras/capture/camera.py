@@ -107,7 +107,7 @@ class Camera:
                 on_grab=lambda: self._grabbed(reader),
                 wanted=self._wanted,
             )
-            for _ in sampling.in_bursts(stop) if self._address.is_hls else sampling.on_arrival(stop):
+            for _ in sampling.in_bursts(stop) if reader.bursts else sampling.on_arrival(stop):
                 if frame := self._maker.take(reader):
                     yield frame
 

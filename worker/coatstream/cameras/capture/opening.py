@@ -98,8 +98,8 @@ class Opener:
         except FFmpegError:
             raise Trouble(DownReason.CODEC, "it is not a video that can be read") from None
 
-    def _stream(self, address: Address, location: str | IO[bytes]) -> PictureReader:
-        """A stream that FFmpeg reads, from its URL or through an open connection."""
+    def _stream(self, address: Address, location: str | IO[bytes], *, playlist: bool = False) -> PictureReader:
+        """A stream that FFmpeg reads, from its URL or through an open connection. `playlist`: HLS, of any name."""
         settings, options = self._settings, stream_options()
         if address.is_rtsp:  # RTSP over TLS is TCP in any case
             options |= stream_options(rtsp_transport="tcp" if address.is_secure else settings.transport)
@@ -114,6 +114,7 @@ class Opener:
                 read_timeout=self._read_timeout,
                 keyframes_only=settings.keyframes_only,
                 acceleration=settings.acceleration,
+                playlist=playlist,
             )
         except FFmpegError as error:
             took = time.monotonic() - began
@@ -129,7 +130,7 @@ class Opener:
         try:
             answer = client.get()
         except httpx.RemoteProtocolError:  # not HTTP to the letter, `ICY 200 OK` say: FFmpeg minds less
-            return self._stream(address, address.location)
+            return self._stream(address, address.location, playlist=address.is_hls)
         if answer.status != 200:
             cause = refusal(answer.status)
             raise Trouble(cause.reason, cause.words)
@@ -148,7 +149,7 @@ class Opener:
             )
         if head.lstrip().startswith(b"#EXTM3U"):
             answer.close()
-            return self._stream(address, _with_credentials(address, answer.url))
+            return self._stream(address, _with_credentials(address, answer.url), playlist=True)
         return self._stream(address, cast("IO[bytes]", WebFile(client, answer, whole)))
 
     def _first(self, pieces: Iterator[bytes]) -> bytes:

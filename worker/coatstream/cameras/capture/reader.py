@@ -37,6 +37,7 @@ class NotOpened(Trouble):
 class PictureReader(Protocol):
     """One open source of pictures, used by the one thread that opened it.
 
+    bursts      its pictures come many at once, to be shown one after the other: HLS
     paced       its pictures come at the rate that was asked for, because it asks for each: they need no sampling
     grabbed     pictures so far
     damaged     of the pictures and packets so far: those that could not be decoded, or not in full
@@ -46,6 +47,7 @@ class PictureReader(Protocol):
     period      seconds for which one picture is shown
     """
 
+    bursts: bool
     paced: bool
     grabbed: int
     damaged: int
@@ -75,6 +77,7 @@ class PictureReader(Protocol):
 class Costs:
     """Damage and CPU time since the last call, for readers."""
 
+    bursts = False
     paced = False
 
     def __init__(self) -> None:

@@ -64,16 +64,19 @@ class Video(Costs):
         read_timeout: float | None = None,
         keyframes_only: bool = False,
         acceleration: str = "none",
+        playlist: bool = False,
     ) -> None:
         """Raises Trouble and FFmpegError; the latter's text holds the URL."""
         super().__init__()
+        self.bursts = playlist
         self._keyframes_only = keyframes_only
         self._keyframes = 0
         self._read_timeout = read_timeout
         timeout = None if open_timeout is None else (open_timeout, read_timeout)
         device = hardware(acceleration)
+        form = "hls" if playlist else None  # or FFmpeg looks at its name and the type that the server gives
         self._container: InputContainer = av.open(
-            file, "r", options=dict(options), timeout=timeout, hwaccel=device, metadata_errors="replace"
+            file, "r", form, options=dict(options), timeout=timeout, hwaccel=device, metadata_errors="replace"
         )
         try:
             self._stream = self._chosen(self._container)

@@ -297,6 +297,7 @@ def _report(pair: SentinelPair, fed: int, outcome: Outcome) -> dict[str, object]
     ages = sorted(label.published - label.captured for label in labels)
     stops = sorted(outcome.stops)
     queueing, beyond = waits(labels)
+    oldest = sorted(labels, key=lambda label: label.captured - label.published)[:5]
     report: dict[str, object] = {
         "fed": fed,
         "labelled": len(frames),
@@ -309,7 +310,9 @@ def _report(pair: SentinelPair, fed: int, outcome: Outcome) -> dict[str, object]
         "age_max": round(ages[-1], 2),
         "backlog_over_capacity_max": round(queueing, 2),
         "beyond_it_max": round(beyond, 2),
-        "lost_workers_of_one_frame_max": max(outcome.losses.values(), default=0),
+        "oldest": [  # age, and how many workers were lost that had it
+            (round(label.published - label.captured, 2), outcome.losses.get(label.entry, 0)) for label in oldest
+        ],
         "exits": dict(outcome.exits),
         "sigterm_to_exit_max": round(stops[-1], 2) if stops else 0.0,
         "replicas": [min(outcome.replicas), max(outcome.replicas), outcome.replicas[-1]],

@@ -94,6 +94,17 @@ def test_a_key_that_holds_something_else_is_found(
     assert "labels holds a string" in findings(capsys)["redis"][1]
 
 
+def test_a_full_server_is_said_as_that(client: Client, redis_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    client.config_set("maxmemory", 1)
+    try:
+        code = run(["check", "--redis", redis_url, "--engine", "noop", "--json"])
+    finally:
+        client.config_set("maxmemory", 0)
+
+    assert code == 0
+    assert "Redis has reached its maxmemory" in capsys.readouterr().out
+
+
 def test_a_person_gets_a_table_with_warnings(
     client: Client, redis_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

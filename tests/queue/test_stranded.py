@@ -177,6 +177,17 @@ def test_what_was_settled_without_the_right_to_delete_is_never_labelled_again(cl
     assert client.xlen("labels") == 3
 
 
+def test_a_user_who_may_not_move_the_position_adopts_all_the_same(client: Client, redis_url: str) -> None:
+    client.xgroup_create("frames", QUEUE.group, "99999999999999-0", mkstream=True)
+    member(client).join()
+    add(client, 2)
+    client.execute_command("ACL", "SETUSER", "mute", "reset", "on", ">pw", "~*", "&*", "+@all", "-xgroup|setid")
+    with connect(RedisSettings.model_validate({"url": redis_url, "username": "mute", "password": "pw"})) as limited:
+        assert adopt_stranded(limited, QUEUE, every=0) == 2
+        add(client, 1)
+        assert adopt_stranded(limited, QUEUE, every=0) == 1
+
+
 def test_another_kind_of_key_is_refused_and_nothing_is_changed(client: Client) -> None:
     client.set("frames", "text")
 

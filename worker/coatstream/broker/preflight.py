@@ -137,6 +137,17 @@ def dangers(infos: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
+def full_servers(infos: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each server that has reached its `maxmemory`, by its INFO."""
+    numbers = [(int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))) for info in infos]
+    return [
+        f"Redis has reached its maxmemory: {used:,} of {most:,} bytes. Producers are refused, and events wait; raise "
+        "maxmemory, or free memory"
+        for used, most in numbers
+        if 0 < most <= used
+    ]
+
+
 def check_types(client: Client, types: Mapping[str, str]) -> None:
     """Raises ConfigError if one of these keys exists and has another type."""
     for key, kind in types.items():

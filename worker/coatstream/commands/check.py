@@ -13,7 +13,7 @@ from rich.markup import escape
 from coatstream.broker.connection import address, connect
 from coatstream.broker.keys import queues_of
 from coatstream.broker.picture_keys import picture_keys
-from coatstream.broker.preflight import check, check_rights, dangers, server_infos
+from coatstream.broker.preflight import check, check_rights, dangers, full_servers, server_infos
 from coatstream.cameras.address import Kind, parse
 from coatstream.cameras.capture.opening import read_timeout
 from coatstream.cameras.fleet.lease import CameraLease
@@ -115,7 +115,7 @@ def _redis(settings: SettingsTree) -> Iterator[Finding]:
             "warning",
             "the Redis user may not publish to the channels of labels and failures: only the streams are written",
         )
-    yield from (Finding("redis", "warning", danger) for danger in dangers(infos))
+    yield from (Finding("redis", "warning", danger) for danger in (*dangers(infos), *full_servers(infos)))
 
 
 def _pictures(settings: SettingsTree) -> Iterator[Finding]:

@@ -221,7 +221,7 @@ def test_whatever_the_bytes_the_splitter_ends_and_holds_little(data: bytes, step
 @given(st.lists(st.sampled_from(sorted(PARTS)), min_size=1, max_size=6), st.integers(1, 3000))
 def test_however_a_stream_is_cut_up_its_pictures_are_whole(kinds: list[str], step: int) -> None:
     stream = b"".join(PARTS[kind](PLAIN) for kind in kinds) + b"--f--\r\n"
-    splitter = PartSplitter(b"f", max_bytes=10**6)
+    splitter = PartSplitter(b"f", max_bytes=10**8)
 
     parts = [part for at in range(0, len(stream), step) for part in splitter.feed(stream[at : at + step])]
     parts += filter(None, [splitter.rest()])  # one that said to be longer

@@ -117,7 +117,7 @@ def _read(port: int, password: str) -> Heard:
 # nginx, with files that a camera has left there
 
 NGINX = """
-daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log;
+daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/error.log;
 events {{ worker_connections 64; }}
 http {{
     access_log off; gzip on; gzip_types *; gzip_min_length 1;

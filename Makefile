@@ -57,15 +57,15 @@ else
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal -m "not slow"
 endif
 
-# The suites that start several workers with cameras or faults run one test at a time.
-ALONE := tests/faults tests/camera_faults tests/upgrade tests/soak
+# The suites that start several workers with cameras or faults run two at a time: their bounds hold with both cores taken.
+FLEETS := tests/faults tests/camera_faults tests/upgrade tests/soak
 test-slow: $(DEV)
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal -m slow $(ALONE:%=--ignore=%)
-	$(BIN)/python -m pytest -m slow $(ALONE)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal -m slow $(FLEETS:%=--ignore=%)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(FLEETS)
 
 # Measuring it makes Python's own work 2.7 times as long, so `make test` does without.
 coverage: $(DEV)
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal $(ALONE:%=--ignore=%) --cov --cov-report=term
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal $(FLEETS:%=--ignore=%) --cov --cov-report=term
 
 check: $(DEV)
 	$(BIN)/ruff format --check .

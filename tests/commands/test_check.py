@@ -76,7 +76,7 @@ def test_wrong_settings_are_a_fault_too(capsys: pytest.CaptureFixture[str]) -> N
     assert findings(capsys)["settings"][0] == "fault"
 
 
-def test_a_page_that_would_be_open_to_the_network_is_a_fault(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_page_on_the_network_without_a_token_is_a_fault_for_it_is_shut(capsys: pytest.CaptureFixture[str]) -> None:
     code = run(["check", "--json", "--set", "http.host=0.0.0.0", "--set", "model.engine=noop"])
 
     assert code == 1

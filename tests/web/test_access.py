@@ -19,13 +19,15 @@ def test_on_loopback_nobody_has_to_log_in_and_with_a_token_everybody_has_to() ->
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "worker.example"])
-def test_an_open_page_on_the_network_is_refused_unless_the_settings_say_so_in_words(host: str) -> None:
-    with pytest.raises(ConfigError, match=r"there is no http\.token"):
-        access(host=host)
+def test_a_page_on_the_network_is_shut_unless_the_settings_name_who_may_or_say_in_words_that_all_may(host: str) -> None:
+    assert "there is no http.token" in access(host=host).shut
+    assert not access().shut
 
     assert access(host=host, token="twelve chars").needs_login
     assert access(host=host, trusted_proxies=["10.0.0.0/8"], proxy_header="X-User").needs_login
+    assert not access(host=host, token="twelve chars").shut
     assert not access(host=host, access="open to anyone").needs_login
+    assert not access(host=host, access="open to anyone").shut
 
 
 @pytest.mark.parametrize(

@@ -192,3 +192,26 @@ async def test_metrics_and_probes_stay_open_on_the_same_port_or_on_one_of_their_
 
     assert open_paths == [200, 200, 503, 503]
     assert moved == [303, 303]
+
+
+async def test_on_the_network_without_a_token_the_page_is_shut_to_everybody_and_says_how_to_open_it(
+    redis_url: str,
+) -> None:
+    shut = page_settings(redis_url, http={"host": "::"})
+    shut_requests: list[Request] = [
+        ("GET", "/", {}, ""),
+        ("GET", "/login", {}, ""),
+        ("GET", "/api/cameras", {"authorization": "Bearer x"}, ""),
+        ("POST", "/login", FORM, "token="),
+        ("POST", "/api/cameras", JSON, CAMERA),
+    ]
+    async with page_of(shut) as http:
+        answers = [
+            await http.request(method, path, headers=headers, content=body)
+            for method, path, headers, body in shut_requests
+        ]
+        probes = [(await http.get(path)).status_code for path in ("/metrics", "/healthz")]
+
+    assert [answer.status_code for answer in answers] == [403] * len(answers)
+    assert all("http.token_file" in answer.json()["error"] for answer in answers)
+    assert probes == [200, 200]

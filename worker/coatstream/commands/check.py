@@ -79,7 +79,8 @@ def _findings(load: Callable[[], SettingsTree]) -> Iterator[Finding]:
     )
     yield from (Finding("settings", "ok", line) for line in settings.overridden)
     try:
-        Access.of(settings.http)
+        if shut := Access.of(settings.http).shut:
+            yield Finding("page", "fault", f"shut to everybody: {shut}")
     except ConfigError as fault:
         yield Finding("page", "fault", redact(str(fault)))
     redis = list(_redis(settings))

@@ -29,7 +29,10 @@ Network = IPv4Network | IPv6Network
 
 
 class Access:
-    """The rules of one server. `needs_login`: without a token, a session or a proxy, everything is refused."""
+    """The rules of one server. `needs_login`: without a token, a session or a proxy, everything is refused.
+
+    `shut`: why everything is refused to everybody; empty where somebody may come in.
+    """
 
     def __init__(
         self,
@@ -39,9 +42,11 @@ class Access:
         proxy_header: str = "",
         proxy_role: Role = "look",
         needs_login: bool,
+        shut: str = "",
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.needs_login = needs_login
+        self.shut = shut
         self.has_tokens = bool(tokens)
         self.proxy_header = proxy_header.lower()
         self._digests = {role: _digest(token) for role, token in tokens.items()}
@@ -52,7 +57,7 @@ class Access:
 
     @classmethod
     def of(cls, http: HttpSettings) -> "Access":
-        """Raises ConfigError for settings under which strangers could look or change, and for tokens of no use."""
+        """Shut under settings by which strangers could look or change. Raises ConfigError for tokens of no use."""
         tokens: dict[Role, str] = {}
         for role, name in (("change", "token"), ("look", "look_token")):
             token = _token(name, getattr(http, name), getattr(http, f"{name}_file"))
@@ -63,19 +68,14 @@ class Access:
         proxies = tuple(_network(text) for text in http.trusted_proxies)
         if bool(proxies) != bool(http.proxy_header):
             raise ConfigError("http.trusted_proxies and http.proxy_header need each other: set both, or none")
-        named = bool(tokens or proxies)
-        if not named and not is_loopback(http.host) and http.access != OPEN_WORDS:
-            raise ConfigError(
-                f"http.host {http.host} is open to the network, and there is no http.token: set http.token_file (or "
-                "http.token, http.trusted_proxies); or http.host: 127.0.0.1; or, for a page that all who reach it may "
-                f'use and change, http.access: "{OPEN_WORDS}"'
-            )
+        named, anyone = bool(tokens or proxies), http.access == OPEN_WORDS
         return cls(
             tokens,
             proxies=proxies,
             proxy_header=http.proxy_header,
             proxy_role=http.proxy_role,
-            needs_login=named and http.access != OPEN_WORDS,
+            needs_login=named and not anyone,
+            shut="" if named or anyone or is_loopback(http.host) else _shut(http.host),
         )
 
     def role_of_token(self, token: str) -> Role | None:
@@ -114,6 +114,14 @@ class Access:
 
     def _signature(self, plain: str) -> str:
         return hmac.new(self._key, plain.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
+
+
+def _shut(host: str) -> str:
+    return (
+        f"http.host {host} is open to the network, and there is no http.token: set http.token_file (or "
+        "http.token, http.trusted_proxies); or http.host: 127.0.0.1; or, for a page that all who reach it may "
+        f'use and change, http.access: "{OPEN_WORDS}"'
+    )
 
 
 def is_loopback(host: str) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
@@ -13,6 +14,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp
 
 from coatstream import __version__
+from coatstream.errors import ConfigError
 from coatstream.settings.model import SettingsTree
 from coatstream.telemetry.identity import worker_name
 from coatstream.telemetry.metrics import Metrics
@@ -25,6 +27,8 @@ from coatstream.web.guard import Guard
 from coatstream.web.live.hub import Hub
 from coatstream.web.server import serve
 from coatstream.web.site_routes import site_routes
+
+_log = structlog.get_logger("http")
 
 
 def make_app(registry: CollectorRegistry, status: Status, *, page: ASGIApp | None = None) -> Starlette:
@@ -41,8 +45,13 @@ def make_app(registry: CollectorRegistry, status: Status, *, page: ASGIApp | Non
 async def serve_all(
     settings: SettingsTree, metrics: Metrics, status: Status, *, port_before: int = 0
 ) -> AsyncIterator[int]:
-    """Everything, as long as this is entered; yields the page's port. Raises ConfigError."""
+    """Everything, as long as this is entered; yields the page's port. Raises ConfigError.
+
+    A page that nobody may use is said and stops nothing: probes, metrics and the work go on.
+    """
     http, access = settings.http, Access.of(settings.http)
+    if access.shut:
+        _log.warning("the page and its API are shut", why=access.shut)
     async with AsyncExitStack() as stack:
         calls = RedisCalls(settings)
         stack.callback(calls.close)
@@ -65,8 +74,10 @@ async def serve_all(
 async def serve_alone(settings: SettingsTree) -> AsyncIterator[int]:
     """The same without a worker: it is ready at once, with Redis or without, since it tells people that Redis is away.
 
-    Yields the page's port. Raises ConfigError.
+    Yields the page's port. Raises ConfigError, also for a page that nobody may use: there is nothing else to it.
     """
+    if shut := Access.of(settings.http).shut:
+        raise ConfigError(shut)
     metrics, status = Metrics(CollectorRegistry()), Status(stall_after=settings.batch.timeout)
     metrics.process()
     metrics.build(version=__version__, worker=worker_name())

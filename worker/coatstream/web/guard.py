@@ -69,6 +69,8 @@ class Guard:
     def _refused(self, scope: Scope) -> Response | None:
         """Whoever sends it."""
         headers, method = Headers(scope=scope), scope["method"]
+        if self._access.shut:
+            return error(403, f"the page and its API are shut: {self._access.shut}")
         if len(scope["query_string"]) > LONGEST_QUERY or len(scope["path"]) > LONGEST_PATH:
             return error(414, "the address is too long")
         if _ODD.search(scope["path"]) and not scope["path"].startswith("/api/"):

@@ -11,6 +11,7 @@ from coatstream.cameras.address import public_url
 from coatstream.commands.audit_view import size_of
 from coatstream.service import Ready
 from coatstream.settings.model import SettingsTree
+from coatstream.web.access import Access
 from coatstream.web.server import link
 
 NAMED: Final = 20  # cameras that get a line each
@@ -36,6 +37,7 @@ def start_summary(settings: SettingsTree) -> Callable[[Ready], None]:
             days = f"{pictures.max_age / 86_400:g} days"
             kept = f"{size_of(pictures.max_bytes)}, {days}" if pictures.enabled else "none"
             _log.info("events", stream=fleet_keys(settings).events, pictures=kept)
-        _log.info("page", link=link(settings.http.host, ready.port))
+        if not Access.of(settings.http).shut:
+            _log.info("page", link=link(settings.http.host, ready.port))
 
     return log

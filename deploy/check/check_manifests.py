@@ -11,11 +11,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from deploy.check import hardening, network, redis_access, rules_file, scaling, worker, workloads
+from deploy.check import (
+    access,
+    hardening,
+    network,
+    pods,
+    redis_access,
+    rules_file,
+    scaling,
+    worker,
+    workloads,
+)
 from deploy.check.manifests import (
     Manifest,
     RenderError,
     Rule,
+    namespace,
     overlays,
     parsed,
     render,
@@ -26,9 +37,19 @@ from deploy.check.manifests import (
 __all__ = ["check", "main", "render", "title"]
 
 _LABEL_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-_WORKLOAD: Final[tuple[Rule, ...]] = (*workloads.EVERYWHERE, *hardening.RULES)
+_WORKLOAD: Final[tuple[Rule, ...]] = (*workloads.EVERYWHERE, *pods.RULES, *hardening.RULES)
 RULES: Final[dict[str, tuple[Rule, ...]]] = {
-    "Deployment": (*_WORKLOAD, *workloads.REPLICATED, *worker.RULES, redis_access.check_ways_out),
+    "Deployment": (
+        *_WORKLOAD,
+        *workloads.REPLICATED,
+        pods.check_images_agree,
+        *worker.RULES,
+        redis_access.check_ways_out,
+    ),
+    "Namespace": (access.check_namespace,),
+    "RoleBinding": (access.check_binding,),
+    "ClusterRoleBinding": (access.check_binding,),
+    "VerticalPodAutoscaler": (access.check_vertical,),
     "StatefulSet": (*_WORKLOAD, redis_access.check_server),
     "Secret": (worker.check_secret,),
     "ConfigMap": (hardening.check_config_map,),
@@ -48,8 +69,32 @@ def check(manifests: list[Manifest]) -> list[str]:
     findings = [f"{title(twice)}: is there twice" for twice in _duplicates(manifests)]
     for manifest in manifests:
         for rule in (_check_name, *RULES.get(manifest["kind"], ())):
-            findings += [f"{title(manifest)}: {finding}" for finding in rule(manifest, manifests)]
+            findings += [f"{title(manifest)}: {finding}" for finding in _asked(rule, manifest, manifests)]
     return list(dict.fromkeys(findings))
+
+
+def _asked(rule: Rule, manifest: Manifest, manifests: list[Manifest]) -> list[str]:
+    """What a rule says; a manifest of another shape than its kind has is a finding as well."""
+    try:
+        return list(rule(manifest, neighbours(manifest, manifests)))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        return [f"is not built like a {manifest['kind']}: {type(error).__name__}: {str(error)[:100]}"]
+
+
+def neighbours(manifest: Manifest, manifests: list[Manifest]) -> list[Manifest]:
+    """What it can refer to by name or labels: objects of its namespace, and of the whole cluster.
+
+    A PodMonitor sees the namespaces that its namespaceSelector names.
+    """
+    spaces = {"", namespace(manifest)}
+    if manifest["kind"] == "PodMonitor":
+        selector = manifest["spec"].get("namespaceSelector") or {}
+        spaces = {"", *selector.get("matchNames", spaces)}
+        if selector.get("any"):
+            return manifests
+    if namespace(manifest) == "":
+        return manifests
+    return [m for m in manifests if namespace(m) in spaces]
 
 
 def _duplicates(manifests: list[Manifest]) -> list[Manifest]:

@@ -14,8 +14,14 @@ _ALLOWED_VOLUMES: Final = _VOLUMES | {"projected", "secret"}
 _SECCOMP: Final = {"RuntimeDefault", "Localhost"}
 _SELINUX: Final = {None, "", "container_t", "container_init_t", "container_kvm_t", "container_engine_t"}
 _SYSCTLS: Final = re.compile(r"kernel\.shm_rmid_forced|net\.ipv4\.(ip_|tcp_|ping_)\w+")
-_SECRET_KEY: Final = re.compile(r"(PASSWORD|TOKEN|SECRET)$", re.IGNORECASE)
-_SECRET_VALUE: Final = re.compile(r"://[^\s/@]*:[^\s/@]+@|^\s*-?\s*(password|token)\s*:\s*\S", re.MULTILINE)
+_SECRET_KEY: Final = re.compile(
+    r"(PASSWORD|PASSWD|TOKEN|SECRET|CREDENTIALS|(API|ACCESS|SECRET|PRIVATE)[_-]?KEY)$", re.IGNORECASE
+)
+_SECRET_VALUE: Final = re.compile(
+    r"://[^\s/@]*:[^\s/@]+@|^[^#\n]*(?<![\w-])(password|token)\s*:\s*[^\s{]|-----BEGIN [A-Z ]*PRIVATE KEY", re.MULTILINE
+)
+_SECRET_WORD: Final = re.compile(r"--?[\w-]*(password|token|secret)[= ]\S", re.IGNORECASE)
+_ANNOTATION: Final = re.compile(r"://[^\s/@]*:[^\s/@]+@")
 
 
 def check_pod_security(manifest: Manifest, _: list[Manifest]) -> Iterator[str]:
@@ -38,6 +44,8 @@ def _of_pod(spec: Manifest) -> Iterator[str]:
             yield f"sysctl {sysctl['name']}"
     if context.get("runAsUser") == 0:
         yield "the pod's user is 0"
+    if (context.get("windowsOptions") or {}).get("hostProcess"):
+        yield "hostProcess"
 
 
 def _of_container(container: Manifest, of_pod: Manifest) -> Iterator[str]:
@@ -84,6 +92,30 @@ def check_beyond(manifest: Manifest, _: list[Manifest]) -> Iterator[str]:
                 yield f"the variable {variable['name']} holds a password: it belongs into a Secret"
 
 
+def check_groups(manifest: Manifest, _: list[Manifest]) -> Iterator[str]:
+    spec = pod(manifest)
+    if spec.get("shareProcessNamespace"):
+        yield "shareProcessNamespace: each container may read the others' memory, and passwords in it"
+    for owner in (spec, *containers(manifest)):
+        context = owner.get("securityContext") or {}
+        groups = [context.get("runAsGroup"), context.get("fsGroup"), *context.get("supplementalGroups", ())]
+        if any(group == 0 for group in groups):
+            yield "one of its groups is 0, the group of root"
+
+
+def check_spoken(manifest: Manifest, _: list[Manifest]) -> Iterator[str]:
+    """What everyone may read who may look at pods: arguments and annotations."""
+    for container in containers(manifest):
+        words = " ".join(str(word) for word in (*container.get("command", ()), *container.get("args", ())))
+        if _SECRET_WORD.search(words) or _ANNOTATION.search(words):
+            yield f"container {container['name']} is told a password in its arguments: it belongs into a Secret"
+    of_pods = manifest["spec"]["template"].get("metadata") or {}
+    for metadata in (manifest["metadata"], of_pods):
+        for key, value in (metadata.get("annotations") or {}).items():
+            if _SECRET_KEY.search(key) or _ANNOTATION.search(str(value)):
+                yield f"the annotation {key} holds a password: it belongs into a Secret"
+
+
 def check_config_map(manifest: Manifest, _: list[Manifest]) -> Iterator[str]:
     for key, value in (manifest.get("data") or {}).items():
         if holds_secret(key, value):
@@ -94,4 +126,4 @@ def holds_secret(key: str, value: object) -> bool:
     return bool(value) and bool(_SECRET_KEY.search(key) or _SECRET_VALUE.search(str(value)))
 
 
-RULES: Final[tuple[Rule, ...]] = (check_pod_security, check_beyond)
+RULES: Final[tuple[Rule, ...]] = (check_pod_security, check_beyond, check_groups, check_spoken)

@@ -15,9 +15,12 @@ from deploy.check.manifests import (
     production,
     quantity,
     selects,
+    title,
+    workloads,
 )
 
 PROBES: Final = ("startupProbe", "readinessProbe", "livenessProbe")
+_CLAIM: Final = 256 * 2**20  # bytes
 _HASTY: Final = 20.0  # seconds: a liveness probe that gives up sooner kills for a garbage collection or a busy node
 
 
@@ -171,8 +174,50 @@ def check_budget(manifest: Manifest, manifests: list[Manifest]) -> Iterator[str]
     if str(spec.get("maxUnavailable", 1)).rstrip("%") == "0":
         yield "maxUnavailable is 0: no node with one of its pods can ever be drained"
     wanted = chosen(spec["selector"])
+    if not spec["selector"]:
+        yield "selects all pods of the namespace"
+    for target in workloads(manifests):
+        if wanted and selects(wanted, pod_labels(target)):
+            yield from _blocks_drains(spec, target, manifests)
     if not any(selects(wanted, pod_labels(m)) for m in of_kind(manifests, "Deployment", "StatefulSet")):
         yield "selects no pod"
+
+
+def _blocks_drains(spec: Manifest, target: Manifest, manifests: list[Manifest]) -> Iterator[str]:
+    """minAvailable against the fewest pods there may be: by the autoscaler, or by the Deployment."""
+    least, wanted = fewest(target, manifests), str(spec.get("minAvailable", 0))
+    if wanted == "100%" or (wanted.isdigit() and int(wanted) >= max(least, 1)):
+        yield f"minAvailable is {wanted}, and {title(target)} may have {least} pods: no node with one can be drained"
+
+
+def fewest(target: Manifest, manifests: list[Manifest]) -> int:
+    """Pods of a workload at least."""
+    for scaler in of_kind(manifests, "ScaledObject", "HorizontalPodAutoscaler"):
+        if scaler["spec"]["scaleTargetRef"].get("name") == target["metadata"]["name"]:
+            return int(scaler["spec"].get("minReplicaCount", scaler["spec"].get("minReplicas", 0)))
+    return int(target["spec"].get("replicas", 1))
+
+
+def most(target: Manifest, manifests: list[Manifest]) -> int:
+    """Pods of a workload at most, without those of a rollout."""
+    for scaler in of_kind(manifests, "ScaledObject", "HorizontalPodAutoscaler"):
+        if scaler["spec"]["scaleTargetRef"].get("name") == target["metadata"]["name"]:
+            return int(scaler["spec"].get("maxReplicaCount", scaler["spec"].get("maxReplicas", 100)))
+    return int(target["spec"].get("replicas", 1))
+
+
+def check_claims(manifest: Manifest, manifests: list[Manifest]) -> Iterator[str]:
+    for volume in pod(manifest).get("volumes", ()):
+        name = (volume.get("persistentVolumeClaim") or {}).get("claimName")
+        claim = named(manifests, "PersistentVolumeClaim", name) if name else None
+        if claim is None:
+            continue
+        modes = set(claim["spec"].get("accessModes") or ())
+        if not modes & {"ReadWriteMany", "ReadOnlyMany"} and most(manifest, manifests) > 1:
+            yield f"shares the volume {name} among its pods, and {', '.join(sorted(modes))} lets one node mount it"
+        size = quantity((claim["spec"].get("resources") or {}).get("requests", {}).get("storage")) or 0
+        if size < _CLAIM:
+            yield f"the PersistentVolumeClaim {name} asks for less than 256 Mi: a model and its engines take more"
 
 
 EVERYWHERE: Final[tuple[Rule, ...]] = (
@@ -184,5 +229,6 @@ EVERYWHERE: Final[tuple[Rule, ...]] = (
     check_probes,
     check_resources,
     check_images,
+    check_claims,
 )
 REPLICATED: Final[tuple[Rule, ...]] = (check_progress, check_spread, check_has_budget)

@@ -4,9 +4,11 @@ import copy
 from typing import Any
 
 import pytest
+import yaml
 
 from deploy.check.check_manifests import check
 from tests.support.manifests import GONE, Place, overlay, put
+from tests.support.paths import ROOT
 
 WORKER = ("Deployment/coatstream-queue-worker", "spec", "template", "spec")
 CONTAINER = (*WORKER, "containers", 0)
@@ -115,7 +117,44 @@ PODS: list[tuple[str, Place, object, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "place", "value", "finding"), PODS)
+EGRESS = ("NetworkPolicy/coatstream-queue-worker", "spec", "egress")
+INGRESS = ("NetworkPolicy/coatstream-queue-worker", "spec", "ingress", 0)
+CAMERAS_OUT = ("NetworkPolicy/coatstream-camera-worker", "spec", "egress", 2)
+VISITORS = ("NetworkPolicy/coatstream-page", "spec", "ingress", 0, "from")
+DOOR = ("NetworkPolicy/coatstream-redis", "spec", "ingress", 0)
+SERVICE = ("Service/coatstream-page", "spec")
+WORLD = {"ipBlock": {"cidr": "0.0.0.0/0"}}
+HTTPS = {"port": 443, "protocol": "TCP"}
+NETWORKS: list[tuple[str, Place, object, str]] = [
+    ("prod-cpu", (*EGRESS, 2), {"to": [WORLD]}, "to everywhere at every port"),
+    ("prod-cpu", (*EGRESS, 2), {"to": [WORLD], "ports": [HTTPS]}, "to everywhere at port 443"),
+    ("prod-cpu", (*EGRESS, 2), {"to": [{"ipBlock": {"cidr": "::/0"}}]}, "to everywhere at every port"),
+    ("prod-cpu", (*EGRESS, 2), {}, "to everywhere at every port"),
+    ("prod-cpu", (*EGRESS, 0, "ports"), [{"port": 53, "protocol": "TCP"}], "out to DNS (port 53, UDP)"),
+    ("prod-cpu", (*EGRESS, 0, "to"), [{"podSelector": {}}], "out to DNS"),
+    ("prod-cpu", (*EGRESS, 1, "ports", 0, "protocol"), "UDP", "out to Redis"),
+    ("prod-cpu", (*INGRESS, "from"), [{"namespaceSelector": {}}], "lets everyone in"),
+    ("prod-cpu", (*INGRESS, "from"), [WORLD], "lets everyone in"),
+    ("prod-cpu", (*INGRESS, "from"), GONE, "lets everyone in"),
+    ("prod-cpu", (*VISITORS, 1), GONE, "lets people in to the page"),
+    ("prod-cpu", (*CAMERAS_OUT, "ports", 0, "protocol"), "UDP", "camera gate-1 (port 554)"),
+    ("prod-cpu", (*CAMERAS_OUT, "to", 0, "ipBlock", "cidr"), "10.20.0.5/16", "is no network"),
+    ("prod-cpu", (*CAMERAS_OUT, "to", 0, "ipBlock", "cidr"), "10.20.0.0", "is no network"),
+    ("dev", (*DOOR, "from", 0), {"podSelector": {"matchLabels": {"a": "b"}}}, "lets the pods in to Redis"),
+    ("dev", (*DOOR, "from"), GONE, "lets everyone in"),
+    ("dev", (DOOR[0], "kind"), "ConfigMap", "reaches the queue"),
+    ("dev", ("Service/coatstream-redis", "spec", "ports", 0, "port"), 6380, "which the Service coatstream-redis"),
+    ("dev", ("StatefulSet/coatstream-redis", "spec", "replicas"), 2, "know nothing of each other"),
+    ("dev", ("StatefulSet/coatstream-redis", "spec", "serviceName"), "redis", "serviceName redis is not there"),
+    ("prod-cpu", (*SERVICE, "selector"), {"app.kubernetes.io/name": "coatstream"}, "mixes the pods"),
+    ("prod-cpu", (*SERVICE, "ports", 0, "targetPort"), 9090, "port 9090, which its pods do not have"),
+    ("prod-cpu", (*SERVICE, "ports", 0, "targetPort"), GONE, "port 80, which its pods do not have"),
+    ("prod-cpu", (*SERVICE, "ports", 0, "protocol"), "UDP", "speaks TCP"),
+    ("prod-cpu", (*SERVICE, "externalIPs"), ["192.0.2.1"], "externalIPs"),
+]
+
+
+@pytest.mark.parametrize(("name", "place", "value", "finding"), [*PODS, *NETWORKS])
 def test_a_fault_of_a_user_is_found(name: str, place: Place, value: object, finding: str) -> None:
     manifests = overlay(name)
     put(manifests, place, value)
@@ -150,5 +189,69 @@ def test_an_object_too_many_is_found(added: dict[str, Any], finding: str) -> Non
 def test_a_hardened_sidecar_is_no_fault() -> None:
     manifests = overlay("prod-cpu")
     put(manifests, (*WORKER, "containers", 1), SIDECAR)
+
+    assert check(manifests) == []
+
+
+INGRESS_FILE = ROOT / "deploy" / "k8s" / "components" / "page" / "ingress-example.yaml"
+PATHS = ("Ingress/coatstream-page", "spec", "rules", 0)
+
+
+def with_ingress() -> list[dict[str, Any]]:
+    example = yaml.safe_load(INGRESS_FILE.read_text("utf-8"))
+    example["metadata"]["namespace"] = "coatstream"
+    return [*overlay("prod-cpu"), example]
+
+
+def test_the_example_of_an_ingress_is_no_fault() -> None:
+    assert check(with_ingress()) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "finding"),
+    [
+        ((*PATHS[:2], "tls"), [], "has no tls"),
+        ((*PATHS[:2], "tls"), [{"hosts": ["other.example.com"], "secretName": "x"}], "and not for coatstream.example"),
+        ((*PATHS[:2], "tls", 0, "secretName"), GONE, "names no secretName"),
+        ((*PATHS, "host"), GONE, "rule without a host"),
+        ((*PATHS, "http", "paths", 0, "backend", "service", "port"), {"number": 8080}, "which is not there"),
+        ((*PATHS, "http", "paths", 0, "backend", "service", "name"), "page", "which is not there"),
+        ((PATHS[0], "metadata", "annotations", "nginx.ingress.kubernetes.io/ssl-redirect"), "false", "in the clear"),
+        ((PATHS[0], "metadata", "annotations", "nginx.ingress.kubernetes.io/proxy-buffering"), "on", "come late"),
+    ],
+)
+def test_a_fault_of_an_ingress_is_found(place: Place, value: object, finding: str) -> None:
+    manifests = with_ingress()
+    put(manifests, place, value)
+
+    findings = check(manifests)
+
+    assert any(finding in each for each in findings), findings
+
+
+def test_policy_types_may_be_left_to_the_api_server() -> None:
+    manifests = overlay("prod-cpu")
+    put(manifests, (EGRESS[0], "spec", "policyTypes"), GONE)
+
+    assert check(manifests) == []
+
+
+@pytest.mark.parametrize("peer", [{"ipBlock": {"cidr": "169.254.20.10/32"}}, {"namespaceSelector": {}}])
+def test_names_may_be_asked_of_the_node_or_of_any_namespace(peer: dict[str, Any]) -> None:
+    manifests = overlay("prod-cpu")
+    put(manifests, (*EGRESS, 0, "to"), [peer])
+
+    assert check(manifests) == []
+
+
+def test_a_redis_of_a_provider_over_tls_is_no_fault() -> None:
+    manifests = overlay("prod-cpu")
+    put(manifests, ("ConfigMap/coatstream-worker", "data", "COATSTREAM_REDIS__URL"), "rediss://q.example.com:6380/0")
+    trigger = ("ScaledObject/coatstream-queue-worker", "spec", "triggers", 0, "metadata")
+    put(manifests, (*trigger, "address"), "q.example.com:6380")
+    put(manifests, (*trigger, "enableTLS"), "true")
+    for component in ("queue-worker", "camera-worker", "page"):
+        rule = {"to": [WORLD], "ports": [{"port": 6380, "protocol": "TCP"}]}
+        put(manifests, (f"NetworkPolicy/coatstream-{component}", "spec", "egress", 1), rule)
 
     assert check(manifests) == []

@@ -60,6 +60,6 @@ def check_visitors(manifest: Manifest, manifests: list[Manifest]) -> Iterator[st
     if container is None or container["name"] != "page" or not policies:
         return
     rules = [rule for policy in policies for rule in policy.get("ingress") or ()]
-    peers = [peer for rule in rules for peer in rule.get("from") or ({},)]
+    peers: list[Manifest] = [peer for rule in rules for peer in rule.get("from") or [{}]]
     if all(chosen(peer.get("namespaceSelector") or {}).get(KUBERNETES_NAME) == "monitoring" for peer in peers):
         yield "no NetworkPolicy lets people in to the page: name the namespace of your Ingress controller"

@@ -34,6 +34,7 @@ from coatstream.settings.model import CameraSettings
 from coatstream.telemetry.status import Status
 from coatstream.telemetry.telemetry import Telemetry
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from tests.service.test_story import settings, until, working
 from tests.support.doubles import SPEC, FixedEngine
@@ -369,6 +370,17 @@ async def test_each_region_of_a_camera_has_a_gate_with_settings_of_its_own(clien
 
     allowed = {name: {region: one.difference for region, one in (stats or {}).items()} for name, stats in found.items()}
     assert allowed == {"yard": {"gate": 8, "till": 3}, "door": {"": 4}, "plain": {}}
+
+
+@ON_ONE_SERVER
+async def test_regions_beyond_the_picture_are_logged_once(client: Client, redis_url: str) -> None:
+    regions = [{"name": "till", "at": [[1000, 100], [1900, 300]]}, {"name": "gate", "at": [[0, 0], [320, 180]]}]
+    with capture_logs() as log:
+        async with working(settings(redis_url, cameras=[LIVE | {"view": regions}]), FixedEngine()):
+            await until(lambda: client.xlen("labels") >= 5)
+
+    beyond = [line for line in log if line["event"] == "regions reach beyond the picture"]
+    assert [(line["source"], line["regions"], line["picture"]) for line in beyond] == [("live", ("till",), "640 x 360")]
 
 
 @ON_ONE_SERVER

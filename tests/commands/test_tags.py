@@ -65,3 +65,32 @@ def test_what_no_input_shows_is_darker() -> None:
     made = drawn(np.full((90, 160, 3), 240, np.uint8), SPEC, (Region("gate", ((0.0, 0.0), (0.5, 1.0))),))
 
     assert (made[80, 20, 0], made[80, 120, 0]) == (240, 80)
+
+
+def test_each_region_is_tuned_by_its_own_tags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "c.yaml"
+    own = "{start_at: 0.9, end_below: 0.8, min_duration: 0}"
+    view = f"[{{name: nest, at: [[0, 0], [0.5, 1]], tags: {own}}}, {{name: perch, at: [[0.5, 0], [1, 1]]}}]"
+    camera = f"{{name: yard, url: {json.dumps(str(CLIP))}, view: {view}}}"
+    config.write_text(f"model: {{engine: noop}}\ncameras: [{camera}]\n")
+
+    assert cli.run(["tags", "tune", "yard", "--seconds", "1", "--json", "--config", str(config)]) == 0
+
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    found = {row["tag"].partition("/")[0]: row["start_at"] for row in rows}
+    assert found == {"nest": 0.9, "perch": 0.4}
+
+
+def test_a_region_beyond_the_picture_is_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "c.yaml"
+    view = "[{name: gate, at: [[0, 0], [320, 180]]}, {name: till, at: [[1000, 100], [1900, 300]]}]"
+    config.write_text(
+        f"model: {{engine: noop}}\ncameras: [{{name: yard, url: {json.dumps(str(CLIP))}, view: {view}}}]\n"
+    )
+
+    assert cli.run(["cameras", "view", "yard", "--save", str(tmp_path / "v.jpg"), "--config", str(config)]) == 0
+
+    assert capsys.readouterr().out.splitlines() == [
+        "gate: 0, 0; 320, 180 of 640 x 360",
+        "till: 640, 100; 640, 300 of 640 x 360, beyond the picture",
+    ]

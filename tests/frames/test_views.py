@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from coatstream.frames.frame import InputSpec, Pixels
 from coatstream.frames.resizing import prepare
-from coatstream.frames.views import Region, View, boxes, look
+from coatstream.frames.views import Region, View, beyond_picture, boxes, look
 
 SPEC = InputSpec(32, 32, 0.875, "center", "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -92,3 +92,14 @@ def test_boxes_are_what_the_inputs_show(view: View) -> None:
     assert len(shown) == len(corners)
     for seen, ((left, _), (right, _)) in zip(shown, corners, strict=True):
         assert near(seen, left / 640 * 255, right / 640 * 255, 5)
+
+
+def test_regions_of_a_larger_picture_are_named() -> None:
+    view = (
+        Region("gate", ((0, 0), (640, 360))),
+        Region("till", ((600, 100), (641, 300))),
+        Region("door", ((0.5, 0.5), (1.0, 1.0))),
+    )
+
+    assert beyond_picture(view, 360, 640) == ("till",)
+    assert beyond_picture("whole", 360, 640) == ()

@@ -353,3 +353,158 @@ def test_search_understands_a_label_a_camera_and_a_time(page: Page, furnished: s
 
     expect(page.get_by_text("events, newest first" if shown else "Nothing like that")).to_be_visible()
     expect(page.locator(".card")).to_have_count(shown)
+
+
+def test_a_camera_that_is_removed_while_it_is_watched_leaves_nothing_stale(
+    page: Page, client: Client, redis_url: str
+) -> None:
+    with page_in_thread(page_settings(redis_url)) as address:
+        furnish(client)
+        page.goto(f"{address}/#/camera/door")
+        expect(page.get_by_role("heading", name="Tags now")).to_be_visible()
+
+        client.hdel("cameras", "door")
+        client.incr("cameras:version")
+
+        expect(page.get_by_text("There is no camera of this name any more.")).to_be_visible()
+        for heading in ("Tags now", "Newest labels"):
+            expect(page.get_by_role("heading", name=heading)).to_be_hidden()
+        expect(page.locator(".detail .preview")).to_be_hidden()
+
+
+def test_a_camera_that_comes_takes_no_focus_from_another(page: Page, client: Client, redis_url: str) -> None:
+    with page_in_thread(page_settings(redis_url)) as address:
+        furnish(client)
+        page.goto(address)
+        link = page.get_by_role("link", name="door")
+        link.focus()
+
+        furnish(client, "attic")
+        furnish(client, "yard")
+
+        expect(page.locator(".tile")).to_have_count(3)
+        expect(link).to_be_focused()
+        assert page.locator(".tile h2").all_inner_texts() == ["attic", "door", "yard"]
+
+
+def test_tags_of_regions_have_their_score_of_now_and_labels_stand_under_their_region(
+    page: Page, client: Client, redis_url: str
+) -> None:
+    furnish(client)
+    regions = {"<b>gate": [{"index": 1, "wnid": None, "label": "egret", "score": 0.875}]}
+    client.hset("labels:latest", "door", json.dumps(label("door", "egret", regions=regions)))
+    client.delete("tags:door")
+    began = json.dumps({"score": 0.5, "started_at": time.time() - 90, "first_frame_id": "f"})
+    client.hset(
+        "tags:door", mapping={"<b>gate/egret": began, **{f"<b>gate/bird {number}": began for number in range(9)}}
+    )
+    with page_in_thread(page_settings(redis_url)) as address:
+        page.goto(address)
+        expect(page.locator(".tile .tags li").first).to_contain_text("88 %")
+        expect(page.locator(".tile .tags")).to_contain_text("and 4 more")
+        page.goto(f"{address}/#/camera/door")
+
+        expect(page.locator(".tags li")).to_have_count(10)
+        expect(page.locator(".labels li")).to_have_text(["<b>gate", "egret88 %"])
+
+
+def test_the_day_of_a_camera_has_tags_that_began_before_it_and_ends_those_whose_worker_was_killed(
+    page: Page, client: Client, redis_url: str
+) -> None:
+    now = time.time()
+    client.hset("cameras", "door", '{"url": "rtsp://h/1"}')
+    client.incr("cameras:version")
+    began = json.dumps({"score": 0.5, "started_at": now - 200_000, "first_frame_id": "f"})
+    client.hset("tags:door", "old egret", began)
+    event(client, "tag.started", "door", now - 3000, tag="lost dog", score=0.5, started_at=now - 3000)
+    event(client, "camera.state", "door", now - 2900, state="connecting", reason=None, message="")
+    with page_in_thread(page_settings(redis_url)) as address:
+        page.goto(f"{address}/#/camera/door")
+
+        expect(page.locator(".line .what")).to_have_text(["old egret", "lost dog"])
+        expect(page.locator(".moment")).to_have_text("now: old egret")
+        expect(page.locator(".line canvas").nth(1)).to_have_attribute("aria-label", "1 times, 2 min in all")
+
+
+def test_the_day_goes_on_while_it_is_watched(page: Page, client: Client, redis_url: str) -> None:
+    with page_in_thread(page_settings(redis_url)) as address:
+        furnish(client)
+        page.goto(f"{address}/#/camera/door")
+        expect(page.locator(".line")).to_have_count(1)
+        page.get_by_text("The same as a table").click()
+        rows = page.locator(".timeline tbody tr")
+        expect(rows).to_have_count(2)
+
+        client.hdel("tags:door", "egret")
+        event(
+            client, "tag.ended", "door", tag="egret", started_at=time.time() - 60, ended_at=time.time(), duration=60.0
+        )
+
+        expect(rows).to_have_count(3)
+        expect(page.locator(".moment")).to_have_text("now: no tag")
+
+
+def test_sources_of_the_queue_are_found_behind_a_hundred_cameras(page: Page, client: Client, redis_url: str) -> None:
+    names = [f"cam-{number:03}" for number in range(100)]
+    client.hset("cameras", mapping=dict.fromkeys(names, '{"url": "rtsp://h/1"}'))
+    client.incr("cameras:version")
+    client.hset("labels:latest", mapping={name: json.dumps(label(name)) for name in [*names, "photos"]})
+    with page_in_thread(page_settings(redis_url)) as address:
+        page.goto(f"{address}/#/queue")
+        expect(page.locator(".tile h2")).to_have_text(["photos"])
+
+        page.get_by_label("Only sources").type("nothing like it", delay=10)
+
+        expect(page.get_by_text("No source has this in its name.")).to_be_visible()
+
+
+@pytest.mark.parametrize("width", [320, 1280])
+def test_no_card_is_wider_than_its_place(browser: Browser, furnished: str, client: Client, width: int) -> None:
+    furnish(client, "x" * 128, "y" * 120)
+    context = browser.new_context(viewport={"width": width, "height": 640})
+    page = context.new_page()
+    beyond = {}
+    for view in ("#/search", "#/dead"):
+        page.goto(f"{furnished}/{view}")
+        expect(page.locator(".card").first).to_be_visible()
+        wide = (
+            "[...document.querySelectorAll('.card')].filter((card) => card.scrollWidth > card.clientWidth + 1).length"
+        )
+        beyond[view] = page.evaluate(wide)
+    context.close()
+
+    assert beyond == {"#/search": 0, "#/dead": 0}
+
+
+def test_dead_letters_go_on_behind_a_page_that_is_done_with(page: Page, client: Client, redis_url: str) -> None:
+    for number in range(22):
+        fields = {"source": f"s{number}", "frame_id": str(number), "reason": "invalid", "error": "e", "deliveries": "1"}
+        client.xadd("frames:dead", fields | {"entry_id": "1-1", "died_at": "1700000000.5", "worker": "w"})
+    with page_in_thread(page_settings(redis_url)) as address:
+        page.goto(f"{address}/#/dead")
+        for left in range(20, 0, -1):
+            expect(page.locator(".card")).to_have_count(left)
+            page.get_by_role("button", name="Drop").first.click()
+            page.get_by_role("dialog").get_by_role("button", name="Drop").click()
+            expect(page.get_by_role("dialog")).to_have_count(0)
+
+        expect(page.locator(".card h2")).to_have_text(["s20", "s21"])
+        page.get_by_label("Source").fill("nobody")
+        page.get_by_role("button", name="Show").click()
+        expect(page.get_by_text("No dead letter like that.")).to_be_visible()
+
+
+def test_a_role_that_is_not_known_at_first_is_asked_for_again(page: Page, client: Client, redis_url: str) -> None:
+    furnish(client)
+    with page_in_thread(page_settings(redis_url)) as address:
+        asked: list[str] = []
+
+        def answer(route: Any) -> None:
+            asked.append(route.request.url)
+            route.abort() if len(asked) == 1 else route.continue_()
+
+        page.route("**/api/session", answer)
+        page.goto(address)
+
+        expect(page.get_by_role("button", name="Add a camera")).to_be_visible()
+        assert len(asked) == 2

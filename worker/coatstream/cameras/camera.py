@@ -17,8 +17,10 @@ from coatstream.cameras.health import PictureHealth
 from coatstream.cameras.process.forkserver import ForkServer
 from coatstream.cameras.process.shelf import PictureShelf
 from coatstream.cameras.process.source import CameraProcess
+from coatstream.cameras.view import view_of
 from coatstream.errors import BadFrame, DownReason, redact
 from coatstream.frames.frame import Frame, InputSpec, Label
+from coatstream.frames.views import beyond_picture
 from coatstream.pipeline.consumed import Consumed
 from coatstream.pipeline.gates import WHOLE, CameraGates
 from coatstream.pipeline.metrics import PipelineMetrics
@@ -139,6 +141,7 @@ class ActiveCamera:
         self._metrics = context.metrics
         self._log_at = self._log_damage_at = 0.0  # monotonic seconds
         self._gate_looked_at, self._gate_why = time.monotonic(), ""
+        self._size = (0, 0)  # of its newest picture: height, width
         self._log = structlog.get_logger("cameras")
 
     @property
@@ -171,6 +174,7 @@ class ActiveCamera:
     def judged(self, frame: Frame) -> Frame:
         self.events.take_tags_over(frame.fence)
         self._look_at_gate()
+        self._look_at_size(frame)
         if frame.vitals is None:
             return frame
         faults = self.health.look(frame.vitals, frame.captured_at)
@@ -185,6 +189,16 @@ class ActiveCamera:
         self._gate_why = self.gates.why
         if self._gate_why not in ("", before):
             self._log.info("reusing labels saves nothing", source=self.name, why=self._gate_why)
+
+    def _look_at_size(self, frame: Frame) -> None:
+        """Log which regions a picture of this size does not hold: they show its edge, or a part of what they should."""
+        size = frame.height, frame.width
+        if size == self._size:
+            return
+        self._size = size
+        if beyond := beyond_picture(view_of(self.settings), *size):
+            picture = f"{frame.width} x {frame.height}"
+            self._log.warning("regions reach beyond the picture", source=self.name, regions=beyond, picture=picture)
 
     def spent(self, stage: str, seconds: float) -> None:
         self._metrics.observe(stage, seconds)

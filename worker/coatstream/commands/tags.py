@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import SecretStr
 
 from coatstream.cameras.capture.camera import Camera
-from coatstream.cameras.view import view_of
+from coatstream.cameras.view import regions_of, view_of
 from coatstream.commands.terminal import complain, print_json, print_rows, shown, table
 from coatstream.commands.tuning_picture import drawn
 from coatstream.engine.loading import exact, load_engine
@@ -24,6 +24,7 @@ from coatstream.frames.files import readable_path
 from coatstream.frames.frame import Frame, Prediction
 from coatstream.frames.opencv import cv2
 from coatstream.frames.views import look
+from coatstream.pipeline.gates import WHOLE
 from coatstream.pipeline.inference import prediction_of
 from coatstream.pipeline.joining import joined
 from coatstream.results.events.event import Event, EventKind
@@ -66,10 +67,10 @@ def _members(name: str) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """One frame: seconds from the first one, and what the model says of it."""
+    """One frame: seconds from the first one, and what the model says of each of its regions, or of `WHOLE`."""
 
     at: float
-    prediction: Prediction
+    predictions: Mapping[str, Prediction]
 
 
 def tune(settings: SettingsTree, what: str, *, seconds: float, save: Path | None, as_json: bool) -> int:
@@ -83,24 +84,44 @@ def tune(settings: SettingsTree, what: str, *, seconds: float, save: Path | None
     engine = load_engine(model.model_copy(update={"top_k": max(_TOP_K, model.top_k)}), settings.batch)
     engine.warm_up()
     tags = camera.tags or settings.tags
-    classes = tag_classes(tags, engine.labels)
+    parts = _parts(camera, tags, engine)
     moments = list(_moments(camera, engine, seconds))
     if not moments:
         complain(f"no picture of {shown(what)} was read")
         return 1
-    scores = _scores(moments, classes)
-    rows = [_row(tag, values, moments, tags, classes) for tag, values in list(scores.items())[:SHOWN]]
+    found = [(part, _scores(part, moments)) for part in parts]
+    rows = [_row(part, tag, own[tag], moments) for part, own in found for tag in list(own)[:SHOWN]]
     if as_json:
         for row in rows:
             print_json(row)
     else:
         _print(rows, moments)
     if save is not None:
-        chosen = dict(list(scores.items())[:6])
-        picture = drawn([moment.at for moment in moments], chosen, tags)
+        scores = _best({part.named(tag): values for part, own in found for tag, values in own.items()})
+        picture = drawn([moment.at for moment in moments], dict(list(scores.items())[:6]), tags)
         if not cv2.imwrite(str(save), picture):
             raise ConfigError(f"{save} cannot be written")
     return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What has tags of its own: a region, or, with the name `WHOLE`, a picture without any."""
+
+    region: str
+    tags: TagSettings
+    classes: TagClasses
+
+    def named(self, tag: str) -> str:
+        """As it stands in events."""
+        return f"{self.region}/{tag}" if self.region else tag
+
+
+def _parts(camera: CameraSettings, tags: TagSettings, engine: Engine) -> list[_Part]:
+    if isinstance(camera.view, str):
+        return [_Part(WHOLE, tags, tag_classes(tags, engine.labels))]
+    named = [(region.name, region.tags or tags) for region in camera.view]
+    return [_Part(name, own, tag_classes(own, engine.labels)) for name, own in named]
 
 
 def _camera(settings: SettingsTree, what: str) -> CameraSettings:
@@ -119,65 +140,69 @@ def _moments(camera: CameraSettings, engine: Engine, seconds: float) -> Iterator
     if is_clip:
         camera = camera.model_copy(update={"realtime": False, "loop": False})
     source = Camera(camera, prepare=partial(look, spec=engine.spec, view=view_of(camera)))
-    rate, first = camera.fps or 25.0, 0.0
+    rate, first, regions = camera.fps or 25.0, 0.0, regions_of(camera)
     with closing(source.frames(threading.Event())) as frames:
         number = 0
         while batch := list(islice(frames, 4)):
-            for frame, prediction in zip(batch, _predictions(batch, engine), strict=True):
+            for frame, predictions in zip(batch, _predictions(batch, engine, regions), strict=True):
                 first = first or frame.captured_at
                 at = number / rate if is_clip else frame.captured_at - first
                 number += 1
-                yield Moment(at, prediction)
+                yield Moment(at, predictions)
             if seconds and at >= seconds:
                 return
 
 
-def _predictions(frames: Sequence[Frame], engine: Engine) -> list[Prediction]:
+def _predictions(frames: Sequence[Frame], engine: Engine, regions: Sequence[str]) -> list[dict[str, Prediction]]:
     views = [frame.views for frame in frames]
     scores = joined([engine.classify(each) for each in views], [len(each) for each in views])
-    return [prediction_of(frame, scores.frames, row, engine, shown=5) for row, frame in enumerate(frames)]
+    if not regions:
+        return [{WHOLE: prediction_of(one, scores.frames, row, engine, shown=5)} for row, one in enumerate(frames)]
+    return [
+        {name: prediction_of(one, scores.views, start + place, engine, shown=5) for place, name in enumerate(regions)}
+        for one, start in zip(frames, scores.starts, strict=True)
+    ]
 
 
-def _scores(moments: Sequence[Moment], classes: TagClasses) -> dict[str, list[float]]:
+def _scores(part: _Part, moments: Sequence[Moment]) -> dict[str, list[float]]:
     """Of each tag in each frame, those with the most first."""
     found: dict[str, list[float]] = {}
     for number, moment in enumerate(moments):
-        for tag, score in classes.scores(moment.prediction).items():
+        for tag, score in part.classes.scores(moment.predictions[part.region]).items():
             found.setdefault(tag, [0.0] * len(moments))[number] = score
-    kept = {tag: values for tag, values in found.items() if max(values) >= _WORTH}
-    return dict(sorted(kept.items(), key=lambda item: -sum(item[1])))
+    return _best({tag: values for tag, values in found.items() if max(values) >= _WORTH})
 
 
-def _row(
-    tag: str, values: Sequence[float], moments: Sequence[Moment], tags: TagSettings, classes: TagClasses
-) -> dict[str, Any]:
+def _best(scores: Mapping[str, list[float]]) -> dict[str, list[float]]:
+    return dict(sorted(scores.items(), key=lambda item: -sum(item[1])))
+
+
+def _row(part: _Part, tag: str, values: Sequence[float], moments: Sequence[Moment]) -> dict[str, Any]:
     low, middle, high = np.percentile(values, [10, 50, 90])
-    own = classes.thresholds(tag, tags)
+    own = part.classes.thresholds(tag, part.tags)
     return {
-        "tag": tag,
+        "tag": part.named(tag),
         "p10": round(float(low), 3),
         "p50": round(float(middle), 3),
         "p90": round(float(high), 3),
         "max": round(max(values), 3),
         "start_at": own.start_at,
         "end_below": own.end_below,
-        "said": {f"{start:g}": _said(tag, moments, tags, classes, start) for start in TRIED},
+        "said": {f"{start:g}": _said(part, tag, moments, start) for start in TRIED},
     }
 
 
-def _said(
-    tag: str, moments: Sequence[Moment], tags: TagSettings, classes: TagClasses, start: float
-) -> dict[str, float]:
+def _said(part: _Part, tag: str, moments: Sequence[Moment], start: float) -> dict[str, float]:
     """How many tags with these thresholds, and their seconds."""
     tried = TagSettings.model_validate(
-        tags.model_dump() | {"thresholds": {tag: {"start_at": start, "end_below": start / 2}}, "include": ()}
+        part.tags.model_dump() | {"thresholds": {tag: {"start_at": start, "end_below": start / 2}}, "include": ()}
     )
     clock = _Clock()
-    tagger = Tagger("tune", tried, classes, clock=clock, monotonic=clock)
+    tagger = Tagger("tune", tried, part.classes, clock=clock, monotonic=clock)
     events: list[Event] = []
     for moment in moments:
         clock.now = moment.at
-        events += tagger.seen(_at(moment))
+        events += tagger.seen(replace(moment.predictions[part.region], captured_at=moment.at))
     events += tagger.end("ended")
     own = [event.detail for event in events if event.kind == EventKind.TAG_ENDED and event.detail["tag"] == tag]
     return {"tags": len(own), "seconds": round(sum(detail["duration"] for detail in own), 1)}
@@ -190,10 +215,6 @@ class _Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-def _at(moment: Moment) -> Prediction:
-    return replace(moment.prediction, captured_at=moment.at)
 
 
 def _print(rows: Sequence[Mapping[str, Any]], moments: Sequence[Moment]) -> None:

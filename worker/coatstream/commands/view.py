@@ -14,7 +14,7 @@ from coatstream.engine.loading import load_engine
 from coatstream.errors import ConfigError, EngineError, SourceLost, redact
 from coatstream.frames.frame import InputSpec, Pixels
 from coatstream.frames.opencv import cv2
-from coatstream.frames.views import View, boxes
+from coatstream.frames.views import View, beyond_picture, boxes
 from coatstream.settings.model import CameraSettings, SettingsTree
 
 _COLOURS: Final = ((60, 200, 60), (60, 60, 230), (230, 160, 40), (200, 60, 200))  # BGR
@@ -30,9 +30,11 @@ def view_camera(settings: SettingsTree, name: str, *, save: Path) -> int:
     if not cv2.imwrite(str(save), made):
         raise ConfigError(f"{save} cannot be written: its suffix must be that of a picture, its folder must be there")
     height, width = picture.shape[:2]
+    outside = beyond_picture(view_of(camera), height, width)
     for label, corners in boxes(height, width, spec, view_of(camera)):
         said = "; ".join(f"{x:.0f}, {y:.0f}" for x, y in corners)
-        print(f"{label or 'input'}: {said} of {width} x {height}")
+        beyond = ", beyond the picture" if label in outside else ""
+        print(f"{shown(label) if label else 'input'}: {said} of {width} x {height}{beyond}")
     return 0
 
 

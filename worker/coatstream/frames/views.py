@@ -33,10 +33,13 @@ class Region:
     name: str
     points: tuple[tuple[float, float], ...]
 
+    @property
+    def is_relative(self) -> bool:
+        return all(value <= 1 for point in self.points for value in point)
+
     def polygon(self, height: int, width: int) -> list[tuple[float, float]]:
         """Its corners in pixels, within the picture; of a rectangle two."""
-        relative = all(value <= 1 for point in self.points for value in point)
-        scale = (width, height) if relative else (1, 1)
+        scale = (width, height) if self.is_relative else (1, 1)
         return [(min(width, max(0.0, x * scale[0])), min(height, max(0.0, y * scale[1]))) for x, y in self.points]
 
 
@@ -54,6 +57,14 @@ def look(picture: Pixels, spec: InputSpec, view: View) -> Pixels:
     else:
         return prepare(picture, spec)
     return views if len(views) > 1 else views[0]
+
+
+def beyond_picture(view: View, height: int, width: int) -> tuple[str, ...]:
+    """Names of regions with a corner outside of a picture of this size: their pixels are those of a larger one."""
+    if isinstance(view, str):
+        return ()
+    absolute = (region for region in view if not region.is_relative)
+    return tuple(region.name for region in absolute if any(x > width or y > height for x, y in region.points))
 
 
 def is_wide(height: int, width: int, spec: InputSpec) -> bool:

@@ -30,7 +30,8 @@ class CameraGates:
             gate = self._gates.get(WHOLE)
             answer = None if gate is None else gate.consider(frame)
             return frame if answer is None else answer
-        known = {name: answer for name, own in _each(frame) if (answer := self._considered(name, own)) is not None}
+        own = self._alone(frame)
+        known = {name: answer for name, one in own.items() if (answer := self._gates[name].consider(one)) is not None}
         if not known:
             return frame
         if len(known) == len(frame.regions):
@@ -43,12 +44,8 @@ class CameraGates:
 
         True: one of them contradicts the labels that would have been reused.
         """
-        own = dict(_each(frame)) if frame.regions else {WHOLE: frame}
-        surprises = [
-            gate.classified(own[name], prediction)
-            for name, prediction in predictions.items()
-            if (gate := self._gates.get(name)) is not None
-        ]
+        own = self._alone(frame) if frame.regions else {name: frame for name in self._gates if name == WHOLE}
+        surprises = [self._gates[name].classified(one, predictions[name]) for name, one in own.items()]
         return any(surprises)
 
     def stats(self) -> dict[str, ReuseStats]:
@@ -61,17 +58,14 @@ class CameraGates:
         reasons = {name: stats.why for name, stats in self.stats().items()}
         return "; ".join(f"{name}: {why}" if name else why for name, why in reasons.items() if why)
 
-    def _considered(self, name: str, own: Frame) -> Prediction | None:
-        gate = self._gates.get(name)
-        return None if gate is None else gate.consider(own)
-
-
-def _each(frame: Frame) -> list[tuple[str, Frame]]:
-    """Each region that is to be classified, as if it were a picture: with the thumbnail of its own pixels."""
-    return [(name, _alone(frame, view)) for name, view in zip(frame.unknown, frame.views, strict=True)]
+    def _alone(self, frame: Frame) -> dict[str, Frame]:
+        """Each region that has a gate and is to be classified, as if it were a picture."""
+        views = zip(frame.unknown, frame.views, strict=True)
+        return {name: _alone(frame, view) for name, view in views if name in self._gates}
 
 
 def _alone(frame: Frame, view: Pixels) -> Frame:
+    """One region, with the thumbnail of its own pixels."""
     if frame.vitals is None:
         return replace(frame, pixels=view, regions=(), known={})
     small = cv2.resize(view, THUMBNAIL[::-1], interpolation=cv2.INTER_AREA)

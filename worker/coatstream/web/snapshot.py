@@ -1,6 +1,7 @@
 """All that the page shows of the present: cameras, workers, queues. A few calls to Redis; changes nothing there."""
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,7 +19,8 @@ from coatstream.results.events.tags import PresentTag
 from coatstream.results.reports import CameraReport, WorkerReport, read_reports
 from coatstream.settings.model import SettingsTree
 
-SHOWN_LABELS: Final = 5  # of one frame
+SHOWN_LABELS: Final = 5  # of one frame, or of one region of it
+MOST_REGIONS: Final = 16
 MOST_SOURCES: Final = 10_000
 
 
@@ -40,6 +42,7 @@ class LatestLabels(_ShownPart):
     at: float
     published_at: float
     labels: tuple[ShownLabel, ...]
+    regions: dict[str, tuple[ShownLabel, ...]] = Field({}, description="of each region of the picture that has a name")
     picture: tuple[str, ...] = Field((), description="what is wrong with the picture")
     worker: str = ""
     model: str = ""
@@ -178,14 +181,13 @@ def parse_latest(text: bytes) -> LatestLabels | None:
     """None for what coatstream did not write. Not the whole model: an embedding is large, and need not be checked."""
     try:
         found: dict[str, Any] = from_json(text)
-        labels = tuple(
-            ShownLabel(label=str(one["label"]), score=float(one["score"])) for one in found["labels"][:SHOWN_LABELS]
-        )
+        regions = islice((found.get("regions") or {}).items(), MOST_REGIONS)
         return LatestLabels(
             source=str(found["source"]),
             at=float(found["captured_at"]),
             published_at=float(found["published_at"]),
-            labels=labels,
+            labels=_labels(found["labels"]),
+            regions={str(name): _labels(own) for name, own in regions},
             picture=tuple(str(fault) for fault in found.get("picture") or ()),
             **{word: str(found.get(word) or "") for word in ("worker", "model", "weights")},
         )
@@ -193,8 +195,18 @@ def parse_latest(text: bytes) -> LatestLabels | None:
         return None
 
 
+def _labels(found: Sequence[Mapping[str, Any]]) -> tuple[ShownLabel, ...]:
+    return tuple(ShownLabel(label=str(one["label"]), score=float(one["score"])) for one in found[:SHOWN_LABELS])
+
+
+def _scores(latest: LatestLabels) -> dict[str, float]:
+    """By the name that a tag of this class has: a region's stand behind the region's name."""
+    scores = {one.label: one.score for one in latest.labels}
+    return scores | {f"{region}/{one.label}": one.score for region, own in latest.regions.items() for one in own}
+
+
 def _shown(row: CameraRow, report: CameraReport | None, latest: LatestLabels | None) -> ShownCamera:
-    scores = {one.label: one.score for one in latest.labels} if latest else {}
+    scores = _scores(latest) if latest else {}
     return ShownCamera(
         name=row.camera,
         url=row.url,

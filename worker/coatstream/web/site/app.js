@@ -11,6 +11,7 @@ import { showStrip } from "./strip.js";
 
 const VIEWS = { "": [camerasView, "Cameras"], camera: [cameraView, "Camera"], search: [searchView, "Search"], queue: [queueView, "Queue"], dead: [deadView, "Dead letters"] };
 const SAY_EVERY = 5000; // ms between two sentences for screen readers: a summary, not each label
+const ASK_AGAIN = 2000; // ms
 const main = document.getElementById("main");
 const lost = document.getElementById("lost");
 let shownView = null;
@@ -67,10 +68,18 @@ on("event", ({ kind, camera, tag, detail }) => {
 setInterval(tell, SAY_EVERY);
 addEventListener("hashchange", route);
 
+// Until it is known who looks, the page is that of one who may only look; a worker that is away is asked again.
+async function enter() {
+  const session = await api("/session").catch(() => null);
+  if (!session) setTimeout(enter, ASK_AGAIN);
+  const role = session?.role ?? "look";
+  const isOther = role !== state.role;
+  state.role = role;
+  document.getElementById("logout").hidden = !session?.login;
+  document.body.dataset.role = role;
+  if (isOther || !shownView) route();
+}
+
 start(); // the stream opens while the role is asked for
-const session = await api("/session").catch(() => ({ role: "look", login: false }));
-state.role = session.role;
-document.getElementById("logout").hidden = !session.login;
-document.body.dataset.role = session.role;
 showStrip(document.getElementById("strip"));
-route();
+await enter();

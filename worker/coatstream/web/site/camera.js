@@ -16,25 +16,29 @@ export function cameraView(main, signal, camera) {
   const facts = el("dl.facts");
   const actions = el("p.buttons");
   const told = el("p.told", { role: "status" });
+  const present = el("div", {}, el("h2", {}, "Tags now"), tags.node, el("h2", {}, "Newest labels"), labels, facts, actions);
   main.append(
     el("p", {}, el("a", { href: "#/" }, "All cameras")),
     el("div.heading", {}, el("h1", {}, name(camera)), status.node),
-    el("div.detail", {}, preview.node, el("div", {}, why, el("h2", {}, "Tags now"), tags.node, el("h2", {}, "Newest labels"), labels, facts, actions, told)));
+    el("div.detail", {}, preview.node, el("div", {}, why, present, told)));
   showTimeline(main, signal, camera);
   want("camera", new Set([camera]), signal);
 
   function update() {
     const found = state.cameras.get(camera);
+    // Of a camera that is gone nothing stays as if it were there: only its last day.
+    const gone = !found && state.known;
+    for (const part of [present, status.node, preview.node]) part.hidden = gone;
     if (!found) {
-      write(why, state.known ? "There is no camera of this name any more." : "");
+      write(why, gone ? "There is no camera of this name any more." : "");
+      why.hidden = !gone;
       return;
     }
     status.show(found);
     write(why, whyOf(found));
     why.hidden = !whyOf(found);
     tags.show(found);
-    labels.replaceChildren(...(found.latest?.labels ?? []).map((one) =>
-      el("li", {}, el("bdi.tag", {}, shown(one.label)), el("span.score", {}, percent(one.score)), bar(one.score))));
+    labels.replaceChildren(...labelRows(found.latest));
     showFacts(facts, found);
     offer(actions, told, found);
     preview.tick();
@@ -43,6 +47,14 @@ export function cameraView(main, signal, camera) {
   on("cameras", update, signal);
   const timer = setInterval(update, 1000);
   signal.addEventListener("abort", () => clearInterval(timer), { once: true });
+}
+
+// Those of the whole picture, or of each region that has a name.
+function labelRows(latest) {
+  const row = (one) => el("li", {}, el("bdi.tag", {}, shown(one.label)), el("span.score", {}, percent(one.score)), bar(one.score));
+  const regions = Object.entries(latest?.regions ?? {});
+  if (!regions.length) return (latest?.labels ?? []).map(row);
+  return regions.flatMap(([region, own]) => [el("li.region", {}, name(region)), ...own.slice(0, 3).map(row)]);
 }
 
 function showFacts(list, found) {

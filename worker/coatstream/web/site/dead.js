@@ -14,6 +14,7 @@ export function deadView(main, signal) {
   const reason = el("select", { id: "reason" }, el("option", { value: "" }, "all"), Object.keys(REASONS).map((one) => el("option", { value: one }, one)));
   const source = el("input", { id: "source", type: "search", autocomplete: "off" });
   const hint = el("p.hint", { role: "status" });
+  const told = el("p.hint", { role: "status" });
   const list = el("ol.cards");
   const more = el("button", { type: "button", hidden: true, onclick: () => load() }, "More");
   const form = el("form.bar-form", {},
@@ -22,14 +23,16 @@ export function deadView(main, signal) {
     el("p.field", {}, el("label", { for: "source" }, "Source"), source),
     el("button", {}, "Show"));
   main.append(el("div.heading", {}, el("h1", {}, "Dead letters")),
-    el("p.hint", {}, "Frames that could not be labelled. They stay until they are replayed, dropped, or make room for newer ones."), form, hint, list, more);
+    el("p.hint", {}, "Frames that could not be labelled. They stay until they are replayed, dropped, or make room for newer ones."), form, hint, told, list, more);
   let next = null, turn = 0;
 
   function fillStreams() {
     const names = (state.overview?.queues ?? []).map((queue) => queue.stream);
     if (stream.dataset.names === names.join("\n")) return;
     stream.dataset.names = names.join("\n");
+    const chosen = stream.value;
     stream.replaceChildren(...names.map((one) => el("option", { value: one }, shown(one))));
+    if (names.includes(chosen)) stream.value = chosen;
   }
 
   async function load() {
@@ -41,7 +44,7 @@ export function deadView(main, signal) {
         found = await api(`/dead${query({ stream: stream.value, reason: reason.value, source: source.value, after: found.next, limit: 20 })}`, { signal });
         if (mine !== turn) return;
       }
-      list.append(...found.items.map((letter) => card(letter, hint, count)));
+      list.append(...found.items.map((letter) => card(letter, told, settled)));
       next = found.next;
       more.hidden = !next;
       count();
@@ -51,12 +54,19 @@ export function deadView(main, signal) {
   }
 
   function count() {
-    write(hint, list.children.length ? `${list.children.length} letters, oldest first` : "No dead letters.");
+    const none = reason.value || source.value ? "No dead letter like that." : "No dead letters.";
+    write(hint, list.children.length ? `${list.children.length} letters, oldest first` : none);
+  }
+
+  function settled() {
+    count();
+    if (!list.children.length && next) load(); // the page is done with: the next one
   }
 
   function show() {
     turn++;
     next = null;
+    write(told, "");
     list.replaceChildren();
     load();
   }
@@ -68,22 +78,25 @@ export function deadView(main, signal) {
   show();
 }
 
-function card(letter, hint, then) {
+function card(letter, told, then) {
   const where = `/api/dead/letters/${letter.letter}/picture${query({ stream: letter.stream })}`;
   const hasPicture = "image" in letter.sizes || "pixels" in letter.sizes;
   const picture = hasPicture ? el("img", { src: where, alt: shown(`picture of ${letter.source}`), loading: "lazy", width: 320, height: 180 }) : el("p.nopicture", {}, "no picture");
   if (hasPicture) picture.addEventListener("error", () => picture.replaceWith(el("p.nopicture", {}, "its picture cannot be shown")), { once: true });
   const act = async (what, done) => {
+    if (node.inert) return;
+    node.inert = true; // until it is answered: a second press would be told that the letter is gone
     try {
       const { outcomes } = await api(`/dead/${what}`, { method: "POST", body: { stream: letter.stream, letters: [letter.letter] } });
       const outcome = outcomes[letter.letter];
       if (outcome !== "impossible") node.remove();
       then();
-      write(hint, outcome === "done" ? `${done} ${letter.letter}` : outcome === "absent" ? "It was gone already." : "It cannot be put back: its frame is gone.");
+      write(told, outcome === "done" ? `${done} ${letter.letter}` : outcome === "absent" ? "It was gone already." : "It cannot be put back: its frame is gone.");
       document.getElementById("main").focus();
     } catch (failure) {
-      write(hint, failure.message);
+      write(told, failure.message);
     }
+    node.inert = false;
   };
   const buttons = state.role !== "change" ? null : el("p.buttons", {},
     el("button", { type: "button", "aria-label": `Replay ${letter.letter}`, onclick: () => act("replay", "Replayed") }, "Replay"),

@@ -23,10 +23,11 @@ export function el(name, attributes = {}, ...children) {
   return made;
 }
 
-// A name that a stranger chose: its direction of writing ends with it.
+// A name that a stranger chose: its direction of writing ends with it. One of blanks alone is quoted, or nothing is seen.
 export function name(text) {
   const made = document.createElement("bdi");
-  made.textContent = shown(text);
+  const plain = shown(text);
+  made.textContent = plain && !plain.trim() ? `"${plain}"` : plain;
   return made;
 }
 

@@ -5,7 +5,9 @@ import { Preview } from "./picture.js";
 import { now, on, state, want } from "./store.js";
 
 const EVERY = 2000; // ms
+const SOON = 200; // ms, until cameras are known
 const MOST = 60; // sources shown at once
+const PAGES = 10; // looked through for them: cameras have newest labels too
 
 export function queueView(main, signal) {
   const tables = el("div");
@@ -15,7 +17,7 @@ export function queueView(main, signal) {
   main.append(el("div.heading", {}, el("h1", {}, "Queue")), tables, el("h2", {}, "Sources"),
     el("p.field", {}, el("label", { for: "source" }, "Only sources whose name contains"), filter), hint, grid);
   const tiles = new Map();
-  let waiting = 0;
+  let waiting = 0, turn = 0;
 
   function update() {
     if (state.overview) tables.replaceChildren(queueTable(state.overview.queues));
@@ -23,20 +25,21 @@ export function queueView(main, signal) {
 
   async function read() {
     clearTimeout(waiting);
-    if (!document.hidden) {
+    const mine = ++turn;
+    if (!document.hidden && state.known) {
       try {
-        const found = await api(`/labels${query({ limit: MOST, contains: filter.value })}`, { signal });
+        const found = await readSources(filter.value, signal);
+        if (mine !== turn) return; // another question has been asked meanwhile
         show(found);
       } catch (failure) {
-        if (failure.name === "AbortError") return;
+        if (failure.name === "AbortError" || mine !== turn) return;
         write(hint, failure.message);
       }
     }
-    if (!signal.aborted) waiting = setTimeout(read, EVERY);
+    if (!signal.aborted) waiting = setTimeout(read, state.known ? EVERY : SOON);
   }
 
-  function show(found) {
-    const items = found.items.filter((item) => !state.cameras.has(item.source));
+  function show({ items, more }) {
     const names = new Set(items.map((item) => item.source));
     for (const [source, tile] of tiles) {
       if (names.has(source)) continue;
@@ -52,7 +55,8 @@ export function queueView(main, signal) {
       }
       tiles.get(item.source).show(item);
     }
-    write(hint, items.length ? `${items.length} sources${found.next ? ", and more: narrow the name" : ""}` : "No picture has come through the queue yet: coatstream enqueue photos/ --source door-1");
+    const none = filter.value ? "No source has this in its name." : "No picture has come through the queue yet: coatstream enqueue photos/ --source door-1";
+    write(hint, items.length ? `${items.length} sources${more ? ", and more: narrow the name" : ""}` : none);
     want("queue", new Set([...names].slice(0, 20)), signal);
   }
 
@@ -63,7 +67,21 @@ export function queueView(main, signal) {
   read();
 }
 
+// Sources that are no cameras, by name.
+async function readSources(contains, signal) {
+  const items = [];
+  let after = null;
+  for (let page = 0; page < PAGES && items.length < MOST; page++) {
+    const found = await api(`/labels${query({ limit: MOST, contains, after })}`, { signal });
+    items.push(...found.items.filter((item) => !state.cameras.has(item.source)));
+    after = found.next;
+    if (!after) break;
+  }
+  return { items: items.slice(0, MOST), more: Boolean(after) || items.length > MOST };
+}
+
 function queueTable(queues) {
+  if (!queues.length) return el("p.hint", {}, "No queue is read here: queue.enabled is false.");
   const heads = ["Stream", "Waiting", "In work", "Oldest", "Labelled", "Dropped", "Dead", "Stranded", "Books"];
   const rows = queues.map((queue) => el("tr", {}, el("th", { scope: "row" }, name(queue.stream)),
     [queue.entries - queue.in_work, queue.in_work, queue.entries ? seconds(queue.oldest_age) : "", queue.published, queue.dropped, queue.dead, queue.stranded].map((cell) => el("td", {}, String(cell))),

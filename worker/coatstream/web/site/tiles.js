@@ -9,6 +9,7 @@ export const STATES = {
   paused: ["‖", "paused"], ended: ["■", "ended"], unread: ["○", "unread"], unknown: ["?", "unknown"],
 };
 const SLICE = 8; // ms
+const MOST_TAGS = 6; // of a tile
 const WHY = {
   unreachable: "cannot be reached", refused: "refuses the connection", auth: "user or password are wrong", timeout: "is silent",
   no_video: "sends no video", codec: "sends pictures that cannot be decoded here", ended: "has closed the connection",
@@ -38,15 +39,16 @@ export function badge() {
   };
 }
 
-// The list of present tags with bars; without any, what the newest frame shows.
-export function tagList() {
+// The list of present tags with bars; without any, what the newest frame shows. `most`: a row more says how many there are.
+export function tagList(most = Infinity) {
   const node = el("ul.tags", { "aria-label": "tags" });
   let rows = new Map();
   return {
     node,
     show(camera) {
-      const tags = [...camera.tags].sort((one, other) => other.score - one.score).slice(0, 6)
+      const tags = [...camera.tags].sort((one, other) => other.score - one.score).slice(0, most)
         .map((tag) => ({ key: `t${tag.tag}`, text: tag.tag, score: tag.score, note: `for ${seconds(Math.max(0, now() - tag.since))}` }));
+      if (camera.tags.length > most) tags.push({ key: "more", text: `and ${camera.tags.length - most} more`, score: null, note: "", faint: true });
       const guess = camera.latest?.labels[0];
       const items = tags.length || !guess || camera.state !== "live" ? tags
         : [{ key: "guess", text: guess.label, score: guess.score, note: "no tag yet", faint: true }];
@@ -58,6 +60,7 @@ export function tagList() {
         write(row.text, item.text);
         write(row.score, percent(item.score));
         write(row.note, item.note);
+        row.line.hidden = item.score == null;
         row.fill.style.inlineSize = `${Math.round(item.score * 100)}%`;
       }
       if ([...next.keys()].join() !== [...rows.keys()].join()) node.replaceChildren(...[...next.values()].map((row) => row.node));
@@ -71,7 +74,7 @@ function newRow() {
   const score = el("span.score");
   const note = el("span.note");
   const line = bar(0);
-  return { node: el("li", {}, text, score, line, note), text, score, note, fill: line.firstChild };
+  return { node: el("li", {}, text, score, line, note), text, score, note, line, fill: line.firstChild };
 }
 
 class Tile {
@@ -82,7 +85,7 @@ class Tile {
     this.preview = new Preview(camera.name, signal);
     this.badge = badge();
     this.why = el("p.why");
-    this.tags = tagList();
+    this.tags = tagList(MOST_TAGS);
     this.facts = el("p.facts");
     const href = `#/camera/${encodeURIComponent(camera.name)}`;
     this.node = el("article.tile", { "data-camera": camera.name },
@@ -180,10 +183,13 @@ export function showTiles(place, signal) {
     tiles.delete(camera);
   }
 
+  // A node that is moved loses the keyboard's focus, so those that are in their place stay.
   function arrange() {
+    let place = grid.firstElementChild;
     for (const key of [...tiles.keys()].sort((one, other) => one.localeCompare(other, undefined, { numeric: true }))) {
       const tile = tiles.get(key);
-      grid.append(tile.node);
+      if (tile.node === place) place = place.nextElementSibling;
+      else grid.insertBefore(tile.node, place);
       watcher.observe(tile.node);
     }
   }

@@ -1,16 +1,19 @@
 // The last day of one camera: which tag was present when, with a slider through it, and the same as a table.
 
 import { api, clock, el, name, query, seconds, shown, stamp, write } from "./dom.js";
-import { now, on } from "./store.js";
+import { now, on, state } from "./store.js";
 
 const SPANS = [[3600, "last hour"], [6 * 3600, "last 6 hours"], [86400, "last day"]];
 const DAY = 86400;
 const ROWS = 8; // tags with a line of their own, those that were present the longest
 const PAGES = 20; // of 500 events each
 const STEPS = 1440; // of the slider: minutes
+const TABLE = 200; // rows
+const EVERY = 10000; // ms after which the day has moved on
+const SETTLED = 10; // seconds in which a tag that has just begun may not be among the present ones yet
 
 export async function showTimeline(main, signal, camera) {
-  const end = now();
+  let end = now();
   const lines = el("div.lines");
   const slider = el("input", { type: "range", min: 0, max: STEPS, value: STEPS, "aria-label": "time within the last day" });
   const moment = el("output.moment", {}, "now");
@@ -25,14 +28,15 @@ export async function showTimeline(main, signal, camera) {
     el("details", {}, el("summary", {}, "The same as a table"),
       el("div.scroll", { tabindex: "0", role: "region", "aria-label": "events of the last day" }, el("table", {},
         el("thead", {}, el("tr", {}, ["Time", "What", "Tag", "Lasted", "Picture"].map((head) => el("th", { scope: "col" }, head)))), table)))));
-  const events = [];
+  const events = [], early = [];
+  let loaded = false;
   slider.addEventListener("input", () => scrub());
   width.addEventListener("change", () => { chosen = true; draw(); });
 
   function scrub() {
     const at = end - width.value + (width.value * slider.value) / STEPS;
-    const spans = spansOf(events, end).filter((span) => span.from <= at && at <= span.to);
-    write(moment, `${clock(at)}: ${spans.map((span) => span.tag).join(", ") || "no tag"}`);
+    const spans = spansOf(events, state.cameras.get(camera)?.tags).filter((span) => span.from <= at && at <= span.to);
+    write(moment, `${Number(slider.value) === STEPS ? "now" : clock(at)}: ${spans.map((span) => span.tag).join(", ") || "no tag"}`);
     slider.setAttribute("aria-valuetext", moment.textContent);
     const nearest = events.find((event) => event.picture && event.at <= at);
     if (picture.dataset.picture === (nearest?.picture ?? "")) return;
@@ -43,29 +47,60 @@ export async function showTimeline(main, signal, camera) {
   function draw() {
     const oldest = events.at(-1);
     if (!chosen && oldest) width.value = SPANS.find(([value]) => value >= end - oldest.at)?.[0] ?? DAY;
-    drawLines(lines, spansOf(events, end), end, Number(width.value));
-    table.replaceChildren(...events.slice(0, 200).map((event) => el("tr", {},
-      el("td", {}, stamp(event.at)), el("td", {}, shown(event.kind)), el("td", {}, name(event.tag ?? event.detail.state ?? event.detail.fault ?? "")),
-      el("td", {}, seconds(event.detail.duration)), el("td", {}, event.picture ? el("a", { href: pictureOf(event), target: "_blank" }, `picture of ${clock(event.at)}`) : ""))));
+    drawLines(lines, spansOf(events, state.cameras.get(camera)?.tags), end, Number(width.value));
+    write(hint, loaded && !lines.children.length && !events.length ? "Nothing happened in the last day." : loaded ? "" : `${events.length} events so far…`);
     scrub();
   }
 
-  try {
-    await readDay(events, camera, signal, () => {
-      write(hint, `${events.length} events so far…`);
-      draw();
-    });
-    write(hint, events.length ? "" : "Nothing happened in the last day.");
-    draw();
-  } catch (failure) {
-    if (failure.name !== "AbortError") write(hint, failure.message);
+  // Where the slider stands at its end, the end goes with the time.
+  function move() {
+    if (Number(slider.value) === STEPS) end = now();
+    if (!document.hidden) draw();
   }
-  on("event", (event) => {
-    if (event.camera !== camera) return;
+
+  // Newer than all that are there.
+  function add(event) {
     events.unshift(event);
     events.length = Math.min(events.length, PAGES * 500);
-    draw();
+    table.prepend(rowOf(event));
+    while (table.children.length > TABLE) table.lastElementChild.remove();
+  }
+
+  on("event", (event) => {
+    if (event.camera !== camera) return;
+    if (!loaded) return early.push(event);
+    add(event);
+    move();
   }, signal);
+  try {
+    await readDay(events, camera, signal, draw);
+  } catch (failure) {
+    if (failure.name !== "AbortError") write(hint, failure.message);
+    return;
+  }
+  table.append(...events.slice(0, TABLE).map(rowOf));
+  const known = new Set(events.map((event) => event.id));
+  for (const event of early) if (!known.has(event.id)) add(event);
+  loaded = true;
+  move();
+  let present = tagsOf(camera);
+  on("cameras", () => {
+    if (present === tagsOf(camera)) return;
+    present = tagsOf(camera);
+    move();
+  }, signal);
+  const timer = setInterval(move, EVERY);
+  signal.addEventListener("abort", () => clearInterval(timer), { once: true });
+}
+
+function tagsOf(camera) {
+  return (state.cameras.get(camera)?.tags ?? []).map((one) => one.tag).join("\n");
+}
+
+function rowOf(event) {
+  return el("tr", {},
+    el("td", {}, stamp(event.at)), el("td", {}, shown(event.kind)), el("td", {}, name(event.tag ?? event.detail.state ?? event.detail.fault ?? "")),
+    el("td", {}, seconds(event.detail.duration)), el("td", {}, event.picture ? el("a", { href: pictureOf(event), target: "_blank" }, `picture of ${clock(event.at)}`) : ""));
 }
 
 async function readDay(events, camera, signal, then) {
@@ -79,18 +114,26 @@ async function readDay(events, camera, signal, then) {
   }
 }
 
-// From events, newest first, to spans of tags. A start without an end lasts until now.
-function spansOf(events, end) {
-  const open = new Map();
+// From events, newest first, to spans of tags. A start without an end lasts until now if the tag is present; if it is not,
+// its worker was killed, and it lasts until the camera was opened again. A present tag may have begun before the last day.
+function spansOf(events, present) {
+  const open = new Map(), ended = new Map();
   const spans = [];
   for (const event of [...events].reverse()) {
     if (event.kind === "tag.started") open.set(event.tag, event.detail.started_at ?? event.at);
     if (event.kind === "tag.ended") {
-      spans.push({ tag: event.tag, from: event.detail.started_at ?? open.get(event.tag) ?? end - DAY, to: event.detail.ended_at ?? event.at });
+      spans.push({ tag: event.tag, from: event.detail.started_at ?? open.get(event.tag) ?? event.at - DAY, to: event.detail.ended_at ?? event.at });
       open.delete(event.tag);
+      ended.set(event.tag, event.at);
     }
   }
-  for (const [tag, from] of open) spans.push({ tag, from, to: Math.max(end, now()) });
+  const there = new Map((present ?? []).map((one) => [one.tag, one.since]));
+  for (const [tag, from] of open) {
+    const lasts = !present || there.has(tag) || now() - from < SETTLED;
+    const cut = lasts ? null : events.findLast((event) => event.kind === "camera.state" && event.at > from);
+    spans.push({ tag, from, to: lasts ? now() : cut?.at ?? from });
+  }
+  for (const [tag, since] of there) if (!open.has(tag) && !(ended.get(tag) >= since)) spans.push({ tag, from: since, to: now() });
   return spans;
 }
 

@@ -105,7 +105,7 @@ def tune(settings: SettingsTree, what: str, *, seconds: float, save: Path | None
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class TunedPart:
     """What has tags of its own: a region, or, with the name `WHOLE`, a picture without any."""
 
     region: str
@@ -117,11 +117,11 @@ class _Part:
         return f"{self.region}/{tag}" if self.region else tag
 
 
-def _parts(camera: CameraSettings, tags: TagSettings, engine: Engine) -> list[_Part]:
+def _parts(camera: CameraSettings, tags: TagSettings, engine: Engine) -> list[TunedPart]:
     if isinstance(camera.view, str):
-        return [_Part(WHOLE, tags, tag_classes(tags, engine.labels))]
+        return [TunedPart(WHOLE, tags, tag_classes(tags, engine.labels))]
     named = [(region.name, region.tags or tags) for region in camera.view]
-    return [_Part(name, own, tag_classes(own, engine.labels)) for name, own in named]
+    return [TunedPart(name, own, tag_classes(own, engine.labels)) for name, own in named]
 
 
 def _camera(settings: SettingsTree, what: str) -> CameraSettings:
@@ -164,7 +164,7 @@ def _predictions(frames: Sequence[Frame], engine: Engine, regions: Sequence[str]
     ]
 
 
-def _scores(part: _Part, moments: Sequence[Moment]) -> dict[str, list[float]]:
+def _scores(part: TunedPart, moments: Sequence[Moment]) -> dict[str, list[float]]:
     """Of each tag in each frame, those with the most first."""
     found: dict[str, list[float]] = {}
     for number, moment in enumerate(moments):
@@ -177,7 +177,7 @@ def _best(scores: Mapping[str, list[float]]) -> dict[str, list[float]]:
     return dict(sorted(scores.items(), key=lambda item: -sum(item[1])))
 
 
-def _row(part: _Part, tag: str, values: Sequence[float], moments: Sequence[Moment]) -> dict[str, Any]:
+def _row(part: TunedPart, tag: str, values: Sequence[float], moments: Sequence[Moment]) -> dict[str, Any]:
     low, middle, high = np.percentile(values, [10, 50, 90])
     own = part.classes.thresholds(tag, part.tags)
     return {
@@ -192,7 +192,7 @@ def _row(part: _Part, tag: str, values: Sequence[float], moments: Sequence[Momen
     }
 
 
-def _said(part: _Part, tag: str, moments: Sequence[Moment], start: float) -> dict[str, float]:
+def _said(part: TunedPart, tag: str, moments: Sequence[Moment], start: float) -> dict[str, float]:
     """How many tags with these thresholds, and their seconds."""
     tried = TagSettings.model_validate(
         part.tags.model_dump() | {"thresholds": {tag: {"start_at": start, "end_below": start / 2}}, "include": ()}

@@ -14,12 +14,14 @@ from typing import Final
 from deploy.check import (
     access,
     hardening,
+    keda,
     network,
     openness,
     pods,
     redis_access,
     rules_file,
     scaling,
+    watching,
     worker,
     workloads,
 )
@@ -47,6 +49,7 @@ RULES: Final[dict[str, tuple[Rule, ...]]] = {
         *worker.RULES,
         redis_access.check_ways_out,
         openness.check_visitors,
+        watching.check_is_scraped,
     ),
     "Namespace": (access.check_namespace,),
     "RoleBinding": (access.check_binding,),
@@ -59,10 +62,11 @@ RULES: Final[dict[str, tuple[Rule, ...]]] = {
     "NetworkPolicy": (network.check_policy, openness.check_openness),
     "Service": (network.check_service,),
     "Ingress": (network.check_ingress,),
-    "PodMonitor": (network.check_pod_monitor,),
-    "PrometheusRule": (rules_file.check_rules,),
-    "ScaledObject": scaling.SCALED_OBJECT,
-    "HorizontalPodAutoscaler": (scaling.check_autoscaler,),
+    "PodMonitor": (network.check_pod_monitor, watching.check_scrape),
+    "PrometheusRule": (rules_file.check_rules, watching.check_alerts),
+    "ScaledObject": (*scaling.SCALED_OBJECT, *keda.SCALED_OBJECT),
+    "TriggerAuthentication": (keda.check_authentication,),
+    "HorizontalPodAutoscaler": (scaling.check_autoscaler, keda.check_autoscaler_works),
 }
 
 
@@ -86,7 +90,7 @@ def _asked(rule: Rule, manifest: Manifest, manifests: list[Manifest]) -> list[st
 def neighbours(manifest: Manifest, manifests: list[Manifest]) -> list[Manifest]:
     """What it can refer to by name or labels: objects of its namespace, and of the whole cluster.
 
-    A PodMonitor sees the namespaces that its namespaceSelector names.
+    A PodMonitor sees the namespaces that its namespaceSelector names, and a rule may ask for what any other records.
     """
     spaces = {"", namespace(manifest)}
     if manifest["kind"] == "PodMonitor":
@@ -94,7 +98,7 @@ def neighbours(manifest: Manifest, manifests: list[Manifest]) -> list[Manifest]:
         spaces = {"", *selector.get("matchNames", spaces)}
         if selector.get("any"):
             return manifests
-    if namespace(manifest) == "":
+    if namespace(manifest) == "" or manifest["kind"] == "PrometheusRule":
         return manifests
     return [m for m in manifests if namespace(m) in spaces]
 

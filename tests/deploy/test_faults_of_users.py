@@ -154,7 +154,74 @@ NETWORKS: list[tuple[str, Place, object, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "place", "value", "finding"), [*PODS, *NETWORKS])
+SCALED = ("ScaledObject/coatstream-queue-worker", "spec")
+TRIGGER = (*SCALED, "triggers", 0)
+BEHAVIOR = (*SCALED, "advanced", "horizontalPodAutoscalerConfig", "behavior")
+QUERY = ("ScaledObject/coatstream-camera-worker", "spec", "triggers", 0, "metadata")
+LOGIN = ("TriggerAuthentication/coatstream-redis", "spec", "secretTargetRef")
+KEDA: list[tuple[str, Place, object, str]] = [
+    (
+        "prod-cpu",
+        (SCALED[0], "metadata", "annotations"),
+        {"autoscaling.keda.sh/paused": "true"},
+        "stops the autoscaler",
+    ),
+    ("prod-cpu", (*SCALED, "maxReplicaCount"), 1, "it never scales"),
+    ("prod-cpu", (*SCALED, "idleReplicaCount"), 0, "idleReplicaCount 0"),
+    ("prod-cpu", (*SCALED, "fallback", "replicas"), 0, "fallback.replicas is 0"),
+    ("prod-cpu", (*SCALED, "pollingInterval"), 600, "pollingInterval is 600 s"),
+    ("prod-cpu", (*BEHAVIOR, "scaleUp", "selectPolicy"), "Disabled", "scaleUp is Disabled"),
+    ("prod-cpu", (*BEHAVIOR, "scaleDown", "selectPolicy"), "Disabled", "scaleDown is Disabled"),
+    ("prod-cpu", (*SCALED, "triggers"), [], "has no trigger"),
+    ("prod-cpu", (*TRIGGER, "authenticationRef"), GONE, "KEDA would be refused"),
+    ("prod-cpu", (*TRIGGER, "metricType"), "Value", "metricType Value"),
+    ("prod-cpu", (*TRIGGER, "metadata", "streamLength"), "many", "streamLength many is no number"),
+    ("prod-cpu", (*TRIGGER, "metadata", "streamLength"), "1000000", "streamLength 1000000 is no number"),
+    ("prod-cpu", (*TRIGGER, "metadata", "unsafeSsl"), "true", "to whoever answers"),
+    ("prod-cpu", (*TRIGGER, "metadata", "pendingEntriesCount"), "5", "pendingEntriesCount does not belong here"),
+    ("prod-cpu", (*QUERY, "threshold"), GONE, "has no threshold"),
+    ("prod-cpu", (*QUERY, "serverAddress"), GONE, "has no serverAddress"),
+    ("prod-cpu", (*LOGIN, 1, "parameter"), "passwd", "parameter passwd is unknown"),
+    ("prod-cpu", (*LOGIN, 1), GONE, "gives a username and no password"),
+    ("dev", (*LOGIN, 1, "name"), "keda", "the Secret keda is not there"),
+    ("dev", (*LOGIN, 1, "key"), "pass", "has no key pass"),
+]
+MONITOR = ("PodMonitor/coatstream", "spec")
+ENDPOINT = (*MONITOR, "podMetricsEndpoints", 0)
+RULES = ("PrometheusRule/coatstream", "spec", "groups", 1, "rules", 0)
+MONITORING: list[tuple[str, Place, object, str]] = [
+    ("prod-cpu", (*ENDPOINT, "path"), "/metric", "answer at /metrics"),
+    ("prod-cpu", (*ENDPOINT, "scheme"), "https", "speak http"),
+    ("prod-cpu", (*ENDPOINT, "scrapeTimeout"), "30s", "scrapeTimeout exceeds interval"),
+    ("prod-cpu", (*ENDPOINT, "interval"), "10m", "would have holes"),
+    ("prod-cpu", (*ENDPOINT, "relabelings"), GONE, "no label component"),
+    ("prod-cpu", (*MONITOR, "sampleLimit"), 100, "all would be refused"),
+    ("prod-cpu", (*MONITOR, "selector", "matchLabels", "app.kubernetes.io/component"), "page", "no PodMonitor selects"),
+    ("prod-cpu", (*MONITOR, "namespaceSelector"), {"matchNames": ["other"]}, "selects no pod"),
+    ("prod-cpu", (*RULES, "expr"), "sum(coatstream_queue_depth_frames) > 1000", "take max"),
+    ("prod-cpu", (*RULES, "expr"), "rate(coatstream_queue_depth_frames[5m]) > 1", "which is a gauge"),
+    ("prod-cpu", (*RULES, "expr"), "delta(coatstream_frames_dead_total[5m]) > 1", "which is a counter"),
+    ("prod-cpu", (*RULES, "expr"), "coatstream_frames_dead_total > 5", "which only grows"),
+    ("prod-cpu", (*RULES, "expr"), "coatstream:frames_late:ratio_rate2h > 0.1", "which no rule records"),
+    (
+        "prod-cpu",
+        (*RULES, "expr"),
+        'rate(coatstream_frame_age_seconds_bucket{le="2.7"}[5m]) > 1',
+        "asks for the bucket le=2.7",
+    ),
+    ("prod-cpu", (*RULES, "labels"), GONE, "has no severity"),
+    ("prod-cpu", (*RULES, "labels", "severity"), "warnning", "did you mean warning?"),
+    ("prod-cpu", (*RULES, "annotations", "runbook_url"), GONE, "has no runbook_url"),
+    (
+        "prod-cpu",
+        (*RULES, "annotations", "runbook_url"),
+        "https://example.com/docs/runbook.md#coatstreamcameradwn",
+        "where no paragraph begins",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "place", "value", "finding"), [*PODS, *NETWORKS, *KEDA, *MONITORING])
 def test_a_fault_of_a_user_is_found(name: str, place: Place, value: object, finding: str) -> None:
     manifests = overlay(name)
     put(manifests, place, value)
@@ -253,5 +320,24 @@ def test_a_redis_of_a_provider_over_tls_is_no_fault() -> None:
     for component in ("queue-worker", "camera-worker", "page"):
         rule = {"to": [WORLD], "ports": [{"port": 6380, "protocol": "TCP"}]}
         put(manifests, (f"NetworkPolicy/coatstream-{component}", "spec", "egress", 1), rule)
+
+    assert check(manifests) == []
+
+
+def test_the_last_worker_must_not_leave_before_it_could_take_over_a_killed_ones_frames() -> None:
+    manifests = overlay("prod-cpu")
+    put(manifests, (SCALED[0], "metadata", "annotations"), {"coatstream/scales-to-zero": "accepted"})
+    put(manifests, (*SCALED, "minReplicaCount"), 0)
+    assert check(manifests) == []
+
+    put(manifests, (*SCALED, "cooldownPeriod"), 5)
+
+    assert any("cooldownPeriod 5 s" in each for each in check(manifests))
+
+
+def test_an_alert_of_ones_own_is_no_fault() -> None:
+    manifests = overlay("prod-cpu")
+    expr = "max by (stream) (coatstream_queue_depth_frames) > 1000 and rate(coatstream_frames_published_total[5m]) < 5"
+    put(manifests, RULES, {"alert": "OurQueueIsLong", "expr": expr, "labels": {"severity": "page", "team": "video"}})
 
     assert check(manifests) == []

@@ -36,6 +36,7 @@ class Yard:
     clock: SettableClock
     engine: FixedEngine = field(default_factory=FixedEngine)
     number: int = 0
+    kept: list[Prediction] = field(default_factory=list)
 
     def frame(self, *reds: int, regions: tuple[str, ...] = REGIONS, faults: tuple[PictureFault, ...] = ()) -> Frame:
         self.number += 1
@@ -51,6 +52,7 @@ class Yard:
         inference = Inference(
             self.engine,
             policies={"yard": FramePolicy(gates=self.gates)},
+            keep=lambda frame, prediction, surprising: self.kept.append(prediction),
             metrics=PipelineMetrics(CollectorRegistry()),
             status=Status(stall_after=60),
             clock=self.clock,
@@ -100,6 +102,19 @@ def test_a_frame_of_which_all_regions_stand_still_needs_no_model_and_is_reused()
     assert scene.engine.batches == []
     assert (answer.reused, answer.frame_id, answer.captured_at) == (True, frame.frame_id, frame.captured_at)
     assert said(answer) == {"gate": 10, "till 3": 20}
+
+
+def test_what_is_kept_for_training_has_no_label_of_a_region_that_was_not_classified() -> None:
+    scene = yard()
+    for _ in range(3):
+        scene.see(scene.frame(10, 20))
+    scene.kept.clear()
+
+    scene.see(scene.frame(10, 200))
+
+    [kept] = scene.kept
+    assert said(kept) == {"till 3": 200}
+    assert kept.labels[0].label.index == 200
 
 
 def test_what_moves_beside_the_regions_changes_nothing() -> None:

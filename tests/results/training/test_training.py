@@ -5,6 +5,7 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,19 @@ def test_the_whole_picture_is_kept_where_it_is_still_there(tmp_path: Path) -> No
 
     [path] = tmp_path.rglob("*.jpg")
     assert decode(path.read_bytes(), max_bytes=10**6, max_pixels=10**6).shape == (360, 640, 3)
+
+
+def test_of_several_views_all_are_kept_since_any_may_have_the_label(tmp_path: Path) -> None:
+    of = frame(1)
+    views = np.stack([np.full((224, 224, 3), 20, np.uint8), np.full((224, 224, 3), 230, np.uint8)])
+    with keeping(tmp_path) as kept:
+        kept.look(replace(of, pixels=views), predicted(of, 0.3), False)
+        eventually(lambda: sum(kept.stats().kept.values()) == 1, "it is written")
+
+    [path] = tmp_path.rglob("*.jpg")
+    picture = decode(path.read_bytes(), max_bytes=10**6, max_pixels=10**6)
+    assert picture.shape == (224, 448, 3)
+    assert (picture[100, 100, 0] < 30, picture[100, 400, 0] > 220) == (True, True)
 
 
 def test_a_full_folder_takes_no_more_and_says_so(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ something else. Scores that are not finite are an error like one that is raised.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import structlog
@@ -53,8 +53,8 @@ class Inference:
     """Batches to outcomes. `run` is called from at most `engine.streams` threads at a time.
 
     `policies` is looked at for each frame, so cameras may come and go. Of the engine's labels the first `shown` are for
-    publishing (0 = all), the others for tags. `keep` is told of each frame that was classified, with its prediction and
-    whether that contradicts the labels that would have been reused.
+    publishing (0 = all), the others for tags. `keep` is told of each frame that was classified, with what the model said of
+    it (of regions whose labels are reused nothing) and whether that contradicts what would have been reused.
     """
 
     def __init__(
@@ -157,13 +157,14 @@ class Inference:
                 for place, name in enumerate(frame.unknown)
             }
             prediction = together(frame, {**frame.known, **own})
+            classified = together(replace(frame, regions=frame.unknown), own) if frame.known else prediction
         else:
-            prediction = prediction_of(frame, scores.frames, row, self._engine, shown=self._shown)
+            classified = prediction = prediction_of(frame, scores.frames, row, self._engine, shown=self._shown)
             own = {WHOLE: prediction}
         policy = self._policies.get(frame.source) if frame.receipt is None else None  # a camera's policy has its name
         surprising = policy is not None and policy.gates is not None and policy.gates.classified(frame, own)
         if self._keep is not None:
-            self._keep(frame, prediction, surprising)
+            self._keep(frame, classified, surprising)
         return Published(prediction)
 
     def _check_engine(self, error: Exception) -> None:

@@ -26,10 +26,9 @@ class WhyKept(StrEnum):
     SHARE = "share"  # by chance
 
 
-def first_view(frame: Frame) -> Pixels:
-    """What the model saw, uint8 [height, width, 3]: of several views the first."""
-    first: Pixels = frame.pixels.reshape(-1, *frame.pixels.shape[-3:])[0]
-    return first
+def seen_of(frame: Frame) -> Pixels:
+    """What the model saw, uint8 [height, width, 3]: several views side by side, since any may have the label."""
+    return np.concatenate(list(frame.views), axis=1)
 
 
 class FrameChooser:
@@ -60,7 +59,7 @@ class FrameChooser:
             self._kept.popitem(last=False)
         if abs(frame.captured_at - at) < LEAST:
             return False
-        found = thumbnail_of(first_view(frame)) if frame.vitals is None else frame.vitals.thumbnail
+        found = thumbnail_of(seen_of(frame)) if frame.vitals is None else frame.vitals.thumbnail
         thumbnail = found.astype(np.int16)
         if any(float(np.abs(thumbnail - other).mean()) < self._settings.difference for other in kept):
             return False

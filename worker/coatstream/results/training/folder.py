@@ -22,7 +22,7 @@ from coatstream.frames.encoding import encode_jpeg
 from coatstream.frames.frame import Frame, Prediction
 from coatstream.frames.still import Still
 from coatstream.results.documents import encode_embedding
-from coatstream.results.training.choosing import FrameChooser, WhyKept, first_view
+from coatstream.results.training.choosing import FrameChooser, WhyKept, seen_of
 from coatstream.settings.model import TrainingSettings
 
 COLUMNS: Final = (
@@ -110,7 +110,7 @@ class TrainingFolder:
         if self._bytes is None:
             self._bytes = sum(path.stat().st_size for path in self._folder.rglob("*") if path.is_file())
         still = self._find(chosen.frame.source, chosen.frame.frame_id)
-        jpeg = encode_jpeg(first_view(chosen.frame) if still is None else still.pixels, quality=self._settings.quality)
+        jpeg = encode_jpeg(seen_of(chosen.frame) if still is None else still.pixels, quality=self._settings.quality)
         if self._bytes + len(jpeg) > self._settings.max_bytes:
             self._warn("the folder for training is full", folder=str(self._folder), bytes=self._bytes)
             return False

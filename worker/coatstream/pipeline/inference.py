@@ -53,7 +53,7 @@ class Inference:
     """Batches to outcomes. `run` is called from at most `engine.streams` threads at a time.
 
     `policies` is looked at for each frame, so cameras may come and go. Of the engine's labels the first `shown` are for
-    publishing (0 = all), the others for tags. `keep` is told of each frame that was classified, with what the model said
+    publishing (0 = all), the others for tags. `keep` is told of each frame that was classified, with what it said
     of it (of regions whose labels are reused nothing) and whether that contradicts what would have been reused.
     """
 

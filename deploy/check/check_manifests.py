@@ -13,6 +13,7 @@ from typing import Final
 
 from deploy.check import (
     access,
+    filling,
     hardening,
     keda,
     network,
@@ -47,6 +48,7 @@ RULES: Final[dict[str, tuple[Rule, ...]]] = {
         *workloads.REPLICATED,
         pods.check_images_agree,
         *worker.RULES,
+        *filling.RULES,
         redis_access.check_ways_out,
         openness.check_visitors,
         watching.check_is_scraped,

@@ -10,6 +10,7 @@ from deploy.check.manifests import Manifest, Rule, containers, pod, production
 
 _PROBES: Final = ("startupProbe", "readinessProbe", "livenessProbe")
 _TOPOLOGY: Final = ("kubernetes.io/hostname", "topology.kubernetes.io/zone", "topology.kubernetes.io/region")
+_GRACE: Final = 5
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -45,6 +46,8 @@ def check_life(manifest: Manifest, _: list[Manifest]) -> Iterator[str]:
         spec.get("dnsPolicy") == "None" and not spec.get("dnsConfig")
     ):
         yield f"dnsPolicy {spec['dnsPolicy']} does not know the cluster's names"
+    if spec.get("terminationGracePeriodSeconds", 30) < _GRACE:
+        yield f"terminationGracePeriodSeconds is less than {_GRACE}: it is killed before it has closed anything"
     if manifest["spec"].get("paused"):
         yield "is paused: a change of it reaches no pod"
     if manifest["spec"].get("replicas", 1) == 0:

@@ -113,7 +113,7 @@ def check_settings(manifest: Manifest, manifests: list[Manifest]) -> Iterator[st
 
 def check_secret(manifest: Manifest, _: list[Manifest]) -> Iterator[str]:
     encoded = manifest.get("data") or {}
-    plain = {name: base64.b64decode(value).decode() for name, value in encoded.items()}
+    plain = {name: base64.b64decode(value).decode("utf-8", "replace") for name, value in encoded.items()}
     yield from wrong_settings(plain | (manifest.get("stringData") or {}))
 
 

@@ -221,7 +221,48 @@ MONITORING: list[tuple[str, Place, object, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "place", "value", "finding"), [*PODS, *NETWORKS, *KEDA, *MONITORING])
+SETTINGS = ("ConfigMap/coatstream-worker", "data")
+CONFIG = ("ConfigMap/coatstream-cameras", "data", "cameras.yaml")
+ELSEWHERE = (
+    "cameras: [{name: gate-1, url: 'rtsp://gate-1.example.com/s', username: u, password_file: /etc/cams/gate-1}]"
+)
+TWICE = "cameras: [{name: a, url: 'rtsp://a.example.com/s'}, {name: a, url: 'rtsp://b.example.com/s'}]"
+KEY = {"configMapKeyRef": {"name": "coatstream-worker", "key": "STREAM"}}
+SECRET = {"secretKeyRef": {"name": "redis", "key": "password"}}
+NO_DEVICE = [{"key": "nvidia.com/gpu", "operator": "Equal", "value": "false", "effect": "NoSchedule"}]
+FILLING: list[tuple[str, Place, object, str]] = [
+    ("prod-cpu", (*CONTAINER, "name"), "coatstream", "no container is called worker or page"),
+    ("prod-cpu", (*PAGE, "containers", 0, "name"), "web", "no container is called worker or page"),
+    ("prod-cpu", (*WORKER, "serviceAccountName"), GONE, "no serviceAccountName"),
+    ("prod-cpu", (*PAGE, "terminationGracePeriodSeconds"), 1, "before it has closed anything"),
+    ("prod-cpu", (*SETTINGS, "COATSTREM_REDIS__URL"), "redis://x", "did you mean COATSTREAM_REDIS__URL?"),
+    ("prod-cpu", (*SETTINGS, "coatstream_redis__url"), "redis://redis.redis.svc:6379/0", "in two spellings"),
+    ("prod-cpu", (*CONTAINER, "env", 5), {"name": "COATSTREAM_REDIS__PASWORD", "valueFrom": SECRET}, "no such setting"),
+    ("prod-cpu", (*CONTAINER, "env", 5), {"name": "COATSTREAM_QUEUE__STREAM", "valueFrom": KEY}, "with the key STREAM"),
+    ("prod-cpu", (*CONTAINER, "args"), ["run", "--confg", "x"], "does not know"),
+    ("prod-cpu", (*PAGE, "volumes", 1, "secret", "secretName"), "coatstream-pages", "did you mean coatstream-page?"),
+    ("prod-cpu", (*CONTAINER, "volumeMounts", 1, "mountPath"), "/etc/secrets", "nothing is mounted at"),
+    ("prod-cpu", (*PAGE, "containers", 0, "volumeMounts", 1), GONE, "COATSTREAM_HTTP__TOKEN: it does not start"),
+    ("prod-cpu", (*SETTINGS, "COATSTREAM_MODEL__WEIGHTS"), "/models/m.safetensors", "the image has nothing"),
+    ("prod-gpu", (*SETTINGS, "COATSTREAM_MODEL__CACHE"), "/var/lib/cache", "that can be written to"),
+    ("prod-gpu", (*CONTAINER, "volumeMounts", 2, "readOnly"), True, "that can be written to"),
+    ("prod-cpu", CONFIG, ELSEWHERE, "has its password in /etc/cams/gate-1"),
+    ("prod-cpu", CONFIG, TWICE, "cameras"),
+    ("prod-cpu", (*CONTAINER, "resources", "requests", "memory"), "64Mi", "evicts it first"),
+    ("prod-cpu", (*CONTAINER, "env", 0), {"name": "OMP_NUM_THREADS", "value": "16"}, "OMP_NUM_THREADS is 16"),
+    ("prod-cpu", (*CONTAINER, "env", 3), {"name": "COATSTREAM_QUEUE__DECODE_THREADS", "value": "64"}, "is 64, and it"),
+    ("prod-cpu", (*SETTINGS, "COATSTREAM_MODEL__ENGINE"), "noop", "model.engine is noop"),
+    ("prod-cpu", (*SETTINGS, "COATSTREAM_MODEL__ENGINE"), "compile", "has no compiler"),
+    ("prod-cpu", (*SETTINGS, "COATSTREAM_QUEUE__MIN_IDLE"), "1", "for a dead worker's"),
+    ("prod-gpu", (*CONTAINER, "resources", "limits", "nvidia.com/gpu"), "0", "asks for no nvidia.com/gpu"),
+    ("prod-gpu", (*CONTAINER, "resources", "limits", "nvidia.com/gpu"), "2", "asks for 2 GPUs"),
+    ("prod-gpu", (*WORKER, "tolerations", 0, "effect"), "NoExecute", "does not fit the taint"),
+    ("prod-gpu", (*WORKER, "tolerations"), NO_DEVICE, "does not fit the taint"),
+    ("prod-gpu", (*CONTAINER, "env", 6), {"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}, "round the device plugin"),
+]
+
+
+@pytest.mark.parametrize(("name", "place", "value", "finding"), [*PODS, *NETWORKS, *KEDA, *MONITORING, *FILLING])
 def test_a_fault_of_a_user_is_found(name: str, place: Place, value: object, finding: str) -> None:
     manifests = overlay(name)
     put(manifests, place, value)

@@ -1,6 +1,6 @@
 """A web service that classifies uploads through the queue: `uvicorn upload_service:app` in this folder.
 
-    pip install coatstream fastapi python-multipart uvicorn
+    pip install ../.. fastapi python-multipart uvicorn
     REDIS_URL=redis://localhost:6379/0 uvicorn upload_service:app --port 8000
     curl -F picture=@photo.jpg http://localhost:8000/classify
 

@@ -35,9 +35,9 @@ while (seen < COUNT) {
   const reply = await client.xRead(streams, { BLOCK: 1000, COUNT: 100 });
   for (const { name, messages } of reply ?? []) {
     for (const { id, message } of messages) {
+      if (name === "labels" && ++seen > COUNT) break; // more came at once than were wanted
       after[name] = id;
       console.log(message.json);
-      if (name === "labels") seen += 1;
     }
   }
 }

@@ -216,7 +216,11 @@ def test_a_password_comes_from_a_file_or_from_stdin(
         (("--password-stdin", "--password-file", "x"), "give --password-file or --password-stdin, not both"),
         (("--fps", "-1"), "--fps: Input should be greater than or equal to 0"),
         (("--max-age", "0"), "--max-age: Input should be greater than 0"),
-        (("--password", "hunter2"), "No such option: --password (Possible options: --password-file, --password-stdin)"),
+        (
+            ("--password", "hunter2"),
+            "No such option: --password (Possible options: --password-file, --password-stdin); "
+            "see `coatstream cameras add --help`",
+        ),
     ],
 )
 def test_wrong_usage_is_told_in_one_line(

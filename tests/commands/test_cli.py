@@ -20,7 +20,7 @@ def leaves(command: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], An
 
 
 LEAVES = leaves(typer.main.get_command(cli.app))
-GROUPS = [(), ("dead",), ("cameras",), ("bench",)]
+GROUPS = [(), ("dead",), ("cameras",), ("tags",), ("bench",)]
 
 
 def examples(path: tuple[str, ...]) -> list[list[str]]:
@@ -41,6 +41,7 @@ def test_help_fits_80_columns_and_names_no_python_types(
     assert not re.search(r"<class|<str>|<\w+ range>|\b(TEXT|FLOAT|INTEGER)\b|x>=", text)
     prose = text.partition("Examples:")[0]
     assert max(map(len, prose.splitlines())) <= 80
+    assert "..." not in prose.partition("Commands:")[2], "a command's line is cut short"
 
 
 @pytest.mark.parametrize("path", list(LEAVES), ids=" ".join)

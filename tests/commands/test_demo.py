@@ -38,7 +38,7 @@ def test_the_demo_labels_a_camera_and_the_queue_and_its_ledger_balances() -> Non
     assert "the model hub cannot be reached" in done.stderr
     warnings = [line for line in done.stderr.splitlines() if "slower than at an earlier start" not in line]
     assert len(warnings) == 1  # a busy machine says the other one
-    assert re.search(r"the page: http://127\.0\.0\.1:\d+", lines[0])
+    assert re.search(r"the page: http://127\.0\.0\.1:\d+; it ends after 15 s", lines[0])
     received, published, in_flight = (
         int(re.search(rf"{word} (\d+)", lines[-1])[1])  # type: ignore[index]
         for word in ("received", "published", "in flight")

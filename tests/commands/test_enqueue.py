@@ -88,7 +88,7 @@ def test_a_picture_goes_in_as_its_file_is(client: Client, enqueue: Callable[...,
 
     code, out, err = enqueue(ASSETS / "coffee.png")
 
-    assert (code, out, err) == (0, "enqueued 1 frames into frames\n", "")
+    assert (code, out, err) == (0, "enqueued 1 frame into frames\n", "")
     [entry] = entries(client)
     assert entry.picture == (ASSETS / "coffee.png").read_bytes()
     assert (entry.source, entry.frame_id) == ("coffee", "coffee.png")
@@ -123,7 +123,7 @@ def test_a_source_of_ones_own_is_everyones(client: Client, enqueue: Callable[...
 
 
 def test_another_stream_can_be_named(client: Client, enqueue: Callable[..., Result]) -> None:
-    assert enqueue(ASSETS / "coffee.png", "--stream", "mine")[1] == "enqueued 1 frames into mine\n"
+    assert enqueue(ASSETS / "coffee.png", "--stream", "mine")[1] == "enqueued 1 frame into mine\n"
 
     assert client.xlen("mine") == 1
 
@@ -183,7 +183,7 @@ def test_what_cannot_be_read_is_a_line_each_and_the_rest_goes_in(
 
     code, out, err = enqueue(*paths, folder / "notes.txt", "x" * 300, folder / "a.jpg")
 
-    assert (code, out) == (1, "enqueued 1 frames into frames; 0 damaged, 6 skipped\n")
+    assert (code, out) == (1, "enqueued 1 frame into frames; 0 damaged, 6 skipped\n")
     assert [entry.frame_id for entry in entries(client)] == ["a.jpg"]
     assert sorted(err.splitlines()) == sorted(
         [
@@ -205,7 +205,7 @@ def test_a_picture_that_a_worker_would_refuse_for_its_size_is_skipped(
 
     code, out, err = enqueue(tmp_path, "--set", "queue.max_bytes=100")
 
-    assert (code, out) == (1, "enqueued 1 frames into frames; 0 damaged, 1 skipped\n")
+    assert (code, out) == (1, "enqueued 1 frame into frames; 0 damaged, 1 skipped\n")
     assert err == f"coatstream: {tmp_path / 'large.jpg'}: skipped, it is larger than queue.max_bytes (100)\n"
 
 
@@ -406,7 +406,7 @@ def test_ctrl_c_ends_the_wait_for_room(client: Client, enqueue: Callable[..., Re
     with ctrl_c_when(lambda: client.xlen("frames") == 1):
         code, out, err = enqueue(folder, "--set", "queue.max_length=1")
 
-    assert (code, out) == (1, "enqueued 1 frames into frames\n")
+    assert (code, out) == (1, "enqueued 1 frame into frames\n")
     assert err == "coatstream: interrupted before everything was enqueued\n"
 
 
@@ -464,7 +464,7 @@ def test_a_server_at_its_maxmemory_is_a_full_queue(
         client.config_set("maxmemory", 0)
 
     assert dropped == (0, "enqueued 0 frames into frames, refused 1: it was full\n", "")
-    assert waited[:2] == (0, "enqueued 1 frames into frames\n")
+    assert waited[:2] == (0, "enqueued 1 frame into frames\n")
     assert waited[2] == "coatstream: Redis is at its maxmemory: waiting for workers to make room\n"
 
 
@@ -476,15 +476,15 @@ def test_a_picture_larger_than_the_whole_queue_is_a_line_and_the_rest_goes_in(
 
     code, out, err = enqueue(tmp_path, "--set", "queue.max_total_bytes=1000")
 
-    assert (code, out) == (1, "enqueued 1 frames into frames; 0 damaged, 1 skipped\n")
+    assert (code, out) == (1, "enqueued 1 frame into frames; 0 damaged, 1 skipped\n")
     assert re.fullmatch(r"coatstream: large.jpg: it has \d+ bytes, more than queue.max_total_bytes \(1000\).*\n", err)
 
 
 def test_one_of_several_queues_can_be_named(client: Client, enqueue: Callable[..., Result]) -> None:
     queues = ("--set", "queues=[{stream: urgent}, {stream: later}]")
 
-    assert enqueue(ASSETS / "coffee.png", *queues)[1] == "enqueued 1 frames into urgent\n"
-    assert enqueue(ASSETS / "coffee.png", *queues, "--stream", "later")[1] == "enqueued 1 frames into later\n"
+    assert enqueue(ASSETS / "coffee.png", *queues)[1] == "enqueued 1 frame into urgent\n"
+    assert enqueue(ASSETS / "coffee.png", *queues, "--stream", "later")[1] == "enqueued 1 frame into later\n"
 
     assert (client.xlen("urgent"), client.xlen("later")) == (1, 1)
     code, out, err = enqueue(ASSETS / "coffee.png", *queues, "--stream", "frames")

@@ -84,7 +84,7 @@ def test_the_python_snippet_of_the_readme_labels_a_photo(server: TcpServer, fold
 
 def test_the_node_snippet_of_the_readme_puts_a_frame_in(server: TcpServer, folder: Path, node_examples: Path) -> None:
     [code] = snippets("js")
-    (folder / "put.mjs").write_text(code.replace(URL, server.url) + "redis.destroy();\n")
+    (folder / "put.mjs").write_text(code.replace(URL, server.url))
     (folder / "node_modules").symlink_to(node_examples / "node_modules")
 
     done = subprocess.run(

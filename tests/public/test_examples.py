@@ -107,6 +107,17 @@ async def test_node_puts_pictures_and_reads_labels_failures_and_events(
     assert int(tcp.admin.hget("frames:books", "admitted_bytes") or -1) == 0
 
 
+def test_node_reads_as_many_labels_as_were_wanted_where_more_are_there(node_examples: Path, tcp: TcpServer) -> None:
+    for number in range(3):
+        tcp.admin.xadd("labels", {"json": f'{{"number": {number}}}'})
+
+    with node(node_examples, tcp, "read.js", "2", SINCE="0-0") as reader:
+        out, problems = reader.communicate(timeout=60)
+
+    assert reader.returncode == 0, problems
+    assert [json.loads(line)["number"] for line in out.splitlines()] == [0, 1]
+
+
 def test_node_waits_while_the_queue_is_full_and_then_goes_on(
     node_examples: Path, tcp: TcpServer, tmp_path: Path
 ) -> None:

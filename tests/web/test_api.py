@@ -12,6 +12,8 @@ from coatstream.broker.fleet_keys import FleetKeys
 from coatstream.cameras.fleet.leases import Catalogue, CatalogueEntry, Leases
 from coatstream.results.pictures import picture_id
 from coatstream.results.reports import BatchReport, CameraReport, FramesReport, ModelReport, WorkerReport
+from coatstream.web.calls import Busy, RedisCalls
+from coatstream.web.live.hub import Hub
 
 from tests.support.pages import page_of, page_settings
 from tests.support.servers import ON_ONE_SERVER
@@ -372,6 +374,18 @@ async def test_more_streams_than_fit_are_refused_and_probes_still_answer(redis_u
             await stream.__aexit__(None, None, None)
 
     assert (refused.status_code, healthy.status_code) == (503, 200)
+
+
+async def test_a_page_that_comes_back_while_the_server_ends_is_refused(redis_url: str) -> None:
+    settings = page_settings(redis_url)
+    hub = Hub(settings, RedisCalls(settings))
+    async with hub.running():
+        before = hub.watch()
+
+    with pytest.raises(Busy, match="this server ends"):
+        hub.watch()
+
+    assert [message async for message in before.messages()] == [b": coatstream\n\n"]
 
 
 async def test_labels_of_one_source_come_as_they_are_published(client: Client, redis_url: str) -> None:

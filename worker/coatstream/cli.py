@@ -36,7 +36,7 @@ app = group(
 )
 dead_app = group("Show, replay or delete frames that could not be labelled.")
 cameras_app = group("List and change the cameras that all workers share.")
-tags_app = group("Show the groups of tags that are ready, and find thresholds for a camera.")
+tags_app = group("Show ready groups of tags, and find thresholds for a camera.")
 bench_app = group("Measure the engines of this machine, or how many cameras fit.")
 app.add_typer(dead_app, name="dead")
 app.add_typer(cameras_app, name="cameras")
@@ -113,7 +113,7 @@ def demo(
         str | None, optional("--redis", metavar="URL", text="Use this server, not an embedded one.")
     ] = None,
 ) -> int:
-    """Show a worker at work on a clip and photos, with nothing else installed."""
+    """Show a worker at work, with nothing else installed."""
     from coatstream.commands.demo import run_demo
 
     return run_demo(load({"redis.url": redis}), seconds=seconds, embedded=redis is None)
@@ -243,7 +243,7 @@ def queue_(
         ),
     ] = 0,
 ) -> int:
-    """Show what waits in the queues, from which sources, and which workers are at it."""
+    """Show what waits in the queues, and which workers are at it."""
     from coatstream.commands.queue import serve_queue_metrics, show_queue
 
     return serve_queue_metrics(load(), metrics) if metrics else show_queue(load(), watch=watch, as_json=json)
@@ -389,7 +389,7 @@ def cameras_snapshot(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite that file.")] = False,
 ) -> int:
-    """Save a picture of a camera or of a queue's source, from the worker that reads it."""
+    """Save the newest picture of a camera or of a queue's source."""
     from coatstream.commands.snapshot import take_snapshot
 
     return take_snapshot(load(), name, file=file, force=force)
@@ -430,7 +430,7 @@ def tags_tune(
     save: Annotated[Path | None, optional("--save", metavar="FILE", text="Draw the scores into this file.")] = None,
     json: Json = False,
 ) -> int:
-    """Show the scores of a camera or clip, and what thresholds would have said."""
+    """Show the scores of a camera or clip, and thresholds for them."""
     from coatstream.commands.tags import tune
 
     return tune(load(), what, seconds=seconds, save=save, as_json=json)

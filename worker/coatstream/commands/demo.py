@@ -117,7 +117,7 @@ class _Performance:
 
     def ready(self, ready: Ready) -> None:
         """The worker is up."""
-        self._view.ready(ready.engine.info, link(self._host, ready.port))
+        self._view.ready(ready.engine.info, link(self._host, ready.port), seconds=self._seconds)
         self._began = time.monotonic()
         self._photos = asyncio.create_task(self._enqueue_photos(), name="photos")
         if self._seconds:

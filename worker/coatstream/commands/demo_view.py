@@ -128,9 +128,10 @@ class DemoView:
         self._stop = threading.Event()
         self._ages: deque[float] = deque(maxlen=MAX_AGES)
 
-    def ready(self, info: ModelInfo, link: str) -> None:
-        """The worker is up: show its model, and where its page is."""
-        self._screen.title(f"{info.name} ({info.weights}) on {info.device}; the page: {link}; Ctrl-C ends")
+    def ready(self, info: ModelInfo, link: str, *, seconds: float) -> None:
+        """The worker is up: show its model, where its page is, and what ends it (`seconds` 0: a person)."""
+        end = f"it ends after {seconds:g} s, or with Ctrl-C" if seconds else "Ctrl-C ends"
+        self._screen.title(f"{info.name} ({info.weights}) on {info.device}; the page: {link}; {end}")
 
     @contextmanager
     def following(self) -> Iterator[None]:

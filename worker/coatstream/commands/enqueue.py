@@ -102,7 +102,7 @@ def _summary(name: str, *producers: Producer, damaged: int, skipped: int) -> str
     sent, refused = (sum(getattr(one, count) for one in producers) for count in ("sent", "refused"))
     unsure = sum(one.unsure for one in producers)
     return (
-        f"enqueued {sent} frames into {shown(name)}"
+        f"enqueued {sent} frame{'' if sent == 1 else 's'} into {shown(name)}"
         + (f", refused {refused}: it was full" if refused else "")
         + (f", {unsure} in doubt" if unsure else "")
         + (f"; {damaged} damaged, {skipped} skipped" if damaged or skipped else "")

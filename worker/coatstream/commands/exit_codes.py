@@ -84,8 +84,15 @@ def discard_stdout() -> None:
 
 
 def _report(error: object, code: ExitCode) -> int:
-    if isinstance(error, _UsageError):  # its str() lacks the option's name
-        error = getattr(error, "format_message", error.__str__)()
+    if isinstance(error, _UsageError):
+        error = _usage(error)
     for line in str(error).splitlines() or [type(error).__name__]:
         print(f"coatstream: {redact(line)}", file=sys.stderr)
     return code
+
+
+def _usage(error: Exception) -> str:
+    """What was wrong (its str() lacks the option's name), and where the right usage is."""
+    said = str(getattr(error, "format_message", error.__str__)())
+    context = getattr(error, "ctx", None)
+    return f"{said.removesuffix('.')}; see `{context.command_path} --help`" if context else said

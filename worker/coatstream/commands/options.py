@@ -53,7 +53,13 @@ Fps = Annotated[
     float, number("--fps", metavar="RATE", text="Frames a second of a clip or camera; 0 means all.", least=0)
 ]
 EndAfter = Annotated[
-    float, number("--seconds", metavar="SECONDS", text="End after this time; 0 means at Ctrl-C.", least=0)
+    float,
+    number(
+        "--seconds",
+        metavar="SECONDS",
+        text="End after this time; 0 means at Ctrl-C, and without a terminal after 20 s.",
+        least=0,
+    ),
 ]
 Measuring = Annotated[float, number("--seconds", metavar="SECONDS", text="Time to measure each figure.", least=0.2)]
 Source = Annotated[str | None, optional("--source", metavar="NAME", text="Only this source.")]

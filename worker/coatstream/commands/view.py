@@ -24,7 +24,7 @@ def view_camera(settings: SettingsTree, name: str, *, save: Path) -> int:
     """Open a camera of the settings, and write its first picture. Raises ConfigError, EngineError and SourceLost."""
     camera = next((one for one in settings.cameras if one.name == name), None)
     if camera is None:
-        raise ConfigError(f"there is no camera {shown(name)} in the settings")
+        raise ConfigError(f"there is no camera {shown(name)} in the settings: name their file with --config FILE")
     picture, spec = _picture(camera), _spec(settings)
     made = drawn(picture, spec, view_of(camera))
     if not cv2.imwrite(str(save), made):

@@ -43,6 +43,7 @@ class Hub:
         self._events = fleet_keys(settings).events
         self._channels = Channels(settings.redis, self._heard)
         self._watchers: set[Watcher] = set()
+        self._ending = False
         self._watched = asyncio.Event()
         self._hurry = asyncio.Event()
         self._snapshots: Snapshots | None = None
@@ -69,7 +70,12 @@ class Hub:
                 await asyncio.gather(*tasks, return_exceptions=True)
 
     def watch(self, *, previews: Iterable[str] = (), labels_of: str | None = None, after: str = "") -> Watcher:
-        """A new stream. `after`: the last event that its page knows. Raises Busy."""
+        """A new stream. `after`: the last event that its page knows. Raises Busy.
+
+        A page whose stream has just ended comes back at once: where the server ends, nothing would end its new stream.
+        """
+        if self._ending:
+            raise Busy("this server ends")
         if len(self._watchers) >= MOST_WATCHERS:
             raise Busy(f"{MOST_WATCHERS} pages are open already: close one")
         wanted = frozenset(sorted(previews)[:MOST_PREVIEWS])
@@ -81,7 +87,8 @@ class Hub:
         return watcher
 
     def close(self) -> None:
-        """End all streams; their pages come again elsewhere."""
+        """End all streams, and begin none from now on; their pages come again elsewhere."""
+        self._ending = True
         for watcher in list(self._watchers):
             watcher.close()
 

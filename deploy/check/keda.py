@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
-from deploy.check.manifests import Manifest, Rule, named, of_kind, production
+from deploy.check.manifests import Manifest, Rule, named, of_kind, production, ships_secrets
 from deploy.check.rules_file import promtool
 from deploy.check.scaling import STREAM_TRIGGERS
 from deploy.check.worker import settled, workers
@@ -97,7 +97,7 @@ def check_authentication(manifest: Manifest, manifests: list[Manifest]) -> Itera
         secrets = of_kind(manifests, "Secret")
         secret = named(secrets, "Secret", target.get("name"))
         keys = {**((secret or {}).get("data") or {}), **((secret or {}).get("stringData") or {})}
-        if secrets and secret is None:
+        if ships_secrets(manifests) and secret is None:
             yield f"the Secret {target.get('name')} is not there"
         elif secret and target.get("key") not in keys:
             yield f"the Secret {target.get('name')} has no key {target.get('key')}"

@@ -91,6 +91,13 @@ def amount(container: Manifest, part: str, resource: str) -> float | None:
     return quantity((container.get("resources", {}).get(part) or {}).get(resource))
 
 
+def ships_secrets(manifests: list[Manifest]) -> bool:
+    """Whether the overlay brings coatstream's own Secrets; otherwise all of them come from elsewhere."""
+    secrets = of_kind(manifests, "Secret")
+    keys = [key for m in secrets for key in (*(m.get("data") or {}), *(m.get("stringData") or {}))]
+    return any(key.startswith("COATSTREAM_") for key in keys)
+
+
 # ---- pods
 
 

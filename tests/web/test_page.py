@@ -508,3 +508,16 @@ def test_a_role_that_is_not_known_at_first_is_asked_for_again(page: Page, client
 
         expect(page.get_by_role("button", name="Add a camera")).to_be_visible()
         assert len(asked) == 2
+
+
+def test_why_a_camera_cannot_be_added_is_in_sight_on_a_phone(browser: Browser, furnished: str) -> None:
+    context = browser.new_context(viewport={"width": 320, "height": 500})
+    page = context.new_page()
+    page.goto(furnished)
+    page.get_by_role("button", name="Add a camera").click()
+    page.get_by_label("Name").fill("yard")
+    page.get_by_label("Address").fill("javascript:alert(1)")
+    page.get_by_label("Address").press("Enter")
+
+    expect(page.get_by_role("dialog").get_by_role("alert")).to_be_in_viewport(ratio=0.5)
+    context.close()

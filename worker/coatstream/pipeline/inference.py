@@ -53,8 +53,8 @@ class Inference:
     """Batches to outcomes. `run` is called from at most `engine.streams` threads at a time.
 
     `policies` is looked at for each frame, so cameras may come and go. Of the engine's labels the first `shown` are for
-    publishing (0 = all), the others for tags. `keep` is told of each frame that was classified, with what it said
-    of it (of regions whose labels are reused nothing) and whether that contradicts what would have been reused.
+    publishing (0 = all), the others for tags. `keep` is told of each frame that was classified, with its
+    prediction (without regions whose labels are reused) and whether that contradicts what would have been reused.
     """
 
     def __init__(

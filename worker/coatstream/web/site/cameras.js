@@ -60,6 +60,7 @@ function addCamera() {
       dialog.close();
     } catch (failure) {
       trouble.textContent = failure.message;
+      trouble.scrollIntoView({ block: "center" }); // on a phone it would be below the edge
     }
   });
   document.body.append(dialog);

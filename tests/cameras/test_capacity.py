@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from tests.support.doubles import FixedEngine, SettableClock
+from tests.support.load import slack
 
 COST = DecodeCost(picture=0.004, keys_only=0.0004, sampled=0.002)
 
@@ -201,4 +202,4 @@ def test_measuring_ends_in_time_and_keeps_all_streams_busy() -> None:
     assert min(measure_rates(engine, engine.prepared, seconds=0.4).values()) > 0
 
     assert len(threads) == 3
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 3 + slack()

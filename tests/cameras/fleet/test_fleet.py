@@ -28,6 +28,7 @@ from coatstream.telemetry.identity import Lineage
 from coatstream.telemetry.telemetry import Telemetry
 from structlog.testing import capture_logs
 
+from tests.support.load import slack
 from tests.support.paths import ROOT
 from tests.support.servers import ON_ONE_SERVER
 from tests.support.workers import eventually
@@ -180,7 +181,7 @@ def test_cameras_are_added_paused_resumed_changed_and_removed_while_it_runs(clie
             began = time.monotonic()
             assert change()  # type: ignore[no-untyped-call]
             eventually(lambda: worker.told == told, f"{told}")  # noqa: B023
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 2 + slack()
         assert worker.transfers()["granted"] >= 2
 
 
@@ -482,7 +483,7 @@ def test_who_retires_alone_does_not_wait_and_who_leaves_frees_everything_at_once
         began = time.monotonic()
 
         assert worker.fleet.retire()
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 1 + slack()
         assert len(worker.fences()) == 2
         assert worker.fleet.leave()
         assert (worker.fences(), worker.reading) == ({}, {})
@@ -680,7 +681,7 @@ def test_the_cameras_of_a_killed_worker_are_read_elsewhere_within_a_lease_and_a_
 
     taken = [crowd.first_published(name, after=killed, but=victim) - killed for name in orphans]
     assert len(taken) == 4
-    assert max(taken) < LEASE + 1
+    assert max(taken) < LEASE + 1 + slack()
     crowd.assert_one_at_a_time()
 
 
@@ -696,8 +697,8 @@ def test_the_cameras_of_a_worker_that_retires_are_read_elsewhere_within_a_second
 
     for name in cameras:
         first = crowd.first_published(name, after=began, but=leaver)
-        assert first - began < 1
-        assert first < leaver.said[name][-1][0] + 0.3
+        assert first - began < 1 + slack()
+        assert first < leaver.said[name][-1][0] + 0.3 + slack()
     crowd.assert_one_at_a_time()
     leaver.tell("leave")
     leaver.process.wait(timeout=10)

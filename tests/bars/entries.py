@@ -151,7 +151,7 @@ def stranded(stage: Stage, *, frame_count: int, kills: int, workers: int = 2) ->
     """
     server = stage.server()
     client, sent = server.client(), list[str]()
-    fleet = stage.fleet(server.url, workers, model__noop_delay=0.002)
+    fleet = stage.fleet(server.url, workers, model__noop_delay=0.02)  # 3,200 frames/s: much waits at each stranding
     expected = 0
     for number, (way, script) in enumerate(WAYS.items()):
         some = frames.names(frame_count // len(WAYS), f"{number}-")
@@ -161,7 +161,7 @@ def stranded(stage: Stage, *, frame_count: int, kills: int, workers: int = 2) ->
         kill: Callable[[], Any] = lambda: stage.rng.choice(fleet.members).kill_child()  # noqa: E731
         for _ in range(kills // len(WAYS) // 2):
             kill()
-            time.sleep(0.2)
+            time.sleep(0.02)
         found = int(client.eval(script, 1, "frames", "coatstream"))
         stage.findings.note(way, found)
         expected += found

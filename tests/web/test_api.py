@@ -376,6 +376,28 @@ async def test_more_streams_than_fit_are_refused_and_probes_still_answer(redis_u
     assert (refused.status_code, healthy.status_code) == (503, 200)
 
 
+async def test_what_happens_while_a_page_opens_its_stream_anew_is_not_missed_though_it_has_seen_no_event_yet(
+    client: Client, redis_url: str
+) -> None:
+    async def read(http: httpx.AsyncClient, until: str, **query: str) -> tuple[str, str]:
+        """Id and data of the first message of this kind."""
+        async with http.stream("GET", "/api/live", params=query) as answer:
+            name = number = ""
+            async for line in answer.aiter_lines():
+                name = line[7:] if line.startswith("event: ") else name
+                number = line[4:] if line.startswith("id: ") else number
+                if line.startswith("data: ") and name == until:
+                    return number, line[6:]
+        raise AssertionError("the stream ended")
+
+    async with page_of(page_settings(redis_url)) as http:
+        position, _ = await read(http, "cameras")
+        event(client, "tag.started", "door", tag="egret")
+        _, missed = await read(http, "event", after=position)
+
+    assert json.loads(missed)["tag"] == "egret"
+
+
 async def test_a_page_that_comes_back_while_the_server_ends_is_refused(redis_url: str) -> None:
     settings = page_settings(redis_url)
     hub = Hub(settings, RedisCalls(settings))

@@ -143,6 +143,7 @@ class Hub:
         changed = [row for name, row in rows.items() if self._rows.get(name) != row]
         gone = [name for name in self._rows if name not in rows]
         overview = b"event: overview\ndata: " + snapshot.overview.model_dump_json().encode() + b"\n\n"
+        newest = events[-1].id if events else self._newest
         news = overview + b"".join(_message("event", event, event.id) for event in events)
         if changed or gone:
             news += _cameras(changed, gone)
@@ -150,10 +151,8 @@ class Hub:
             if watcher.greeted:
                 watcher.send(news)
             else:
-                watcher.greeted = watcher.send(overview + _cameras(rows.values(), [], whole=True))
-        self._rows = rows
-        if events:
-            self._newest = events[-1].id
+                watcher.greeted = watcher.send(overview + _cameras(rows.values(), [], whole=True, number=newest))
+        self._rows, self._newest = rows, newest
 
     async def _beat_on(self) -> None:
         while True:
@@ -218,10 +217,12 @@ def _order(entry: str) -> tuple[int, int]:
     return int(milliseconds), int(number)
 
 
-def _cameras(rows: Iterable[bytes], gone: list[str], *, whole: bool = False) -> bytes:
+def _cameras(rows: Iterable[bytes], gone: list[str], *, whole: bool = False, number: str = "") -> bytes:
+    """`number`: the newest event so far. A page without one would miss what comes while it opens its stream anew."""
+    head = f"event: cameras\nid: {number}\n" if number else "event: cameras\n"
     flag = b"true" if whole else b"false"
     data = b'{"whole":' + flag + b',"gone":' + to_json(gone) + b',"set":[' + b",".join(rows) + b"]}"
-    return b"event: cameras\ndata: " + data + b"\n\n"
+    return head.encode() + b"data: " + data + b"\n\n"
 
 
 def _message(name: str, document: Any, number: str = "") -> bytes:

@@ -23,6 +23,11 @@ export function on(topic, listener, signal) {
   signal?.addEventListener("abort", () => own.delete(listener), { once: true });
 }
 
+// All is known once, and each event from here on comes by the stream.
+export function everythingKnown(signal) {
+  return state.known ? Promise.resolve() : new Promise((resolve) => on("cameras", resolve, signal));
+}
+
 function emit(topic, value) {
   for (const listener of [...(listeners.get(topic) ?? [])]) listener(value);
 }

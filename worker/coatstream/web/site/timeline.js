@@ -1,7 +1,7 @@
 // The last day of one camera: which tag was present when, with a slider through it, and the same as a table.
 
 import { api, clock, el, name, query, seconds, shown, stamp, write } from "./dom.js";
-import { now, on, state } from "./store.js";
+import { everythingKnown, now, on, state } from "./store.js";
 
 const SPANS = [[3600, "last hour"], [6 * 3600, "last 6 hours"], [86400, "last day"]];
 const DAY = 86400;
@@ -73,6 +73,7 @@ export async function showTimeline(main, signal, camera) {
     move();
   }, signal);
   try {
+    await everythingKnown(signal); // or an event between the reading and the stream's beginning would be in neither
     await readDay(events, camera, signal, draw);
   } catch (failure) {
     if (failure.name !== "AbortError") write(hint, failure.message);

@@ -34,7 +34,7 @@ from coatstream.pipeline.metrics import PipelineMetrics
 from coatstream.pipeline.policy import BatchPolicy
 from coatstream.pipeline.pump import Pump, WarmEngine
 from coatstream.pipeline.remembered import RememberedCosts
-from coatstream.pipeline.threads import in_thread
+from coatstream.pipeline.threads import OBSERVERS, in_thread
 from coatstream.queue.consumer import QueueConsumer
 from coatstream.queue.source import QueueSource
 from coatstream.results.metrics import SettlementMetrics
@@ -287,7 +287,7 @@ class Service:
         worker, find = self.telemetry.worker, self.cameras.previews.exact
         folder = TrainingFolder(training, training.folder.expanduser(), worker=worker, find=find)
         self.telemetry.metrics.registry.register(TrainingCollector(folder.stats))
-        with in_thread(folder.run, "training"):
+        with in_thread(folder.run, "training", leave_after=1.0):
             yield folder.look
 
     @contextmanager
@@ -295,7 +295,7 @@ class Service:
         with connect(self._settings.redis) as client:
             keys = picture_keys(self._settings)
             previews = PreviewPublisher(client, keys, (self.cameras.previews, self.queue.previews))
-            with in_thread(previews.run, "previews"):
+            with in_thread(previews.run, "previews", leave_after=OBSERVERS):
                 yield
 
     @asynccontextmanager

@@ -18,7 +18,7 @@ from coatstream.frames.resizing import prepare
 from coatstream.pipeline.accounting import Accounting
 from coatstream.pipeline.intake import Intake
 from coatstream.pipeline.metrics import PipelineMetrics
-from coatstream.pipeline.threads import in_thread
+from coatstream.pipeline.threads import OBSERVERS, in_thread
 from coatstream.queue.decoding import EntryDecoder
 from coatstream.queue.group import ConsumerGroup
 from coatstream.queue.heartbeat import BEATS_A_LEASE, Heartbeat
@@ -94,7 +94,7 @@ class QueueConsumer:
             clock = self._server_clock
             monitor = Monitor(client, self._queues, self._metrics, health, labels=labels, clock=clock)
             monitor.look()  # before the first scrape can ask
-            with in_thread(monitor.run, "monitor"):
+            with in_thread(monitor.run, "monitor", leave_after=OBSERVERS):
                 yield
 
     @contextmanager

@@ -59,7 +59,7 @@ class PreviewPublisher:
             try:
                 self.beat()
             except REDIS_TROUBLE as trouble:  # others report the outage
-                if retries.failures == 0:
+                if retries.failures == 0 and not stop.is_set():
                     self._log.warning("no previews", trouble=str(trouble))
                 pause = max(AFTER_TROUBLE, retries.failed(trouble))
             else:

@@ -18,7 +18,7 @@ from coatstream.frames.model import ModelInfo
 from coatstream.pipeline.metrics import PipelineMetrics
 from coatstream.pipeline.policy import BatchStats
 from coatstream.pipeline.recent import LOOKS, RecentStats
-from coatstream.pipeline.threads import in_thread
+from coatstream.pipeline.threads import OBSERVERS, in_thread
 from coatstream.results.reports import EVERY, MOST_CAMERAS, CameraReport, ModelReport, Reporter, WorkerReport
 from coatstream.settings.model import SettingsTree
 from coatstream.telemetry.telemetry import Telemetry
@@ -50,7 +50,7 @@ def reporting(settings: SettingsTree, facts: WorkerFacts) -> Iterator[None]:
             Reporter(client, fleet_keys(settings).reports, maker.make).run(stop)
         stop.wait(EVERY)
 
-    with in_thread(run, "reports"):
+    with in_thread(run, "reports", leave_after=OBSERVERS):
         yield
 
 

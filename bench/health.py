@@ -3,7 +3,7 @@
     python -m bench health [PATH...] [--only cases|nights|stills|clips ...] [--play FILE ...] [--minutes N]
 
 Without paths the bars, each row with the figure and whether it is held: cases of which it is known what is wrong,
-photos at night, still scenes encoded as cameras do, real clips of packages. `--play` says what is said of a clip of
+photos at night, still scenes encoded as cameras do, real clips of packages. `--play` prints the faults of a clip of
 your own. Exit code 1 if a bar is missed.
 
 With paths the figures behind the thresholds (worker/coatstream/cameras/health.py): what real pictures measure, clear
@@ -55,7 +55,9 @@ RNG = np.random.default_rng(0)
 def main(
     paths: Annotated[list[str] | None, typer.Argument(metavar="PATH")] = None,
     only: Annotated[list[str] | None, typer.Option(metavar="PART", help="Repeatable; default: all.")] = None,
-    play: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Of a clip: what is said of it.")] = None,
+    play: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Print the faults found in this clip.")
+    ] = None,
     minutes: Annotated[float, typer.Option(help="Of real clips in all.")] = 30.0,
     vtest: Annotated[Path, typer.Option(metavar="FILE", help="vtest.avi of Debian's opencv-doc.")] = VTEST,
 ) -> None:

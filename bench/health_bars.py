@@ -195,7 +195,7 @@ def _dated(picture: Pixels, number: int) -> Pixels:
 
 
 def rounds(path: Path, seconds: float) -> tuple[float, Said]:
-    """(seconds, what is said) of a clip that is played again and again as one camera, sampled at 5 fps.
+    """(seconds, faults found) of a clip that is played again and again as one camera, sampled at 5 fps.
 
     Of a clip of under four seconds each picture is taken, and it plays more slowly: a few pictures again and again are
     a loop, and rightly called frozen.

@@ -68,7 +68,7 @@ def check_trigger_values(manifest: Manifest, manifests: list[Manifest]) -> Itera
         if trigger.get("metricType", "AverageValue") != "AverageValue":
             yield f"metricType {trigger['metricType']} is not shared out among the workers: take AverageValue"
         if metadata.get("unsafeSsl") == "true":
-            yield "unsafeSsl is true: the password goes to whoever answers"
+            yield "unsafeSsl is true: KEDA gives the password to any server that answers"
         if trigger["type"] in STREAM_TRIGGERS:
             yield from _stream_values(trigger, manifest, manifests)
         if trigger["type"] == "prometheus":

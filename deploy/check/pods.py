@@ -123,7 +123,7 @@ def check_pulling(manifest: Manifest, manifests: list[Manifest]) -> Iterator[str
         if digest and policy == "Always":
             yield "imagePullPolicy Always asks the registry at each start for what a digest fixes: it need not be away"
         if policy == "Never":
-            yield "imagePullPolicy is Never: it runs only on nodes where somebody has put the image"
+            yield "imagePullPolicy is Never: no node pulls the image, so the pod runs only where the image lies already"
         if container["name"] in ("worker", "page") and "/" not in name:
             yield f"image {image} names no registry: a node would look for it on Docker Hub"
 

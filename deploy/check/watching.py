@@ -150,4 +150,4 @@ def _unhelpful(rule: Manifest) -> Iterator[str]:
     if page.endswith("docs/runbook.md") and anchor not in anchors():
         yield f"leads to {anchor or 'the top'} of the runbook, where no paragraph begins"
     if not address and str(rule["alert"]).startswith("Coatstream"):
-        yield "has no runbook_url: whoever is woken looks for what to do"
+        yield "has no runbook_url: the person on call is not told what to do"

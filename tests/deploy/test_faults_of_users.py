@@ -181,7 +181,7 @@ KEDA: list[tuple[str, Place, object, str]] = [
     ("prod-cpu", (*TRIGGER, "metricType"), "Value", "metricType Value"),
     ("prod-cpu", (*TRIGGER, "metadata", "streamLength"), "many", "streamLength many is no number"),
     ("prod-cpu", (*TRIGGER, "metadata", "streamLength"), "1000000", "streamLength 1000000 is no number"),
-    ("prod-cpu", (*TRIGGER, "metadata", "unsafeSsl"), "true", "to whoever answers"),
+    ("prod-cpu", (*TRIGGER, "metadata", "unsafeSsl"), "true", "any server that answers"),
     ("prod-cpu", (*TRIGGER, "metadata", "pendingEntriesCount"), "5", "pendingEntriesCount does not belong here"),
     ("prod-cpu", (*QUERY, "threshold"), GONE, "has no threshold"),
     ("prod-cpu", (*QUERY, "serverAddress"), GONE, "has no serverAddress"),
